@@ -1,0 +1,28 @@
+//! The wire between the shim on the host and the agent in the guest: `proto/agent.proto`, its
+//! generated code, and the numbers that both sides must agree on.
+
+#![forbid(unsafe_code)]
+
+/// The messages of `proto/agent.proto`.
+#[allow(missing_docs, rust_2018_idioms, unused, clippy::all, clippy::pedantic, clippy::restriction)]
+pub mod agent {
+    include!(concat!(env!("OUT_DIR"), "/agent.rs"));
+}
+
+/// The client and the server side of the service in `proto/agent.proto`.
+#[allow(missing_docs, rust_2018_idioms, unused, clippy::all, clippy::pedantic, clippy::restriction)]
+pub mod agent_ttrpc {
+    include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
+}
+
+/// The vsock port on the host (CID 2) that the agent dials, and on which it then serves.
+pub const CONTROL_PORT: u32 = 1024;
+
+/// The vsock port in the guest that the shim dials for each stdio stream.
+pub const STREAM_PORT: u32 = 1025;
+
+/// The tag of the sandbox's virtiofs share.
+pub const SHARE_TAG: &str = "share";
+
+/// Where the agent mounts the sandbox's share.
+pub const SHARE_DIR: &str = "/run/bulkhead/share";

@@ -1,0 +1,3 @@
+//! The host side of Bulkhead.
+
+pub mod vmm;
