@@ -3,14 +3,32 @@
 
 #![forbid(unsafe_code)]
 
+pub mod hybrid_vsock;
+
 /// The messages of `proto/agent.proto`.
-#[allow(missing_docs, rust_2018_idioms, unused, clippy::all, clippy::pedantic, clippy::restriction)]
+#[allow(
+    missing_docs,
+    nonstandard_style,
+    rust_2018_idioms,
+    unused,
+    clippy::all,
+    clippy::pedantic,
+    clippy::restriction
+)]
 pub mod agent {
     include!(concat!(env!("OUT_DIR"), "/agent.rs"));
 }
 
 /// The client and the server side of the service in `proto/agent.proto`.
-#[allow(missing_docs, rust_2018_idioms, unused, clippy::all, clippy::pedantic, clippy::restriction)]
+#[allow(
+    missing_docs,
+    nonstandard_style,
+    rust_2018_idioms,
+    unused,
+    clippy::all,
+    clippy::pedantic,
+    clippy::restriction
+)]
 pub mod agent_ttrpc {
     include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
 }
@@ -20,6 +38,12 @@ pub const CONTROL_PORT: u32 = 1024;
 
 /// The vsock port in the guest that the shim dials for each stdio stream.
 pub const STREAM_PORT: u32 = 1025;
+
+/// How many bytes of an output stream the agent may have sent without an acknowledgement.
+pub const STREAM_WINDOW: usize = 48 << 10;
+
+/// For how many bytes that it has handed on the shim sends one byte of acknowledgement.
+pub const STREAM_ACK: usize = 16 << 10;
 
 /// The tag of the sandbox's virtiofs share.
 pub const SHARE_TAG: &str = "share";
