@@ -1,0 +1,24 @@
+#!/bin/sh
+# Builds bulkhead-agent as one static binary and copies it to OUT:
+#
+#     agent/build.sh OUT
+#
+# Needs libseccomp.a, libelf.a and libz.a (Debian: libseccomp-dev, libelf-dev, zlib1g-dev).
+# CARGO_TARGET_DIR is honoured; other arguments of cargo go into CARGO_ARGS.
+set -eu
+
+out=${1:?usage: agent/build.sh OUT}
+cd "$(dirname "$0")/.."
+
+# Named explicitly, so that the flags below reach the agent and not cargo's build scripts.
+target=x86_64-unknown-linux-gnu
+export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS='-C target-feature=+crt-static'
+export LIBSECCOMP_LINK_TYPE=static
+export LIBSECCOMP_LIB_PATH="${LIBSECCOMP_LIB_PATH:-/usr/lib/x86_64-linux-gnu}"
+
+# shellcheck disable=SC2086
+cargo build --release --locked --package bulkhead-agent --target "$target" ${CARGO_ARGS:-}
+
+# Copied only when it has changed, so that what is made from it is not made again without a cause.
+built=${CARGO_TARGET_DIR:-target}/$target/release/bulkhead-agent
+cmp -s "$built" "$out" || install -D -m 0755 "$built" "$out"

@@ -1,0 +1,83 @@
+//! From the kernel's handover to the control connection.
+
+mod cgroups;
+mod loopback;
+mod mounts;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use tokio::runtime::Builder;
+
+use crate::stamps::Stamps;
+use crate::{kmsg, server, sys};
+
+/// Descriptors that the agent, and a container whose spec does not say, may have open; what
+/// container engines give on a plain host.
+const MAX_OPEN_FILES: u64 = 1_048_576;
+
+/// Why the guest could not be brought up.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    /// A file system that containers rely on is missing.
+    #[error("cannot set up the guest's file systems")]
+    Mounts(#[from] mounts::Error),
+    /// The resource controllers can't be handed to containers.
+    #[error("cannot set up the guest's cgroups")]
+    Cgroups(#[from] cgroups::Error),
+    /// No event loop.
+    #[error("cannot start the event loop")]
+    Runtime(#[source] std::io::Error),
+    /// The control connection was never there, or broke.
+    #[error("cannot serve the host")]
+    Server(#[from] server::Error),
+}
+
+/// Runs the guest. It returns only when the guest can't go on; the kernel then panics, as it does
+/// whenever PID 1 ends, and the VMM sees that.
+pub fn main() -> ExitCode {
+    let stamps = Arc::new(Stamps::default());
+    stamps.mark("kernel");
+    match run(&stamps) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let text = sys::chain(&error);
+            log::error!("{text}");
+            eprintln!("bulkhead-agent: {text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(stamps: &Arc<Stamps>) -> Result<(), Error> {
+    mounts::prepare()?;
+    kmsg::init();
+    cgroups::prepare()?;
+    if let Err(error) = loopback::up() {
+        log::warn!("cannot bring the loopback interface up: {error}");
+    }
+    raise_limits();
+    stamps.mark("mounts");
+
+    let runtime = Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .map_err(Error::Runtime)?;
+    runtime.block_on(server::run(Arc::clone(stamps)))?;
+    Ok(())
+}
+
+/// The limits that containers inherit where their spec says nothing: those that a container engine
+/// has when an init system starts it.
+fn raise_limits() {
+    for (resource, limit) in [
+        (Resource::RLIMIT_NOFILE, MAX_OPEN_FILES),
+        (Resource::RLIMIT_NPROC, RLIM_INFINITY),
+    ] {
+        if let Err(error) = setrlimit(resource, limit, limit) {
+            log::warn!("cannot raise {resource:?} to {limit}: {error}");
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! What the host can ask of containers: create, start, exec, delete.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use bulkhead_protocols::agent::{CreateRequest, ExecRequest};
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+
+use super::console::Console;
+use super::helper::{Helper, Made};
+use super::process::State;
+use super::{Container, Containers, Process, id};
+use crate::cgroup::Watcher;
+use crate::error::{Error, Result};
+use crate::events::Events;
+use crate::oci;
+use crate::reaper::Reaper;
+use crate::stdio::Announced;
+use crate::streams::Streams;
+
+/// All that a container's life touches in the guest.
+pub struct Guest {
+    /// Waits for processes.
+    pub reaper: Arc<Reaper>,
+    /// Tells the host.
+    pub events: Arc<Events>,
+    /// Carries stdio.
+    pub streams: Arc<Streams>,
+    /// Watches cgroups.
+    pub watcher: Arc<Watcher>,
+    /// What there is.
+    pub containers: Containers,
+}
+
+impl Guest {
+    /// Makes a container and stops short of running its process, whose number it returns.
+    ///
+    /// # Errors
+    /// What is wrong with the request or its spec; nothing is left of the container then.
+    pub async fn create(&self, request: CreateRequest) -> Result<u32> {
+        id::check("container", &request.container)?;
+        let container = Arc::new(Container::new(&request.container));
+        self.containers.reserve(&container)?;
+        let result = self.create_reserved(&container, request).await;
+        if result.is_err() {
+            container.remove_files();
+            self.containers.remove_container(container.id());
+        }
+        result
+    }
+
+    async fn create_reserved(
+        &self,
+        container: &Arc<Container>,
+        request: CreateRequest,
+    ) -> Result<u32> {
+        let announced = Announced::new(&self.streams, &request.stdio)?;
+        let bundle = container.bundle();
+        fs::create_dir_all(&bundle).map_err(|error| Error::io("cannot make the bundle", error))?;
+        write(&bundle.join(oci::SPEC), &request.spec)?;
+        drop(request.spec);
+
+        let process = Process::new(
+            Arc::clone(container),
+            "",
+            Arc::clone(&self.events),
+            State::Starting,
+        );
+        let arguments = ["create", container.id()];
+        let (helper, pid) = self.make(&process, announced, &arguments).await?;
+        process.created(helper);
+        self.containers.add(&process)?;
+        container.watch_memory(&self.watcher, &self.events);
+        Ok(pid)
+    }
+
+    /// Has a helper make a process, and takes it over.
+    async fn make(
+        &self,
+        process: &Arc<Process>,
+        mut announced: Announced,
+        arguments: &[&str],
+    ) -> Result<(Helper, u32)> {
+        let console = announced.terminal().then(Console::new).transpose()?;
+        let (ends, copying) = announced.connect()?;
+        let path = console.as_ref().map_or("", Console::path);
+        let mut helper = Helper::spawn(&self.reaper, &[arguments, &[path]].concat(), Some(ends))?;
+        loop {
+            match helper.made().await? {
+                Made::Terminal { uid } => {
+                    let console = console.as_ref().ok_or_else(|| {
+                        Error::Internal("a terminal came that no one has asked for".to_owned())
+                    })?;
+                    copying.attach(&mut announced, console.master().await?, uid)?;
+                    helper.release().await?;
+                }
+                Made::Process { pid } => {
+                    process.attach(pid, copying);
+                    self.reaper.watch_process(pid, Arc::clone(process));
+                    helper.release().await?;
+                    return Ok((helper, pid));
+                }
+            }
+        }
+    }
+
+    /// Prepares another process in a running container.
+    ///
+    /// # Errors
+    /// What is wrong with the request, or that the container does not run.
+    pub fn exec(&self, request: &ExecRequest) -> Result<()> {
+        let name = request.process.get_or_default();
+        id::check("exec", &name.exec)?;
+        let first = self.containers.process(&name.container, "")?;
+        if !first.is_running() {
+            return Err(Error::FailedPrecondition(format!(
+                "{} does not run",
+                first.name()
+            )));
+        }
+        let container = first.container();
+        let announced = Announced::new(&self.streams, &request.stdio)?;
+        let process = Process::new(
+            Arc::clone(container),
+            &name.exec,
+            Arc::clone(&self.events),
+            State::Prepared(announced),
+        );
+        self.containers.add(&process)?;
+        let directory = process.directory();
+        let written = fs::create_dir_all(&directory)
+            .map_err(|error| Error::io("cannot keep the exec's spec", error))
+            .and_then(|()| write(&directory.join(oci::PROCESS), &request.spec));
+        if written.is_err() {
+            self.containers.remove_process(&process);
+        }
+        written
+    }
+
+    /// Runs what was created or prepared, and returns when its program does run.
+    ///
+    /// # Errors
+    /// Why the program can't be executed; the process has ended then.
+    pub async fn start(&self, process: &Arc<Process>) -> Result<u32> {
+        let result = match process.begin_start()? {
+            State::Prepared(announced) => self.start_exec(process, announced).await,
+            State::Created(helper) => start_first(process, helper).await,
+            State::Starting | State::Running | State::Stopped => return Ok(0),
+        };
+        match &result {
+            Ok(_) => process.started(),
+            Err(_) => process.start_failed(),
+        }
+        result
+    }
+
+    async fn start_exec(&self, process: &Arc<Process>, announced: Announced) -> Result<u32> {
+        let container = process.container();
+        if container.is_paused() {
+            return Err(Error::FailedPrecondition(format!(
+                "container {} is paused",
+                container.id()
+            )));
+        }
+        let arguments = ["exec", container.id(), process.exec()];
+        let (helper, pid) = self.make(process, announced, &arguments).await?;
+        helper.executed().await?;
+        Ok(pid)
+    }
+
+    /// Freezes or thaws a container.
+    ///
+    /// # Errors
+    /// [`Error::FailedPrecondition`] if it does not run, or is frozen or not already.
+    pub async fn set_paused(&self, id: &str, paused: bool) -> Result<()> {
+        let first = self.containers.process(id, "")?;
+        let container = first.container();
+        if !first.is_running() {
+            return Err(Error::FailedPrecondition(format!(
+                "{} does not run",
+                first.name()
+            )));
+        }
+        if container.is_paused() == paused {
+            let state = if paused {
+                "paused already"
+            } else {
+                "not paused"
+            };
+            return Err(Error::FailedPrecondition(format!(
+                "{} is {state}",
+                first.name()
+            )));
+        }
+        container.set_paused(paused, &self.watcher).await
+    }
+
+    /// Changes the limits of a container; `resources` is the OCI runtime specification's
+    /// `linux.resources`, in JSON.
+    ///
+    /// # Errors
+    /// What is wrong with the resources, or what the kernel says to them.
+    pub async fn update(&self, container: &Container, resources: &[u8]) -> Result<()> {
+        write(&container.bundle().join(oci::RESOURCES), resources)?;
+        Helper::spawn(&self.reaper, &["update", container.id()], None)?
+            .done()
+            .await
+    }
+
+    /// Forgets a process; with the first one, the whole container.
+    ///
+    /// # Errors
+    /// [`Error::FailedPrecondition`] while it runs.
+    pub async fn delete(&self, process: &Arc<Process>) -> Result<()> {
+        if !process.is_first() {
+            if !process.is_idle() {
+                return Err(Error::FailedPrecondition(format!(
+                    "{} still runs",
+                    process.name()
+                )));
+            }
+            self.containers.remove_process(process);
+            // The directory goes with the container if it can't go now.
+            let _ = fs::remove_dir_all(process.directory());
+            return Ok(());
+        }
+        if !process.is_stopped() {
+            return Err(Error::FailedPrecondition(format!(
+                "{} still runs",
+                process.name()
+            )));
+        }
+        let container = process.container();
+        container.cgroup().remove(&self.watcher).await?;
+        container.remove_files();
+        self.containers.remove_container(container.id());
+        forget_unused_files();
+        Ok(())
+    }
+}
+
+/// Lets a created container's process go on to its program.
+async fn start_first(process: &Process, helper: Helper) -> Result<u32> {
+    let socket = process.container().state().join(oci::START_SOCKET);
+    let failed =
+        |error: io::Error| Error::io(format_args!("cannot start {}", process.name()), error);
+    let mut socket = UnixStream::connect(socket).await.map_err(failed)?;
+    // libcontainer waits for the end of what is written here, whatever it is.
+    socket.write_all(b"start").await.map_err(failed)?;
+    drop(socket);
+    helper.executed().await?;
+    Ok(process.pid().unwrap_or_default())
+}
+
+/// Makes the kernel forget files that no one uses any more. virtiofsd keeps a descriptor on the host
+/// for each file that the guest remembers, and with that the host could not unmount the root file
+/// system of a container that is gone.
+fn forget_unused_files() {
+    /// Dentries and inodes (2), without a line in the kernel's log (4).
+    const UNUSED_FILES: &str = "6";
+    if let Err(error) = fs::write("/proc/sys/vm/drop_caches", UNUSED_FILES) {
+        log::warn!("cannot make the kernel forget unused files: {error}");
+    }
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    fs::write(path, bytes)
+        .map_err(|error| Error::io(format_args!("cannot write {}", path.display()), error))
+}

@@ -1,0 +1,150 @@
+//! Containers and their processes, as the host sees them.
+
+mod console;
+mod explain;
+mod helper;
+mod id;
+mod lifecycle;
+mod process;
+mod table;
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use nix::errno::Errno;
+
+pub use self::lifecycle::Guest;
+pub use self::process::Process;
+pub use self::table::Containers;
+use crate::cgroup::{Cgroup, Watcher};
+use crate::error::{Error, Result};
+use crate::events::Events;
+
+/// Where a container's bundle is: its spec, and what belongs to it in the agent.
+pub const BUNDLES: &str = "/run/bulkhead/containers";
+
+/// Where libcontainer keeps its state, a directory for each container.
+pub const STATES: &str = "/run/bulkhead/oci";
+
+/// One container.
+pub struct Container {
+    id: String,
+    cgroup: Cgroup,
+    /// How many of its processes the OOM killer has ended, as far as the host was told.
+    oom_kills: AtomicU64,
+    paused: AtomicBool,
+}
+
+impl Container {
+    fn new(id: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            cgroup: Cgroup::of_container(id),
+            oom_kills: AtomicU64::new(0),
+            paused: AtomicBool::new(false),
+        }
+    }
+
+    /// The container's name.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The container's cgroup.
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    /// The directory of the container's bundle.
+    fn bundle(&self) -> PathBuf {
+        PathBuf::from(BUNDLES).join(&self.id)
+    }
+
+    /// The directory of libcontainer's state.
+    fn state(&self) -> PathBuf {
+        PathBuf::from(STATES).join(&self.id)
+    }
+
+    /// Tells the host if the OOM killer has struck here since the last time.
+    pub fn report_oom(&self, events: &Events) {
+        let Some(kills) = self.cgroup.oom_kills() else {
+            return;
+        };
+        if self.oom_kills.fetch_max(kills, Ordering::Relaxed) < kills {
+            events.oom(&self.id);
+        }
+    }
+
+    /// Whether the host has paused the container.
+    fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
+    }
+
+    /// Freezes or thaws all processes of the container, and returns when that is done.
+    ///
+    /// # Errors
+    /// What the kernel says to it.
+    pub async fn set_paused(&self, paused: bool, watcher: &Watcher) -> Result<()> {
+        self.cgroup.freeze(paused, watcher).await?;
+        self.paused.store(paused, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Sends a signal to every process of the container.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is none, [`Error::Internal`] if the kernel refuses.
+    fn signal_all(&self, signal: i32) -> Result<()> {
+        let pids = self.cgroup.pids()?;
+        if pids.is_empty() {
+            return Err(Error::NotFound(format!(
+                "container {} has no process",
+                self.id
+            )));
+        }
+        if signal == libc::SIGKILL {
+            return self.cgroup.kill();
+        }
+        for pid in pids {
+            match process::send_signal(pid, signal) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(error) => {
+                    return Err(Error::io(
+                        format_args!("cannot signal process {pid}"),
+                        error,
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reports out-of-memory kills from now on, as they happen.
+    fn watch_memory(self: &Arc<Self>, watcher: &Watcher, events: &Arc<Events>) {
+        let container: Weak<Self> = Arc::downgrade(self);
+        let events = Arc::clone(events);
+        let watched = watcher.watch(&self.cgroup.memory_events(), move || {
+            if let Some(container) = container.upgrade() {
+                container.report_oom(&events);
+            }
+        });
+        if let Err(error) = watched {
+            log::warn!("cannot watch the memory of container {}: {error}", self.id);
+        }
+    }
+
+    /// Removes what the container has left in the agent's directories.
+    fn remove_files(&self) {
+        for directory in [self.state(), self.bundle()] {
+            match fs::remove_dir_all(&directory) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    log::warn!("cannot remove {}: {error}", directory.display());
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
+    }
+}

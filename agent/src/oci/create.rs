@@ -1,0 +1,66 @@
+//! Making a container, up to the point where its program would be executed.
+
+use std::path::Path;
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::syscall::syscall::SyscallType;
+
+use super::failure::Failure;
+use super::program::{Late, Program};
+use super::report::Report;
+use super::reporter::Reporter;
+use super::spec::Prepared;
+use super::{bundle, limits, spec, stdio};
+use crate::container::STATES;
+
+/// Makes the container whose spec is in its bundle, and reports its first process. `fd` is the
+/// number of the reporter's descriptor, for the helper's own helper.
+///
+/// # Errors
+/// What is wrong with the spec, or what the kernel refused.
+pub fn run(
+    container: &str,
+    console: Option<&Path>,
+    fd: &str,
+    reporter: &Reporter,
+) -> Result<(), Failure> {
+    let bundle = bundle(container);
+    let arguments = ["bulkhead-agent", "oci", "finish", container, fd].map(str::to_owned);
+    let Prepared { spec, rlimits } =
+        spec::prepare(&bundle, container, console.is_some(), arguments.into())?;
+    stdio::give_to(user(&spec))?;
+    let inherited = limits::locked_memory()?;
+
+    let made = ContainerBuilder::new(container.to_owned(), SyscallType::default())
+        .with_root_path(STATES)?
+        .with_console_socket(console)
+        .with_executor(Program::new(reporter, Late::default()))
+        .as_init(&bundle)
+        .with_systemd(false)
+        .with_detach(true)
+        .build()?;
+    let pid = made
+        .pid()
+        .ok_or_else(|| Failure::internal("the container has no process"))?
+        .as_raw();
+    // To load the device cgroup's program, libcgroups has changed this one.
+    limits::set(pid, libc::RLIMIT_MEMLOCK, inherited)?;
+    limits::set_all(pid, &rlimits)?;
+    announce(pid, reporter);
+    Ok(())
+}
+
+/// Tells the agent of a process, and waits until it has taken note: only when this helper ends does
+/// the process become a child of the agent, which then may be told of its end at any moment.
+pub fn announce(pid: i32, reporter: &Reporter) {
+    reporter.send(&Report::Pid(pid.unsigned_abs()));
+    reporter.wait();
+}
+
+/// The user that a container's first process runs as.
+fn user(spec: &Spec) -> u32 {
+    spec.process()
+        .as_ref()
+        .map_or(0, |process| process.user().uid())
+}

@@ -1,0 +1,331 @@
+//! What libcontainer leaves undone in a container's root file system.
+//!
+//! It is done by this program once more, as an OCI `createContainer` hook: inside the container's
+//! namespaces, when all is mounted and the root is not entered yet. Most containers need none of it
+//! and have no such hook.
+
+use std::fs::{File, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use libcontainer::oci_spec::runtime::{Hook, HookBuilder, Hooks, Mount, Spec};
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sys::statvfs::{FsFlags, fstatvfs};
+use serde::{Deserialize, Serialize};
+
+use super::failure::Failure;
+use super::mounts::{clean, is_bind};
+use super::rootfs::{Rootfs, by_descriptor};
+use super::spec;
+
+/// The work, in the container's bundle.
+const FILE: &str = "finish.json";
+
+/// The work to do, in this order. All paths are the container's, but for the root.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finish {
+    root: PathBuf,
+    /// Directories of devices, which libcontainer makes writable for all.
+    device_directories: Vec<PathBuf>,
+    /// The working directory, which runc makes if it is missing.
+    cwd: Option<PathBuf>,
+    /// Mounts with propagation or with options of the file system as a whole, and those.
+    remounts: Vec<(PathBuf, u64)>,
+    /// Read-only paths; libcontainer would make them noexec, too.
+    readonly: Vec<PathBuf>,
+}
+
+impl Finish {
+    /// Takes out of the spec what is to be done here, and a hook into it if there is anything.
+    ///
+    /// # Errors
+    /// When the work can't be written down in the bundle.
+    pub fn plan(spec: &mut Spec, bundle: &Path, arguments: Vec<String>) -> Result<(), Failure> {
+        let Some(finish) = Self::of(spec) else {
+            return Ok(());
+        };
+        spec::write(&finish, &bundle.join(FILE))?;
+        let hook: Hook = HookBuilder::default()
+            .path("/proc/self/exe")
+            .args(arguments)
+            .build()
+            .map_err(|error| Failure::internal(error.to_string()))?;
+        let mut hooks = Hooks::default();
+        hooks.set_create_container(Some(vec![hook]));
+        spec.set_hooks(Some(hooks));
+        Ok(())
+    }
+
+    /// The work that the spec's container needs; none for most.
+    fn of(spec: &mut Spec) -> Option<Self> {
+        let root = spec.root().as_ref()?.path().clone();
+        let mut finish = Self {
+            root,
+            ..Self::default()
+        };
+        for mount in spec.mounts().iter().flatten() {
+            finish.note_mount(mount);
+        }
+        let mut linux = spec.linux().clone()?;
+        for device in linux.devices().iter().flatten() {
+            let path = clean(device.path());
+            let above = path
+                .ancestors()
+                .skip(1)
+                .filter(|above| above.starts_with("/dev"));
+            finish.device_directories.extend(
+                above
+                    .filter(|above| *above != Path::new("/dev"))
+                    .map(Path::to_owned),
+            );
+        }
+        if let Some(paths) = linux.readonly_paths().clone() {
+            // Under /proc and /sys nothing is to be executed anyway.
+            let (kernel, others): (Vec<_>, Vec<_>) = paths
+                .into_iter()
+                .partition(|path| is_kernels(&clean(Path::new(path))));
+            finish.readonly = others.into_iter().map(PathBuf::from).collect();
+            linux.set_readonly_paths(Some(kernel));
+        }
+        if let Some(process) = spec.process() {
+            finish.note_cwd(process.cwd(), spec.mounts().as_deref().unwrap_or_default());
+        }
+        spec.set_linux(Some(linux));
+        let nothing = Self {
+            root: finish.root.clone(),
+            ..Self::default()
+        };
+        (finish != nothing).then_some(finish)
+    }
+
+    fn note_mount(&mut self, mount: &Mount) {
+        let mut propagation = MsFlags::empty();
+        let mut whole = MsFlags::empty();
+        for option in mount.options().iter().flatten() {
+            match option.as_str() {
+                "shared" => propagation = MsFlags::MS_SHARED,
+                "rshared" => propagation = MsFlags::MS_SHARED | MsFlags::MS_REC,
+                "slave" => propagation = MsFlags::MS_SLAVE,
+                "rslave" => propagation = MsFlags::MS_SLAVE | MsFlags::MS_REC,
+                "unbindable" => propagation = MsFlags::MS_UNBINDABLE,
+                "runbindable" => propagation = MsFlags::MS_UNBINDABLE | MsFlags::MS_REC,
+                "sync" if !is_bind(mount) => whole |= MsFlags::MS_SYNCHRONOUS,
+                "dirsync" if !is_bind(mount) => whole |= MsFlags::MS_DIRSYNC,
+                _ => {}
+            }
+        }
+        let path = mount.destination();
+        // The guest's own mounts are private; so are copies of them, and slaves of them.
+        if !(propagation & (MsFlags::MS_SHARED | MsFlags::MS_UNBINDABLE)).is_empty() {
+            self.remounts.push((path.clone(), propagation.bits()));
+        }
+        if !whole.is_empty() {
+            self.remounts
+                .push((path.clone(), (whole | MsFlags::MS_REMOUNT).bits()));
+        }
+        let read_only = mount
+            .options()
+            .iter()
+            .flatten()
+            .any(|option| option == "ro");
+        if read_only && clean(path) == Path::new("/dev") {
+            // libcontainer leaves it writable for its own sake.
+            let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+            self.remounts.push((path.clone(), flags.bits()));
+        }
+    }
+
+    /// The directory must be made if it is missing, or if it may be: below a mount, that is not to
+    /// be seen yet.
+    fn note_cwd(&mut self, cwd: &Path, mounts: &[Mount]) {
+        let cwd = clean(cwd);
+        let covered = mounts
+            .iter()
+            .map(|mount| clean(mount.destination()))
+            .any(|mount| cwd.starts_with(&mount) && cwd != mount);
+        let there = || {
+            Rootfs::open(&self.root)
+                .and_then(|root| root.directory(&cwd))
+                .is_ok()
+        };
+        let mounted = mounts.iter().any(|mount| clean(mount.destination()) == cwd);
+        if covered || !(mounted || there()) {
+            self.cwd = Some(cwd);
+        }
+    }
+
+    fn run(&self) -> Result<(), Failure> {
+        let root = Rootfs::open(&self.root)
+            .map_err(|error| Failure::io("cannot open the container's root", error))?;
+        for path in &self.device_directories {
+            let failed = |error| {
+                Failure::io(
+                    format_args!("cannot set the mode of {}", path.display()),
+                    error,
+                )
+            };
+            let directory = root.directory(path).map_err(failed)?;
+            std::fs::set_permissions(by_descriptor(&directory), Permissions::from_mode(0o755))
+                .map_err(failed)?;
+        }
+        if let Some(cwd) = &self.cwd {
+            root.make_directories(cwd).map_err(|error| {
+                Failure::invalid(format!(
+                    "cannot make process.cwd {}: {error}",
+                    cwd.display()
+                ))
+            })?;
+        }
+        for (path, flags) in &self.remounts {
+            change(&root, path, MsFlags::from_bits_truncate(*flags))?;
+        }
+        for path in &self.readonly {
+            make_read_only(&root, path)?;
+        }
+        Ok(())
+    }
+}
+
+/// Does the work that is written down in the bundle.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn run(bundle: &Path) -> Result<(), Failure> {
+    spec::read::<Finish>("what is left to do", &bundle.join(FILE))?.run()
+}
+
+/// Changes the propagation or the options of what is mounted on a path.
+fn change(root: &Rootfs, path: &Path, flags: MsFlags) -> Result<(), Failure> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::io(
+            format_args!("cannot apply the options of the mount {}", path.display()),
+            error,
+        )
+    };
+    let place = root.place(path).map_err(|error| failed(&error))?;
+    let kept = if flags.contains(MsFlags::MS_REMOUNT) {
+        flags_of(&place).map_err(|error| failed(&error))?
+    } else {
+        MsFlags::empty()
+    };
+    remount(&place, flags | kept).map_err(|error| failed(&error))
+}
+
+/// Makes a path read-only with all that its mount is already; one that isn't there may stay away.
+fn make_read_only(root: &Rootfs, path: &Path) -> Result<(), Failure> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::io(
+            format_args!("cannot make {} read-only", path.display()),
+            error,
+        )
+    };
+    let place = match root.place(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        place => place.map_err(|error| failed(&error))?,
+    };
+    let name = by_descriptor(&place);
+    let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
+    mount(
+        Some(name.as_str()),
+        name.as_str(),
+        None::<&str>,
+        bind,
+        None::<&str>,
+    )
+    .map_err(|error| failed(&error))?;
+    // The new mount is on top of the place that is open.
+    let place = root.place(path).map_err(|error| failed(&error))?;
+    let kept = flags_of(&place).map_err(|error| failed(&error))?;
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | kept;
+    remount(&place, flags).map_err(|error| failed(&error))
+}
+
+fn remount(place: &File, flags: MsFlags) -> Result<(), Errno> {
+    mount(
+        None::<&str>,
+        by_descriptor(place).as_str(),
+        None::<&str>,
+        flags,
+        None::<&str>,
+    )
+}
+
+/// The options that the mount around a place has, to be kept when it is mounted again.
+fn flags_of(place: &File) -> Result<MsFlags, Errno> {
+    let flags = fstatvfs(place)?.flags();
+    let mut kept = MsFlags::empty();
+    for (has, keep) in [
+        (FsFlags::ST_RDONLY, MsFlags::MS_RDONLY),
+        (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
+        (FsFlags::ST_NODEV, MsFlags::MS_NODEV),
+        (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
+        (FsFlags::ST_NOATIME, MsFlags::MS_NOATIME),
+        (FsFlags::ST_NODIRATIME, MsFlags::MS_NODIRATIME),
+        (FsFlags::ST_RELATIME, MsFlags::MS_RELATIME),
+    ] {
+        if flags.contains(has) {
+            kept |= keep;
+        }
+    }
+    Ok(kept)
+}
+
+/// Whether a path is in a file system that shows the kernel.
+fn is_kernels(path: &Path) -> bool {
+    path.starts_with("/proc") || path.starts_with("/sys")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finish(json: &str) -> Option<Finish> {
+        let mut spec: Spec = serde_json::from_str(json).unwrap();
+        Finish::of(&mut spec)
+    }
+
+    #[test]
+    fn an_ordinary_container_needs_nothing() {
+        let json = r#"{"ociVersion":"1.0.2","root":{"path":"/"},
+            "process":{"user":{"uid":0,"gid":0},"args":["true"],"cwd":"/usr"},
+            "mounts":[{"destination":"/proc","type":"proc"},{"destination":"/dev","type":"tmpfs"},
+                {"destination":"/data","source":"/x","options":["rbind","ro","rprivate"]}],
+            "linux":{"readonlyPaths":["/proc/sys","/sys/firmware"]}}"#;
+        assert_eq!(finish(json), None);
+    }
+
+    #[test]
+    fn what_libcontainer_leaves_undone_is_found() {
+        let json = r#"{"ociVersion":"1.0.2","root":{"path":"/"},
+            "process":{"user":{"uid":0,"gid":0},"args":["true"],"cwd":"/data/new"},
+            "mounts":[{"destination":"/dev","type":"tmpfs","options":["ro"]},
+                {"destination":"/data","source":"/x","options":["rbind","rshared"]},
+                {"destination":"/s","type":"tmpfs","options":["sync"]}],
+            "linux":{"readonlyPaths":["/proc/sys","/bin"],
+                "devices":[{"path":"/dev/net/tun","type":"c","major":10,"minor":200}]}}"#;
+        let finish = finish(json).unwrap();
+        assert_eq!(finish.cwd.as_deref(), Some(Path::new("/data/new")));
+        assert_eq!(finish.readonly, [PathBuf::from("/bin")]);
+        assert_eq!(finish.device_directories, [PathBuf::from("/dev/net")]);
+        let flags: Vec<_> = finish.remounts.iter().map(|(_, flags)| *flags).collect();
+        assert_eq!(
+            flags,
+            [
+                (MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY).bits(),
+                (MsFlags::MS_SHARED | MsFlags::MS_REC).bits(),
+                (MsFlags::MS_SYNCHRONOUS | MsFlags::MS_REMOUNT).bits()
+            ]
+        );
+    }
+
+    #[test]
+    fn a_missing_working_directory_is_to_be_made() {
+        let json = r#"{"ociVersion":"1.0.2","root":{"path":"/"},"linux":{},
+            "process":{"user":{"uid":0,"gid":0},"args":["true"],"cwd":"/no/such/directory"}}"#;
+        assert_eq!(
+            finish(json).unwrap().cwd.as_deref(),
+            Some(Path::new("/no/such/directory"))
+        );
+    }
+}

@@ -1,0 +1,128 @@
+//! The spec's mounts: what is missing in libcontainer's handling of them.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Component, Path, PathBuf};
+
+use libcontainer::oci_spec::runtime::{Mount, Spec};
+
+use super::rootfs::Rootfs;
+
+/// Adapts the mounts to what runc makes of them, where that can be said in the spec.
+pub fn adapt(spec: &mut Spec) {
+    let Some(root) = spec.root().as_ref().map(|root| root.path().clone()) else {
+        return;
+    };
+    let Some(mut mounts) = spec.mounts().clone() else {
+        return;
+    };
+    for mount in &mut mounts {
+        if mount.destination().is_relative() {
+            let absolute = Path::new("/").join(mount.destination());
+            mount.set_destination(absolute);
+        }
+        keep_mode(&root, mount);
+    }
+    spec.set_mounts(Some(mounts));
+}
+
+/// A tmpfs on a directory takes over its mode, unless the spec says one.
+fn keep_mode(root: &Path, mount: &mut Mount) {
+    let mut options = mount.options().clone().unwrap_or_default();
+    if mount.typ().as_deref() != Some("tmpfs")
+        || is_bind(mount)
+        || options.iter().any(|option| option.starts_with("mode="))
+    {
+        return;
+    }
+    let Ok(rootfs) = Rootfs::open(root) else {
+        return;
+    };
+    let Ok(directory) = rootfs.directory(mount.destination()) else {
+        return;
+    };
+    let Ok(metadata) = directory.metadata() else {
+        return;
+    };
+    options.push(format!("mode={:o}", metadata.permissions().mode() & 0o7777));
+    mount.set_options(Some(options));
+}
+
+/// Whether a mount shows what is mounted or stored elsewhere.
+pub fn is_bind(mount: &Mount) -> bool {
+    mount.typ().as_deref() == Some("bind")
+        || mount
+            .options()
+            .iter()
+            .flatten()
+            .any(|option| option == "bind" || option == "rbind")
+}
+
+/// A path inside the container without `.`, `..` and what is double.
+pub fn clean(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::from("/");
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => clean.push(name),
+            Component::ParentDir => drop(clean.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    clean
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_cleaned_inside_the_container() {
+        for (path, cleaned) in [
+            ("/a/./b//c/", "/a/b/c"),
+            ("/../../x", "/x"),
+            ("x/..", "/"),
+            ("dev", "/dev"),
+        ] {
+            assert_eq!(clean(Path::new(path)), Path::new(cleaned));
+        }
+    }
+
+    #[test]
+    fn bind_mounts_are_told_by_type_or_option() {
+        for (json, bind) in [
+            (r#"{"destination":"/x","type":"bind"}"#, true),
+            (
+                r#"{"destination":"/x","type":"none","options":["rbind"]}"#,
+                true,
+            ),
+            (
+                r#"{"destination":"/x","type":"tmpfs","options":["size=1m"]}"#,
+                false,
+            ),
+        ] {
+            assert_eq!(
+                is_bind(&serde_json::from_str(json).unwrap()),
+                bind,
+                "{json}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_tmpfs_keeps_the_mode_of_its_directory() {
+        let root = std::env::temp_dir().join(format!("bulkhead-mounts-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("data")).unwrap();
+        std::fs::set_permissions(root.join("data"), PermissionsExt::from_mode(0o750)).unwrap();
+        let mut adapted = Vec::new();
+        for json in [
+            r#"{"destination":"/data","type":"tmpfs"}"#,
+            r#"{"destination":"/data","type":"tmpfs","options":["mode=700"]}"#,
+            r#"{"destination":"/other","type":"tmpfs"}"#,
+        ] {
+            let mut mount: Mount = serde_json::from_str(json).unwrap();
+            keep_mode(&root, &mut mount);
+            adapted.push(mount.options().clone().unwrap_or_default().join(","));
+        }
+        std::fs::remove_dir_all(&root).unwrap();
+        assert_eq!(adapted, ["mode=750", "mode=700", ""]);
+    }
+}

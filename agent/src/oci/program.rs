@@ -1,0 +1,218 @@
+//! The last steps inside the container, from its set-up to execve(2).
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::sync::{Arc, OnceLock};
+
+use libcontainer::capabilities::drop_privileges;
+use libcontainer::oci_spec::runtime::{LinuxCapabilities, LinuxSeccomp, PosixRlimit, Spec};
+use libcontainer::seccomp::initialize_seccomp;
+use libcontainer::syscall::syscall::create_syscall;
+use libcontainer::workload::{
+    Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
+};
+use nix::unistd::execve;
+
+use super::failure::Failure;
+use super::report::Report;
+use super::reporter::Reporter;
+use super::{limits, lookup};
+use crate::stdio::set_window_size;
+use crate::sys::chain;
+
+/// Executes the container's program as runc does: the environment in its order, and errors in the
+/// words that users know. libcontainer's own executor loses both.
+#[derive(Clone)]
+pub struct Program {
+    reporter: Reporter,
+    late: Arc<Late>,
+    /// What libcontainer found in the container's /etc/passwd.
+    home: Arc<OnceLock<String>>,
+}
+
+/// What is kept from libcontainer and done just before the program is executed, in this order.
+#[derive(Default)]
+pub struct Late {
+    /// Limits that only get lower.
+    pub rlimits: Vec<PosixRlimit>,
+    /// A seccomp profile, which libcontainer forgets for an exec.
+    pub seccomp: Option<LinuxSeccomp>,
+    /// Capabilities to drop to, if libcontainer has not done so.
+    pub capabilities: Option<LinuxCapabilities>,
+}
+
+impl Program {
+    /// Reports failures to `reporter`, before and after libcontainer can.
+    pub fn new(reporter: &Reporter, late: Late) -> Self {
+        Self {
+            reporter: reporter.clone(),
+            late: Arc::new(late),
+            home: Arc::new(OnceLock::new()),
+        }
+    }
+
+    /// The file to execute.
+    fn file(spec: &Spec) -> Result<String, Failure> {
+        let process = spec.process().as_ref();
+        let args = process.and_then(|process| process.args().as_ref());
+        let command = args
+            .and_then(|args| args.first())
+            .map_or("", String::as_str);
+        let env = process
+            .and_then(|process| process.env().as_deref())
+            .unwrap_or_default();
+        lookup::find(command, value(env, "PATH").unwrap_or_default()).map_err(Failure::invalid)
+    }
+
+    /// Gives a terminal its size, and has the agent give it to its user: here it is too late for
+    /// that, since the process has become that user.
+    fn prepare_terminal(&self, spec: &Spec) {
+        let Some(process) = spec.process() else {
+            return;
+        };
+        if process.terminal() != Some(true) {
+            return;
+        }
+        if let Some(size) = process.console_size() {
+            // Nobody can be told, and the program can still ask for the size that it got.
+            let _ = set_window_size(std::io::stdin(), size.width(), size.height());
+        }
+        self.reporter.send(&Report::Terminal {
+            uid: process.user().uid(),
+        });
+        self.reporter.wait();
+    }
+
+    fn execute(&self, spec: &Spec) -> Result<Infallible, Failure> {
+        let file = Self::file(spec)?;
+        let process = spec.process().as_ref();
+        let args = process
+            .and_then(|process| process.args().clone())
+            .unwrap_or_default();
+        let mut env = process
+            .and_then(|process| process.env().clone())
+            .unwrap_or_default();
+        if value(&env, "HOME").is_none_or(str::is_empty) {
+            env.retain(|pair| !pair.starts_with("HOME="));
+            env.push(format!(
+                "HOME={}",
+                self.home.get().map_or("/", String::as_str)
+            ));
+        }
+        let path = c_string("process.args", &file)?;
+        let args = c_strings("process.args", &args)?;
+        let env = c_strings("process.env", &deduplicated(env))?;
+        self.late.apply()?;
+        execve(&path, &args, &env)
+            .map_err(|errno| Failure::invalid(format!("exec {file}: {}", lookup::describe(errno))))
+    }
+}
+
+impl Late {
+    fn apply(&self) -> Result<(), Failure> {
+        const MYSELF: i32 = 0;
+        limits::set_all(MYSELF, &self.rlimits)?;
+        if let Some(seccomp) = &self.seccomp {
+            initialize_seccomp(seccomp).map_err(|error| {
+                Failure::internal(format!(
+                    "cannot load the seccomp profile: {}",
+                    chain(&error)
+                ))
+            })?;
+        }
+        if let Some(capabilities) = &self.capabilities {
+            drop_privileges(capabilities, create_syscall().as_ref()).map_err(|error| {
+                Failure::internal(format!("cannot drop capabilities: {}", chain(&error)))
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl Executor for Program {
+    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        self.prepare_terminal(spec);
+        Self::file(spec).map(drop).map_err(|failure| {
+            self.reporter.send(&failure.into());
+            ExecutorValidationError::ArgValidationError("the command can't be executed".to_owned())
+        })
+    }
+
+    fn setup_envs(&self, envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        if let Some(home) = envs.get("HOME") {
+            // Once for each process; the value would be the same again.
+            let _ = self.home.set(home.clone());
+        }
+        Ok(())
+    }
+
+    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        match self.execute(spec) {
+            Ok(never) => match never {},
+            Err(failure) => {
+                self.reporter.send(&failure.into());
+                Err(ExecutorError::Other(
+                    "the command can't be executed".to_owned(),
+                ))
+            }
+        }
+    }
+}
+
+/// The value of a variable; of several, the last one counts.
+fn value<'a>(env: &'a [String], name: &str) -> Option<&'a str> {
+    env.iter()
+        .rev()
+        .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+}
+
+/// The environment with each variable once: at its first place, with its last value, as runc's
+/// setenv leaves it. What is no assignment is left out.
+fn deduplicated(env: Vec<String>) -> Vec<String> {
+    let mut places: HashMap<String, usize> = HashMap::new();
+    let mut kept: Vec<String> = Vec::with_capacity(env.len());
+    for pair in env {
+        let Some((name, _)) = pair.split_once('=') else {
+            continue;
+        };
+        match places.get(name) {
+            Some(&place) => kept[place] = pair,
+            None => {
+                places.insert(name.to_owned(), kept.len());
+                kept.push(pair);
+            }
+        }
+    }
+    kept
+}
+
+fn c_strings(field: &str, texts: &[String]) -> Result<Vec<CString>, Failure> {
+    texts.iter().map(|text| c_string(field, text)).collect()
+}
+
+fn c_string(field: &str, text: &str) -> Result<CString, Failure> {
+    CString::new(text).map_err(|_| Failure::invalid(format!("{field} has a NUL character in it")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn strings(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(|&text| text.to_owned()).collect()
+    }
+
+    #[test]
+    fn the_environment_keeps_its_order_and_each_name_once() {
+        let env = strings(&["B=1", "A=x=y", "broken", "B=2", "C="]);
+        assert_eq!(deduplicated(env), strings(&["B=2", "A=x=y", "C="]));
+    }
+
+    #[test]
+    fn the_last_value_of_a_variable_counts() {
+        let env = strings(&["PATH=/a", "PATHS=/x", "PATH=/b"]);
+        assert_eq!(value(&env, "PATH"), Some("/b"));
+        assert_eq!(value(&env, "HOME"), None);
+    }
+}

@@ -1,0 +1,93 @@
+//! Paths inside a container's root file system, which a container may have filled with symbolic
+//! links: each is resolved as the container itself would resolve it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::{Mode, mkdirat};
+
+use super::mounts::clean;
+
+/// An open root file system.
+pub struct Rootfs(File);
+
+impl Rootfs {
+    /// Opens the directory that is the container's root.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        File::open(path).map(Self)
+    }
+
+    /// Opens a directory, as a place only.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn directory(&self, path: &Path) -> io::Result<File> {
+        self.resolve(path, OFlag::O_PATH | OFlag::O_DIRECTORY)
+    }
+
+    /// Opens a file of any kind, as a place only.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn place(&self, path: &Path) -> io::Result<File> {
+        self.resolve(path, OFlag::O_PATH)
+    }
+
+    /// Makes a directory and what is missing above it, for everyone to enter.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn make_directories(&self, path: &Path) -> io::Result<()> {
+        let mut place = self.0.try_clone()?;
+        let mut done = PathBuf::from("/");
+        for name in clean(path).components().skip(1) {
+            done.push(name);
+            match mkdirat(&place, name.as_os_str(), Mode::from_bits_truncate(0o755)) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+            place = self.directory(&done)?;
+        }
+        Ok(())
+    }
+
+    fn resolve(&self, path: &Path, flags: OFlag) -> io::Result<File> {
+        let how = OpenHow::new()
+            .flags(flags | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        Ok(File::from(openat2(&self.0, path, how)?))
+    }
+}
+
+/// A path by which a mount can name an open place, whatever happens to its name.
+pub fn by_descriptor(place: &File) -> String {
+    format!("/proc/self/fd/{}", place.as_raw_fd())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn links_stay_inside_the_root() {
+        let root = std::env::temp_dir().join(format!("bulkhead-rootfs-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("var")).unwrap();
+        symlink("/var/../../../../var", root.join("link")).unwrap();
+        let rootfs = Rootfs::open(&root).unwrap();
+        rootfs.make_directories(Path::new("/link/a/../b")).unwrap();
+        let made = root.join("var/b").is_dir() && !root.join("var/a").exists();
+        let found = rootfs.directory(Path::new("/link/b")).is_ok();
+        let missing = rootfs.place(Path::new("/etc/passwd")).is_err();
+        std::fs::remove_dir_all(&root).unwrap();
+        assert!(made && found && missing);
+    }
+}

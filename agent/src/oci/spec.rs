@@ -1,0 +1,251 @@
+//! From the host's spec to the one that libcontainer gets.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::BufWriter;
+use std::path::Path;
+
+use libcontainer::oci_spec::runtime::{
+    Linux, LinuxCapabilities, LinuxNamespaceType, PosixRlimit, Process, Spec,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::failure::Failure;
+use super::finish::Finish;
+use super::{SPEC, mounts, refuse};
+use crate::cgroup::CONTAINERS;
+use crate::setup::set_sysctl;
+
+/// The spec that libcontainer reads, in a container's bundle.
+pub const CONFIG: &str = "config.json";
+
+/// What libcontainer is to make of the host's spec, and what the helper does itself.
+pub struct Prepared {
+    /// For libcontainer; it is in the bundle, too.
+    pub spec: Spec,
+    /// To be set once the process is there: libcontainer would set them on itself, in the middle
+    /// of its work, and trip over low ones.
+    pub rlimits: Vec<PosixRlimit>,
+}
+
+/// Reads the host's spec, adapts it to the guest and to libcontainer, and leaves the result in the
+/// bundle. `arguments` is how to execute the helper for [`Finish`].
+///
+/// # Errors
+/// What is wrong with the spec.
+pub fn prepare(
+    bundle: &Path,
+    container: &str,
+    terminal: bool,
+    arguments: Vec<String>,
+) -> Result<Prepared, Failure> {
+    let mut spec: Spec = read("config.json", &bundle.join(SPEC))?;
+    refuse::spec(&spec)?;
+
+    let mut process = spec
+        .process()
+        .clone()
+        .ok_or_else(|| Failure::invalid("the spec has no process"))?;
+    adapt_process(&mut process, terminal);
+    // No capabilities are none; libcontainer would leave all.
+    process.set_capabilities(Some(complete_capabilities(process.capabilities())));
+    let rlimits = process.rlimits().clone().unwrap_or_default();
+    process.set_rlimits(None);
+    spec.set_process(Some(process));
+
+    let mut linux = spec
+        .linux()
+        .clone()
+        .ok_or_else(|| Failure::invalid("the spec has no linux section"))?;
+    linux.set_cgroups_path(Some(Path::new("/").join(CONTAINERS).join(container)));
+    set_network_sysctls(&mut linux)?;
+    adapt_propagation(&mut linux);
+    spec.set_linux(Some(linux));
+
+    mounts::adapt(&mut spec);
+    Finish::plan(&mut spec, bundle, arguments)?;
+    write(&spec, &bundle.join(CONFIG))?;
+    Ok(Prepared { spec, rlimits })
+}
+
+/// What is the same for a container's first process and for an exec.
+pub fn adapt_process(process: &mut Process, terminal: bool) {
+    process.set_terminal(Some(terminal));
+    if process.no_new_privileges() == Some(false) {
+        // libcontainer takes any value as a wish to load the seccomp profile last, which without
+        // no_new_privs needs a privilege that the process has no more.
+        process.set_no_new_privileges(None);
+    }
+    if process.apparmor_profile().as_deref() == Some("") {
+        process.set_apparmor_profile(None);
+    }
+}
+
+/// All five sets: one that the spec leaves out is empty. oci-spec's default is not.
+pub fn complete_capabilities(given: &Option<LinuxCapabilities>) -> LinuxCapabilities {
+    let mut all = LinuxCapabilities::default();
+    let given = given.as_ref();
+    all.set_bounding(Some(
+        given
+            .and_then(|given| given.bounding().clone())
+            .unwrap_or_default(),
+    ))
+    .set_effective(Some(
+        given
+            .and_then(|given| given.effective().clone())
+            .unwrap_or_default(),
+    ))
+    .set_permitted(Some(
+        given
+            .and_then(|given| given.permitted().clone())
+            .unwrap_or_default(),
+    ))
+    .set_inheritable(Some(
+        given
+            .and_then(|given| given.inheritable().clone())
+            .unwrap_or_default(),
+    ))
+    .set_ambient(Some(
+        given
+            .and_then(|given| given.ambient().clone())
+            .unwrap_or_default(),
+    ));
+    all
+}
+
+/// libcontainer knows the propagation of the root without the `r`, and makes it recursive itself.
+fn adapt_propagation(linux: &mut Linux) {
+    let Some(propagation) = linux.rootfs_propagation().clone() else {
+        return;
+    };
+    let adapted = match propagation.as_str() {
+        "" => None,
+        "rshared" | "rslave" | "rprivate" | "runbindable" => Some(propagation[1..].to_owned()),
+        _ => Some(propagation),
+    };
+    linux.set_rootfs_propagation(adapted);
+}
+
+/// Without a network namespace of its own a container is in the guest's, which is the sandbox's:
+/// its network parameters are set here, where libcontainer would refuse to touch a host's.
+fn set_network_sysctls(linux: &mut Linux) -> Result<(), Failure> {
+    let namespaces = linux.namespaces().as_deref().unwrap_or_default();
+    if namespaces
+        .iter()
+        .any(|namespace| namespace.typ() == LinuxNamespaceType::Network)
+    {
+        return Ok(());
+    }
+    let Some(sysctls) = linux.sysctl().clone() else {
+        return Ok(());
+    };
+    let (network, others): (HashMap<_, _>, HashMap<_, _>) = sysctls
+        .into_iter()
+        .partition(|(name, _)| name.replace('/', ".").starts_with("net."));
+    for (name, value) in &network {
+        set_sysctl(name, value).map_err(|error| Failure::invalid(error.to_string()))?;
+    }
+    linux.set_sysctl(Some(others));
+    Ok(())
+}
+
+/// Reads a JSON object; `what` is its name in an error.
+///
+/// # Errors
+/// Where the JSON is wrong.
+pub fn read<T: DeserializeOwned>(what: &str, path: &Path) -> Result<T, Failure> {
+    let bytes =
+        fs::read(path).map_err(|error| Failure::io(format_args!("cannot read {what}"), error))?;
+    // serde takes an array for a struct as well.
+    if !bytes.trim_ascii_start().starts_with(b"{") {
+        return Err(Failure::invalid(format!("{what} is not a JSON object")));
+    }
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Failure::invalid(format!("{what} is not valid: {error}")))
+}
+
+/// Writes JSON.
+///
+/// # Errors
+/// When the guest is out of memory.
+pub fn write<T: Serialize>(value: &T, path: &Path) -> Result<(), Failure> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::io(format_args!("cannot write {}", path.display()), error)
+    };
+    let file = File::create(path).map_err(|error| failed(&error))?;
+    let mut file = BufWriter::new(file);
+    serde_json::to_writer(&mut file, value).map_err(|error| failed(&error))?;
+    file.into_inner().map(drop).map_err(|error| failed(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use libcontainer::oci_spec::runtime::Capability;
+
+    use super::*;
+
+    #[test]
+    fn capabilities_that_are_not_given_are_not_had() {
+        let none = complete_capabilities(&None);
+        for set in [
+            none.bounding(),
+            none.effective(),
+            none.permitted(),
+            none.inheritable(),
+            none.ambient(),
+        ] {
+            assert!(set.as_ref().unwrap().is_empty());
+        }
+
+        let given: LinuxCapabilities =
+            serde_json::from_str(r#"{"bounding":["CAP_CHOWN"],"effective":["CAP_KILL"]}"#).unwrap();
+        let all = complete_capabilities(&Some(given));
+        assert!(
+            all.bounding()
+                .as_ref()
+                .unwrap()
+                .contains(&Capability::Chown)
+        );
+        assert!(
+            all.effective()
+                .as_ref()
+                .unwrap()
+                .contains(&Capability::Kill)
+        );
+        assert!(all.ambient().as_ref().unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_propagation_of_the_root_is_in_libcontainers_words() {
+        for (given, adapted) in [
+            ("rshared", Some("shared")),
+            ("slave", Some("slave")),
+            ("odd", Some("odd")),
+            ("", None),
+        ] {
+            let mut linux = Linux::default();
+            linux.set_rootfs_propagation(Some(given.to_owned()));
+            adapt_propagation(&mut linux);
+            assert_eq!(linux.rootfs_propagation().as_deref(), adapted);
+        }
+    }
+
+    #[test]
+    fn an_array_is_no_object() {
+        let path = std::env::temp_dir().join(format!("bulkhead-spec-{}", std::process::id()));
+        for (text, good) in [
+            ("{}", true),
+            (" {}", true),
+            ("[]", false),
+            ("{", false),
+            ("", false),
+        ] {
+            fs::write(&path, text).unwrap();
+            let resources: Result<libcontainer::oci_spec::runtime::LinuxResources, _> =
+                read("the resources", &path);
+            assert_eq!(resources.is_ok(), good, "{text}");
+        }
+        fs::remove_file(&path).unwrap();
+    }
+}

@@ -1,0 +1,176 @@
+//! A process's stdio: pipes or a terminal on its side, streams on the host's.
+
+mod copy;
+mod terminal;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::process::Stdio as ChildStdio;
+use std::sync::{Arc, Mutex};
+
+use bulkhead_protocols::agent::Stdio;
+use tokio::io::AsyncWrite;
+use tokio::net::unix::pipe;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio_vsock::VsockStream;
+
+use self::copy::{copy, send};
+use self::terminal::Terminal;
+pub use self::terminal::set_window_size;
+use crate::error::{Error, Result};
+use crate::streams::Streams;
+use crate::sys::lock;
+
+/// A connection that the host has dialled, or will dial.
+type Pending = oneshot::Receiver<VsockStream>;
+
+/// The host's side of a process's stdio, before the process is there.
+pub struct Announced {
+    stdin: Option<Pending>,
+    stdout: Option<Pending>,
+    stderr: Option<Pending>,
+    terminal: bool,
+}
+
+/// What the helper gets as its own stdin, stdout and stderr, and hands to the process.
+pub struct ChildEnds {
+    /// Read by the process.
+    pub stdin: ChildStdio,
+    /// Written by the process.
+    pub stdout: ChildStdio,
+    /// Written by the process.
+    pub stderr: ChildStdio,
+}
+
+/// The copying of a process's stdio.
+#[derive(Default)]
+pub struct Copying {
+    stdin: Mutex<Option<JoinHandle<()>>>,
+    terminal: Mutex<Option<Arc<OwnedFd>>>,
+}
+
+impl Announced {
+    /// Announces the streams of a process.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if a number is taken, or stderr is asked for with a terminal.
+    pub fn new(streams: &Streams, stdio: &Stdio) -> Result<Self> {
+        if stdio.terminal && stdio.stderr != 0 {
+            return Err(Error::InvalidArgument(
+                "a process with a terminal has no stderr of its own".to_owned(),
+            ));
+        }
+        let announce = |number: u64| (number != 0).then(|| streams.announce(number)).transpose();
+        Ok(Self {
+            stdin: announce(stdio.stdin)?,
+            stdout: announce(stdio.stdout)?,
+            stderr: announce(stdio.stderr)?,
+            terminal: stdio.terminal,
+        })
+    }
+
+    /// Whether the process gets a terminal.
+    pub fn terminal(&self) -> bool {
+        self.terminal
+    }
+
+    /// Makes the pipes, and starts to copy. With a terminal there are none: its master side comes
+    /// later, to [`Copying::attach`].
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if no pipe can be made.
+    pub fn connect(&mut self) -> Result<(ChildEnds, Copying)> {
+        let mut ends = ChildEnds {
+            stdin: ChildStdio::null(),
+            stdout: ChildStdio::null(),
+            stderr: ChildStdio::null(),
+        };
+        let copying = Copying::default();
+        if self.terminal {
+            return Ok((ends, copying));
+        }
+        let failed = |error| Error::io("cannot make a pipe for the process", error);
+        if let Some(stream) = self.stdin.take() {
+            let (tx, rx) = pipe::pipe().map_err(failed)?;
+            ends.stdin = rx.into_blocking_fd().map_err(failed)?.into();
+            copying.feed(stream, tx);
+        }
+        if let Some(stream) = self.stdout.take() {
+            ends.stdout = output(stream).map_err(failed)?;
+        }
+        if let Some(stream) = self.stderr.take() {
+            ends.stderr = output(stream).map_err(failed)?;
+        }
+        Ok((ends, copying))
+    }
+}
+
+impl Copying {
+    /// Starts to copy a terminal whose master side has arrived, and makes it the user's.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if the terminal can't be used.
+    pub fn attach(&self, announced: &mut Announced, master: OwnedFd, uid: u32) -> Result<()> {
+        let failed = |error: io::Error| Error::io("cannot use the process's terminal", error);
+        terminal::give_to(&master, uid).map_err(|errno| failed(errno.into()))?;
+        let master = Arc::new(master);
+        let reader = Terminal::new(&master).map_err(failed)?;
+        // Someone must read, or the process stops when the terminal's buffer is full.
+        match announced.stdout.take() {
+            Some(stream) => drop(tokio::spawn(async move {
+                let Ok(stream) = stream.await else { return };
+                send(reader, stream).await;
+            })),
+            None => drop(tokio::spawn(copy(reader, tokio::io::sink()))),
+        }
+        if let Some(stream) = announced.stdin.take() {
+            // As with runc, the end of the input leaves the terminal as it is.
+            self.feed(stream, Terminal::new(&master).map_err(failed)?);
+        }
+        *lock(&self.terminal) = Some(master);
+        Ok(())
+    }
+
+    /// Copies the host's input to the process, until either has enough.
+    fn feed(&self, stream: Pending, sink: impl AsyncWrite + Unpin + Send + 'static) {
+        *lock(&self.stdin) = Some(tokio::spawn(async move {
+            let Ok(stream) = stream.await else { return };
+            copy(stream, sink).await;
+        }));
+    }
+
+    /// Sets the size of the terminal, in characters.
+    ///
+    /// # Errors
+    /// [`Error::FailedPrecondition`] if the process has no terminal.
+    pub fn resize(&self, width: u16, height: u16) -> Result<()> {
+        let master = lock(&self.terminal).clone().ok_or_else(|| {
+            Error::FailedPrecondition("the process has no terminal to resize".to_owned())
+        })?;
+        set_window_size(&*master, width.into(), height.into())
+            .map_err(|error| Error::io("cannot resize the terminal", error))
+    }
+
+    /// The process has ended: what the host still sends has no reader. Output goes on until its
+    /// end, since children of the process may hold it.
+    pub fn process_ended(&self) {
+        if let Some(stdin) = lock(&self.stdin).take() {
+            stdin.abort();
+        }
+        lock(&self.terminal).take();
+    }
+}
+
+/// A pipe into which the process writes. It is copied to the host until no one can write into it any
+/// more; then the whole connection is closed. If the host closes first, the pipe is closed too, and
+/// the process gets SIGPIPE.
+fn output(stream: Pending) -> io::Result<ChildStdio> {
+    let (tx, rx) = pipe::pipe()?;
+    let end = tx.into_blocking_fd()?.into();
+    tokio::spawn(async move {
+        let Ok(stream) = stream.await else { return };
+        send(rx, stream).await;
+    });
+    Ok(end)
+}
