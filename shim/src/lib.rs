@@ -1,3 +1,18 @@
 //! The host side of Bulkhead.
 
+pub mod args;
+pub mod bootstrap;
+pub mod cleanup;
+pub mod config;
+pub mod container;
+pub mod events;
+pub mod guest;
+pub mod info;
+pub mod logging;
+pub mod process;
+pub mod record;
+pub mod sandbox;
+pub mod service;
+pub mod storage;
+pub mod version;
 pub mod vmm;

@@ -1,8 +1,20 @@
 //! What the sandbox needs of a virtual machine monitor, whichever it is.
 
+mod cloud_hypervisor;
+mod error;
+mod exit;
+mod machine;
+mod qemu;
+mod select;
+
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+
+pub use cloud_hypervisor::{Api, ApiError, VmInfo};
+pub use error::StartError;
+pub use exit::VmExit;
+pub use select::{Accel, Host, KvmProblem, SelectError, Selection, Vmm};
 
 /// What a VM is made of. All of it is there before the VMM starts: nothing is plugged later.
 #[derive(Debug, Clone)]
@@ -21,10 +33,33 @@ pub struct VmSpec {
     pub memory: u64,
     /// Whether the guest may run VMs of its own.
     pub nested: bool,
-    /// A named pipe that takes the guest's serial console; the sandbox reads it.
+    /// A named pipe that takes the guest's serial console. The sandbox has it open for reading
+    /// before the VM starts, for opening it for writing waits for a reader.
     pub console: PathBuf,
     /// The virtiofs share.
     pub share: Share,
+}
+
+impl VmSpec {
+    /// The hybrid vsock socket: connect and write `CONNECT <port>\n`; the guest's connections to
+    /// port P of CID 2 arrive at `<socket>_<P>`, on which the host listens before the VM starts.
+    #[must_use]
+    pub fn vsock(&self) -> PathBuf {
+        self.dir.join("vsock")
+    }
+
+    /// What is plugged into the VM, in words for people.
+    #[must_use]
+    pub fn devices(&self) -> Vec<String> {
+        let share = format!(
+            "virtiofs {} on {}",
+            self.share.tag,
+            self.share.socket.display()
+        );
+        let vsock = format!("vsock on {}", self.vsock().display());
+        let console = format!("serial console on {}", self.console.display());
+        vec![share, vsock, console]
+    }
 }
 
 /// A vhost-user-fs device.
@@ -43,47 +78,22 @@ pub struct Process {
     pub role: &'static str,
     /// Its process id on the host.
     pub pid: u32,
+    /// When it started, in clock ticks since the host's boot.
+    pub start_time: u64,
 }
 
-/// A running VM.
+/// A running VM. Dropping it ends it.
 #[async_trait]
 pub trait Vm: Send + Sync {
     /// The VMM's process id.
     fn pid(&self) -> u32;
     /// Every process that the VM consists of, the VMM first.
     fn processes(&self) -> Vec<Process>;
-    /// The hybrid vsock socket: connect and write `CONNECT <port>\n`; the guest's connections to
-    /// port P of CID 2 arrive at `<socket>_<P>`.
+    /// The hybrid vsock socket, [`VmSpec::vsock`].
     fn vsock(&self) -> &Path;
-    /// Returns when the VM is over, however that came; any number of callers may wait.
+    /// Returns when the VM is over, however that came, and all its processes have ended; any
+    /// number of callers may wait.
     async fn wait(&self) -> VmExit;
-    /// Ends the VM at once. The guest gets no say in it.
+    /// Ends the VM at once. The guest gets no say in it. Repeating it does no harm.
     fn kill(&self);
-}
-
-/// How a VM came to its end.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum VmExit {
-    /// `kill` was called.
-    Killed,
-    /// The guest's kernel panicked.
-    GuestPanic,
-    /// The guest asked for a reset.
-    GuestReset,
-    /// The guest powered itself off.
-    GuestPowerOff,
-    /// The VMM, or a device process without which the VM cannot go on, ended with this exit code.
-    Exited {
-        /// Which process it was.
-        role: &'static str,
-        /// Its exit code.
-        code: i32,
-    },
-    /// The VMM, or a device process, was ended by a signal that we did not send.
-    Signaled {
-        /// Which process it was.
-        role: &'static str,
-        /// The signal's number.
-        signal: i32,
-    },
 }

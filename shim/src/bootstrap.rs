@@ -1,0 +1,244 @@
+//! How containerd starts a shim: it runs `start` in the bundle and reads an address from stdout.
+//!
+//! containerd up to 2.2 takes the bare address; from 2.3 on it writes a `BootstrapParams` message to
+//! stdin and reads a `BootstrapResult`. The document is `core/runtime/v2/README.md` in containerd.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use protobuf::Message;
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use crate::args::Args;
+use crate::container::spec::{self, SpecError};
+
+/// The descriptor on which the server finds its listening socket.
+pub const LISTENER_FD: i32 = 3;
+
+/// Where containerd's shims have their sockets.
+const SOCKET_DIR: &str = "/run/containerd/s";
+
+/// What `start` may read from stdin; more is not a bootstrap message.
+const STDIN_LIMIT: u64 = 4 << 20;
+
+/// The annotations that name the pod of a container: the CRI plugin's, and the runc shim's own.
+const GROUP_ANNOTATIONS: [&str; 2] = [
+    "io.kubernetes.cri.sandbox-id",
+    "io.containerd.runc.v2.group",
+];
+
+/// Why the server could not be started.
+#[derive(Debug, Error)]
+pub enum BootstrapError {
+    /// The socket's directory or the socket itself cannot be made.
+    #[error("the shim's socket {path}: {source}")]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The bundle's `config.json` is there and cannot be used.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The container belongs to a pod whose shim does not answer.
+    #[error("the sandbox {group} of container {id} has no running shim (socket {path})")]
+    NoSandbox {
+        /// The sandbox's id, from the annotation.
+        group: String,
+        /// The container.
+        id: String,
+        /// Where its shim would listen.
+        path: PathBuf,
+    },
+    /// The server's process cannot be made.
+    #[error("starting the server: {0}")]
+    Spawn(io::Error),
+    /// Reading containerd's parameters or writing the answer failed.
+    #[error("talking to containerd: {0}")]
+    Talk(io::Error),
+}
+
+/// Does `start`: afterwards a server listens, and containerd knows its address.
+pub fn start(args: &Args) -> Result<(), BootstrapError> {
+    let params = read_params().map_err(BootstrapError::Talk)?;
+    let dir = params
+        .as_ref()
+        .and_then(|params| params.socket_dir.clone())
+        .filter(|dir| !dir.is_empty())
+        .map_or_else(|| PathBuf::from(SOCKET_DIR), PathBuf::from);
+    let group = group(&args.bundle)?.unwrap_or_else(|| args.id.clone());
+    let path = socket_path(&dir, &args.address, &args.namespace, &group);
+
+    if group == args.id {
+        let listener = listen(&path)?;
+        spawn_server(args, listener).map_err(|source| {
+            // Nobody will ever listen on it.
+            let _ = std::fs::remove_file(&path);
+            BootstrapError::Spawn(source)
+        })?;
+    } else if UnixStream::connect(&path).is_err() {
+        return Err(BootstrapError::NoSandbox {
+            group,
+            id: args.id.clone(),
+            path,
+        });
+    }
+    let address = format!("unix://{}", path.display());
+    // containerd 1.x finds a running shim again by this file, after it was restarted.
+    std::fs::write(args.bundle.join("address"), &address).map_err(BootstrapError::Talk)?;
+    answer(address, params.is_some()).map_err(BootstrapError::Talk)
+}
+
+/// The socket of the shim that serves `group`; the same words give the same path.
+pub fn socket_path(dir: &Path, address: &str, namespace: &str, group: &str) -> PathBuf {
+    dir.join(short_name(&[address, namespace, group]))
+}
+
+/// The default socket of the shim that serves `group`.
+pub fn default_socket_path(address: &str, namespace: &str, group: &str) -> PathBuf {
+    socket_path(Path::new(SOCKET_DIR), address, namespace, group)
+}
+
+/// A name of fixed length for ids of any length: unix socket paths end at 107 bytes.
+pub fn short_name(parts: &[&str]) -> String {
+    use std::fmt::Write as _;
+    let digest = Sha256::digest(parts.join("/"));
+    digest[..16].iter().fold(String::new(), |mut name, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(name, "{byte:02x}");
+        name
+    })
+}
+
+/// The pod that the bundle's container belongs to, if its annotations name one. A bundle without
+/// a spec is a sandbox that was made through the sandbox API.
+pub fn group(bundle: &Path) -> Result<Option<String>, BootstrapError> {
+    if !bundle.join("config.json").exists() {
+        return Ok(None);
+    }
+    let spec = spec::load(bundle)?;
+    let annotations = spec.annotations().as_ref();
+    Ok(annotations
+        .and_then(|annotations| {
+            GROUP_ANNOTATIONS
+                .iter()
+                .find_map(|name| annotations.get(*name))
+        })
+        .cloned())
+}
+
+/// containerd's parameters, where it is one that sends them. Older ones send the runtime options
+/// (an `Any`), or leave stdin empty; both have another shape than `BootstrapParams`.
+fn read_params() -> io::Result<Option<BootstrapParams>> {
+    let stdin = io::stdin();
+    let mut bytes = Vec::new();
+    stdin.lock().take(STDIN_LIMIT).read_to_end(&mut bytes)?;
+    let params = BootstrapParams::parse_from_bytes(&bytes).ok();
+    Ok(params.filter(|params| {
+        !params.containerd_version.is_empty() && !params.containerd_grpc_address.is_empty()
+    }))
+}
+
+fn listen(path: &Path) -> Result<UnixListener, BootstrapError> {
+    let failed = |source| BootstrapError::Socket {
+        path: path.to_owned(),
+        source,
+    };
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).map_err(failed)?;
+    }
+    match UnixListener::bind(path) {
+        // Left by a shim that was killed; nobody answers there any more.
+        Err(error)
+            if error.kind() == io::ErrorKind::AddrInUse && UnixStream::connect(path).is_err() =>
+        {
+            std::fs::remove_file(path).map_err(failed)?;
+            UnixListener::bind(path).map_err(failed)
+        }
+        bound => bound.map_err(failed),
+    }
+}
+
+fn spawn_server(args: &Args, listener: UnixListener) -> io::Result<()> {
+    let listener = OwnedFd::from(listener);
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .arg("-namespace")
+        .arg(&args.namespace)
+        .arg("-id")
+        .arg(&args.id)
+        .arg("-address")
+        .arg(&args.address)
+        .arg("-bundle")
+        .arg(&args.bundle);
+    if args.debug {
+        command.arg("-debug");
+    }
+    command
+        .arg("serve")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    // SAFETY: between fork and exec the closure makes system calls only (setsid, dup2, fcntl), all
+    // of which are async-signal-safe; `listener` stays open until `spawn` has returned.
+    unsafe {
+        command.pre_exec(move || {
+            nix::unistd::setsid()?;
+            if listener.as_raw_fd() == LISTENER_FD {
+                fcntl(&listener, FcntlArg::F_SETFD(FdFlag::empty()))?;
+            } else if libc::dup2(listener.as_raw_fd(), LISTENER_FD) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+    command.spawn().map(drop)
+}
+
+fn answer(address: String, bootstrap: bool) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    if bootstrap {
+        let result = BootstrapResult {
+            version: 3,
+            address,
+            protocol: "ttrpc".to_owned(),
+            ..Default::default()
+        };
+        stdout.write_all(&result.write_to_bytes().map_err(io::Error::other)?)?;
+    } else {
+        stdout.write_all(address.as_bytes())?;
+    }
+    stdout.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_path_is_short_whatever_the_id_is() {
+        let path = default_socket_path(
+            "/run/containerd/containerd.sock",
+            "k8s.io",
+            &"x".repeat(500),
+        );
+        assert!(path.as_os_str().len() < 108, "{path:?}");
+    }
+
+    #[test]
+    fn every_word_counts_in_the_socket_path() {
+        let path = default_socket_path("a", "n", "id");
+        assert_eq!(path, default_socket_path("a", "n", "id"));
+        for other in [("b", "n", "id"), ("a", "m", "id"), ("a", "n", "ie")] {
+            assert_ne!(path, default_socket_path(other.0, other.1, other.2));
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! `delete`: what containerd runs when a shim is gone. Ends what the sandbox's record names, and
+//! prints how its task ended.
+
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+use std::time::SystemTime;
+
+use containerd_shim_protos::api::DeleteResponse;
+use protobuf::{Message, MessageField};
+use thiserror::Error;
+
+use crate::args::Args;
+use crate::bootstrap::{self, BootstrapError};
+use crate::config::{Config, ConfigError};
+use crate::container::LOST;
+use crate::events::timestamp;
+use crate::record::{RecordError, reap};
+use crate::sandbox::directory_path;
+
+/// Why the rests of a sandbox stay.
+#[derive(Debug, Error)]
+pub enum CleanupError {
+    /// The bundle cannot be read.
+    #[error(transparent)]
+    Bundle(#[from] BootstrapError),
+    /// Without the configuration the sandbox's directory is not known.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A process or the directory cannot be removed.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The answer cannot be written.
+    #[error("talking to containerd: {0}")]
+    Talk(io::Error),
+}
+
+/// Does `delete`. Nothing to clean up is fine.
+pub fn delete(args: &Args) -> Result<(), CleanupError> {
+    // A later container of a pod owns nothing on the host: its mounts end with the sandbox's shim.
+    if bootstrap::group(&args.bundle)?.is_none_or(|group| group == args.id) {
+        let directory = directory_path(&Config::load()?.state_dir, &args.namespace, &args.id);
+        reap(&directory)?;
+        let socket = bootstrap::default_socket_path(&args.address, &args.namespace, &args.id);
+        if UnixStream::connect(&socket).is_err() {
+            let _ = std::fs::remove_file(&socket);
+        }
+    }
+    let response = DeleteResponse {
+        exit_status: LOST,
+        exited_at: MessageField::some(timestamp(SystemTime::now())),
+        ..Default::default()
+    };
+    let bytes = response
+        .write_to_bytes()
+        .map_err(|error| CleanupError::Talk(io::Error::other(error)))?;
+    io::stdout().write_all(&bytes).map_err(CleanupError::Talk)
+}

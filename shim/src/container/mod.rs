@@ -1,0 +1,509 @@
+//! A container in the guest, with its processes, as the task API sees it.
+
+mod process;
+pub mod spec;
+pub mod stdio;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use bulkhead_protocols::agent::{
+    ContainerRef, CreateRequest, ExecRequest, ResizeRequest, SignalRequest, StatsResponse,
+    UpdateRequest,
+};
+use containerd_shim_protos::api::Mount;
+use containerd_shim_protos::events::task;
+use protobuf::MessageField;
+use slog::{Logger, info};
+use thiserror::Error;
+use ttrpc::Code;
+
+use crate::events::{Publisher, timestamp};
+use crate::guest::{Guest, GuestError};
+use crate::storage::share::{ContainerTree, ShareError};
+
+pub use process::{Exit, Process, Status};
+use spec::SpecError;
+use stdio::{Prepared, StdioError, StdioPaths};
+
+/// The status of a process whose end nobody saw: its VM is gone. As after SIGKILL, never 0.
+pub const LOST: u32 = 137;
+
+/// The status of a process that could not be started.
+const NOT_STARTED: u32 = 255;
+
+/// The signal that no process outlives.
+pub const SIGKILL: u32 = 9;
+
+/// How long a process that is deleted may have output left that nobody reads.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// What can go wrong with a container.
+#[derive(Debug, Error)]
+pub enum ContainerError {
+    /// No such exec.
+    #[error("no such process: {0}")]
+    NotFound(String),
+    /// The id is taken.
+    #[error("{0} exists already")]
+    Exists(String),
+    /// The process is not in a state for it.
+    #[error("{process} {reason}")]
+    State {
+        /// Which process.
+        process: String,
+        /// What it is, and what it would have to be.
+        reason: &'static str,
+    },
+    /// The process is over.
+    #[error("{0}: process already finished")]
+    Finished(String),
+    /// The spec asks for what cannot be done.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// Its root file system cannot be mounted.
+    #[error("the root file system: {0}")]
+    Rootfs(#[source] ShareError),
+    /// Its stdio cannot be opened.
+    #[error(transparent)]
+    Stdio(#[from] StdioError),
+    /// The agent refused, or does not answer.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+}
+
+/// What containerd's Create says.
+pub struct NewContainer {
+    /// Its id.
+    pub id: String,
+    /// containerd's directory for it.
+    pub bundle: PathBuf,
+    /// What the snapshotter gave.
+    pub rootfs: Vec<Mount>,
+    /// The stdio of its first process.
+    pub stdio: StdioPaths,
+}
+
+/// One container.
+pub struct Container {
+    /// Its id.
+    pub id: String,
+    /// containerd's directory for it.
+    pub bundle: PathBuf,
+    guest: Guest,
+    publisher: Publisher,
+    log: Logger,
+    host_pid: u32,
+    paused: AtomicBool,
+    tree: Mutex<Option<ContainerTree>>,
+    init: Arc<Process>,
+    execs: Mutex<HashMap<String, Arc<Process>>>,
+}
+
+impl Container {
+    /// Makes the container in the guest, from the spec for the guest. `host_pid` stands for its
+    /// processes on the host.
+    pub async fn create(
+        new: NewContainer,
+        spec: Vec<u8>,
+        tree: ContainerTree,
+        guest: Guest,
+        host_pid: u32,
+        publisher: Publisher,
+        log: &Logger,
+    ) -> Result<Self, ContainerError> {
+        let init = Process::new(&new.id, "", new.stdio);
+        let stdio = Prepared::open(&init.stdio, &guest)?;
+        let request = CreateRequest {
+            container: new.id.clone(),
+            spec,
+            stdio: MessageField::some(stdio.numbers()),
+            ..Default::default()
+        };
+        guest
+            .call(async |agent, context| agent.create(context, &request).await)
+            .await?;
+        match stdio.connect(&guest).await {
+            Ok(streams) => init.attach(streams),
+            Err(error) => {
+                let delete = init.key.clone();
+                let _ = guest
+                    .call(async |agent, context| agent.delete(context, &delete).await)
+                    .await;
+                return Err(error.into());
+            }
+        }
+        publisher.publish(&task::TaskCreate {
+            container_id: new.id.clone(),
+            bundle: new.bundle.to_string_lossy().into_owned(),
+            rootfs: new.rootfs,
+            io: MessageField::some(task::TaskIO {
+                stdin: init.stdio.stdin.clone(),
+                stdout: init.stdio.stdout.clone(),
+                stderr: init.stdio.stderr.clone(),
+                terminal: init.stdio.terminal,
+                ..Default::default()
+            }),
+            pid: host_pid,
+            ..Default::default()
+        });
+        Ok(Self {
+            log: log.new(slog::o!("container" => new.id.clone())),
+            id: new.id,
+            bundle: new.bundle,
+            guest,
+            publisher,
+            host_pid,
+            paused: AtomicBool::new(false),
+            tree: Mutex::new(Some(tree)),
+            init: Arc::new(init),
+            execs: Mutex::default(),
+        })
+    }
+
+    /// The first process for an empty `exec`, else the exec of that id.
+    pub fn process(&self, exec: &str) -> Result<Arc<Process>, ContainerError> {
+        if exec.is_empty() {
+            return Ok(self.init.clone());
+        }
+        let execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
+        execs.get(exec).cloned().ok_or_else(|| {
+            ContainerError::NotFound(format!("exec {exec} of container {}", self.id))
+        })
+    }
+
+    /// Whether it is frozen.
+    pub fn paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
+    }
+
+    /// Runs a prepared process.
+    pub async fn start(&self, exec: &str) -> Result<(), ContainerError> {
+        let process = self.process(exec)?;
+        let _turn = process.turn().await;
+        let state = |reason| ContainerError::State {
+            process: process.name(),
+            reason,
+        };
+        match process.status() {
+            Status::Created => {}
+            Status::Running => return Err(state("is running already")),
+            Status::Stopped(_) => return Err(state("has ended; it cannot be started again")),
+        }
+        if !exec.is_empty() && self.init.status() != Status::Running {
+            return Err(state("cannot start: its container is not running"));
+        }
+        let key = process.key.clone();
+        if let Err(error) = self
+            .guest
+            .call(async |agent, context| agent.start(context, &key).await)
+            .await
+        {
+            process.set(Status::Stopped(Exit {
+                status: NOT_STARTED,
+                at: SystemTime::now(),
+            }));
+            return Err(error.into());
+        }
+        process.set(Status::Running);
+        if exec.is_empty() {
+            self.publisher.publish(&task::TaskStart {
+                container_id: self.id.clone(),
+                pid: self.host_pid,
+                ..Default::default()
+            });
+        } else {
+            self.publisher.publish(&task::TaskExecStarted {
+                container_id: self.id.clone(),
+                exec_id: exec.to_owned(),
+                pid: self.host_pid,
+                ..Default::default()
+            });
+        }
+        info!(self.log, "started"; "exec" => exec.to_owned());
+        Ok(())
+    }
+
+    /// Prepares another process.
+    pub async fn exec(
+        &self,
+        exec: &str,
+        process: Vec<u8>,
+        stdio: StdioPaths,
+    ) -> Result<(), ContainerError> {
+        spec::check_exec(&process)?;
+        let new = Arc::new(Process::new(&self.id, exec, stdio));
+        if self.init.status() != Status::Running {
+            let reason = "cannot be added: its container is not running";
+            return Err(ContainerError::State {
+                process: new.name(),
+                reason,
+            });
+        }
+        {
+            let mut execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
+            if execs.contains_key(exec) {
+                return Err(ContainerError::Exists(new.name()));
+            }
+            execs.insert(exec.to_owned(), new.clone());
+        }
+        if let Err(error) = self.prepare_exec(&new, process).await {
+            self.forget(exec);
+            return Err(error);
+        }
+        self.publisher.publish(&task::TaskExecAdded {
+            container_id: self.id.clone(),
+            exec_id: exec.to_owned(),
+            ..Default::default()
+        });
+        Ok(())
+    }
+
+    async fn prepare_exec(&self, new: &Process, process: Vec<u8>) -> Result<(), ContainerError> {
+        let stdio = Prepared::open(&new.stdio, &self.guest)?;
+        let request = ExecRequest {
+            process: MessageField::some(new.key.clone()),
+            spec: process,
+            stdio: MessageField::some(stdio.numbers()),
+            ..Default::default()
+        };
+        self.guest
+            .call(async |agent, context| agent.exec(context, &request).await)
+            .await?;
+        match stdio.connect(&self.guest).await {
+            Ok(streams) => new.attach(streams),
+            Err(error) => {
+                let key = new.key.clone();
+                let _ = self
+                    .guest
+                    .call(async |agent, context| agent.delete(context, &key).await)
+                    .await;
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a signal to a process, or to all processes of the container.
+    pub async fn kill(&self, exec: &str, signal: u32, all: bool) -> Result<(), ContainerError> {
+        let process = self.process(exec)?;
+        if matches!(process.status(), Status::Stopped(_)) {
+            return Err(ContainerError::Finished(process.name()));
+        }
+        let request = SignalRequest {
+            process: MessageField::some(process.key.clone()),
+            signal,
+            all,
+            ..Default::default()
+        };
+        self.guest
+            .call(async |agent, context| agent.signal(context, &request).await)
+            .await?;
+        Ok(())
+    }
+
+    /// Forgets a process that is over, and with the first one the container. Returns how it ended.
+    pub async fn delete(&self, exec: &str) -> Result<Exit, ContainerError> {
+        let process = self.process(exec)?;
+        if exec.is_empty() && process.status() == Status::Created {
+            // It waits in the guest for a start that will not come.
+            self.kill(exec, SIGKILL, false).await?;
+            process.wait().await;
+        }
+        let _turn = process.turn().await;
+        let exit = match process.status() {
+            Status::Stopped(exit) => exit,
+            Status::Created => Exit {
+                status: NOT_STARTED,
+                at: SystemTime::now(),
+            },
+            Status::Running => {
+                let reason = "is running; it must be stopped before it is deleted";
+                return Err(ContainerError::State {
+                    process: process.name(),
+                    reason,
+                });
+            }
+        };
+        if let Some(streams) = process.streams() {
+            streams.drain(DRAIN).await;
+        }
+        let key = process.key.clone();
+        match self
+            .guest
+            .call(async |agent, context| agent.delete(context, &key).await)
+            .await
+        {
+            // It is gone with its guest, or it never got as far as being known there.
+            Ok(_)
+            | Err(
+                GuestError::Lost(_)
+                | GuestError::Refused {
+                    code: Code::NOT_FOUND,
+                    ..
+                },
+            ) => {}
+            Err(error) => return Err(error.into()),
+        }
+        process.set(Status::Stopped(exit));
+        if exec.is_empty() {
+            self.tree
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            self.publisher.publish(&task::TaskDelete {
+                container_id: self.id.clone(),
+                id: self.id.clone(),
+                pid: self.host_pid,
+                exit_status: exit.status,
+                exited_at: MessageField::some(timestamp(exit.at)),
+                ..Default::default()
+            });
+        } else {
+            self.forget(exec);
+        }
+        Ok(exit)
+    }
+
+    /// Takes note that a process has ended.
+    pub async fn exited(&self, exec: &str, status: u32) {
+        let Ok(process) = self.process(exec) else {
+            return;
+        };
+        let _turn = process.turn().await;
+        if matches!(process.status(), Status::Stopped(_)) {
+            return;
+        }
+        let exit = Exit {
+            status,
+            at: SystemTime::now(),
+        };
+        process.set(Status::Stopped(exit));
+        self.publisher.publish(&task::TaskExit {
+            container_id: self.id.clone(),
+            id: if exec.is_empty() {
+                self.id.clone()
+            } else {
+                exec.to_owned()
+            },
+            pid: self.host_pid,
+            exit_status: exit.status,
+            exited_at: MessageField::some(timestamp(exit.at)),
+            ..Default::default()
+        });
+        info!(self.log, "exited"; "exec" => exec.to_owned(), "status" => status);
+    }
+
+    /// Takes note that the VM is gone, and every process with it.
+    pub async fn lost(&self) {
+        let execs: Vec<String> = {
+            let execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
+            execs.keys().cloned().collect()
+        };
+        for exec in execs {
+            self.exited(&exec, LOST).await;
+        }
+        self.exited("", LOST).await;
+    }
+
+    /// Takes note that the kernel killed a process for want of memory.
+    pub fn out_of_memory(&self) {
+        self.publisher.publish(&task::TaskOOM {
+            container_id: self.id.clone(),
+            ..Default::default()
+        });
+        info!(self.log, "out of memory");
+    }
+
+    /// Sets the size of a terminal, in characters.
+    pub async fn resize(&self, exec: &str, width: u32, height: u32) -> Result<(), ContainerError> {
+        let process = self.process(exec)?;
+        let request = ResizeRequest {
+            process: MessageField::some(process.key.clone()),
+            width,
+            height,
+            ..Default::default()
+        };
+        self.guest
+            .call(async |agent, context| agent.resize(context, &request).await)
+            .await?;
+        Ok(())
+    }
+
+    /// Freezes it.
+    pub async fn pause(&self) -> Result<(), ContainerError> {
+        let container = self.reference();
+        self.guest
+            .call(async |agent, context| agent.pause(context, &container).await)
+            .await?;
+        self.paused.store(true, Ordering::Relaxed);
+        self.publisher.publish(&task::TaskPaused {
+            container_id: self.id.clone(),
+            ..Default::default()
+        });
+        Ok(())
+    }
+
+    /// Thaws it.
+    pub async fn resume(&self) -> Result<(), ContainerError> {
+        let container = self.reference();
+        self.guest
+            .call(async |agent, context| agent.resume(context, &container).await)
+            .await?;
+        self.paused.store(false, Ordering::Relaxed);
+        self.publisher.publish(&task::TaskResumed {
+            container_id: self.id.clone(),
+            ..Default::default()
+        });
+        Ok(())
+    }
+
+    /// Its processes, as the guest numbers them.
+    pub async fn pids(&self) -> Result<Vec<u32>, ContainerError> {
+        let container = self.reference();
+        let answer = self
+            .guest
+            .call(async |agent, context| agent.pids(context, &container).await)
+            .await?;
+        Ok(answer.pids)
+    }
+
+    /// What it uses.
+    pub async fn stats(&self) -> Result<StatsResponse, ContainerError> {
+        let container = self.reference();
+        Ok(self
+            .guest
+            .call(async |agent, context| agent.stats(context, &container).await)
+            .await?)
+    }
+
+    /// Changes its limits; `resources` is an OCI `linux.resources` object.
+    pub async fn update(&self, resources: Vec<u8>) -> Result<(), ContainerError> {
+        let request = UpdateRequest {
+            container: self.id.clone(),
+            resources,
+            ..Default::default()
+        };
+        self.guest
+            .call(async |agent, context| agent.update(context, &request).await)
+            .await?;
+        Ok(())
+    }
+
+    fn reference(&self) -> ContainerRef {
+        ContainerRef {
+            container: self.id.clone(),
+            ..Default::default()
+        }
+    }
+
+    fn forget(&self, exec: &str) {
+        self.execs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(exec);
+    }
+}

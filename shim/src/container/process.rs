@@ -1,0 +1,150 @@
+//! One process of a container, the first one or an exec, and its states.
+
+use std::sync::OnceLock;
+use std::time::SystemTime;
+
+use bulkhead_protocols::agent::ProcessRef;
+use tokio::sync::{Mutex, MutexGuard, watch};
+
+use super::stdio::{StdioPaths, Streams};
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// The exit code; 128 + n after signal n.
+    pub status: u32,
+    /// When the host heard of it.
+    pub at: SystemTime,
+}
+
+/// Where a process is in its life. It only ever moves down this list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Prepared, not running.
+    Created,
+    /// Running.
+    Running,
+    /// Over.
+    Stopped(Exit),
+}
+
+/// A process that the agent knows too.
+pub struct Process {
+    /// Its name in both worlds; a container's first process has an empty exec.
+    pub key: ProcessRef,
+    /// What containerd named as its stdio.
+    pub stdio: StdioPaths,
+    streams: OnceLock<Streams>,
+    status: watch::Sender<Status>,
+    turn: Mutex<()>,
+}
+
+impl Process {
+    /// A process in the state `Created`.
+    pub fn new(container: &str, exec: &str, stdio: StdioPaths) -> Self {
+        Self {
+            key: ProcessRef {
+                container: container.to_owned(),
+                exec: exec.to_owned(),
+                ..Default::default()
+            },
+            stdio,
+            streams: OnceLock::new(),
+            status: watch::Sender::new(Status::Created),
+            turn: Mutex::new(()),
+        }
+    }
+
+    /// How messages call it.
+    pub fn name(&self) -> String {
+        if self.key.exec.is_empty() {
+            format!("container {}", self.key.container)
+        } else {
+            format!("exec {} of container {}", self.key.exec, self.key.container)
+        }
+    }
+
+    /// Where it is now.
+    pub fn status(&self) -> Status {
+        *self.status.borrow()
+    }
+
+    /// Moves it; `Stopped` is final.
+    pub fn set(&self, status: Status) {
+        self.status.send_if_modified(|current| {
+            let moves = !matches!(current, Status::Stopped(_)) && *current != status;
+            if moves {
+                *current = status;
+            }
+            moves
+        });
+    }
+
+    /// Returns once it is over.
+    pub async fn wait(&self) -> Exit {
+        let mut status = self.status.subscribe();
+        loop {
+            if let Status::Stopped(exit) = *status.borrow_and_update() {
+                return exit;
+            }
+            if status.changed().await.is_err() {
+                // The sender is in `self`, so this is never reached while someone waits.
+                return Exit {
+                    status: super::LOST,
+                    at: SystemTime::now(),
+                };
+            }
+        }
+    }
+
+    /// Start, delete and the news of its end happen one after another: an event that containerd
+    /// gets never overtakes an earlier one.
+    pub async fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
+    /// Attaches the copies of its stdio; once.
+    pub fn attach(&self, streams: Streams) {
+        // A second call would drop the new streams, which ends them.
+        let _ = self.streams.set(streams);
+    }
+
+    /// The copies of its stdio, if any run.
+    pub fn streams(&self) -> Option<&Streams> {
+        self.streams.get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_first_end_counts_and_everyone_hears_of_it() {
+        let process = std::sync::Arc::new(Process::new("c", "", StdioPaths::default()));
+        let waiters: Vec<_> = (0..3)
+            .map(|_| {
+                let process = process.clone();
+                tokio::spawn(async move { process.wait().await.status })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        process.set(Status::Running);
+        process.set(Status::Stopped(Exit {
+            status: 3,
+            at: SystemTime::now(),
+        }));
+        process.set(Status::Stopped(Exit {
+            status: 137,
+            at: SystemTime::now(),
+        }));
+        process.set(Status::Running);
+        for waiter in waiters {
+            assert_eq!(waiter.await.unwrap(), 3);
+        }
+        assert!(matches!(
+            process.status(),
+            Status::Stopped(Exit { status: 3, .. })
+        ));
+    }
+}

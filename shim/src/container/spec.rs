@@ -1,0 +1,490 @@
+//! From the OCI spec that containerd wrote for this host to the one that the guest carries out.
+//!
+//! Paths of the host become paths of the guest. What a guest cannot honour is refused with the
+//! field's name: a container never runs with less than its spec says.
+//! Rules: the OCI runtime specification 1.2, `config.md` and `config-linux.md`.
+
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Mount, Process, Spec};
+use thiserror::Error;
+
+use crate::storage::mount;
+use crate::storage::share::{ContainerTree, ShareError};
+
+/// File systems that a guest makes by itself.
+const GUEST_FILE_SYSTEMS: [&str; 6] = ["cgroup", "devpts", "mqueue", "proc", "sysfs", "tmpfs"];
+
+/// Directories of the host whose content means the kernel: the guest has its own.
+const KERNEL_DIRECTORIES: [&str; 3] = ["/dev", "/proc", "/sys"];
+
+/// A spec that cannot be carried out.
+#[derive(Debug, Error)]
+pub enum SpecError {
+    /// The file cannot be read or is no spec.
+    #[error("{path}: {reason}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A field that every container needs.
+    #[error("{field} is missing from the OCI spec")]
+    Missing {
+        /// Its path in the document.
+        field: &'static str,
+    },
+    /// A field asks for what a container in a microVM cannot have.
+    #[error("{field} of the OCI spec: {reason}")]
+    Refused {
+        /// Its path in the document.
+        field: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A field names something on the host that is not there or cannot be mounted.
+    #[error("{field} of the OCI spec: {source}")]
+    Source {
+        /// Its path in the document.
+        field: String,
+        /// What happened.
+        source: ShareError,
+    },
+    /// The changed spec cannot be written down.
+    #[error("the guest's OCI spec cannot be encoded: {0}")]
+    Encode(#[from] serde_json::Error),
+}
+
+/// Reads the bundle's `config.json`.
+pub fn load(bundle: &Path) -> Result<Spec, SpecError> {
+    let path = bundle.join("config.json");
+    Spec::load(&path).map_err(|error| {
+        // The reason is in the source, the error itself names no more than the kind.
+        let reason = std::error::Error::source(&error).map_or_else(
+            || error.to_string(),
+            |source| format!("no OCI spec: {source}"),
+        );
+        SpecError::Unreadable { path, reason }
+    })
+}
+
+/// Where the spec has its root file system on the host; relative to the bundle, as the OCI bundle
+/// document says.
+pub fn root(spec: &Spec, bundle: &Path) -> Result<PathBuf, SpecError> {
+    let root = spec
+        .root()
+        .as_ref()
+        .ok_or(SpecError::Missing { field: "root" })?;
+    Ok(bundle.join(root.path()))
+}
+
+/// Rewrites `spec` for the guest, whose root file system is at `rootfs` there; makes the bind
+/// mounts that it names. Returns the JSON document.
+pub fn for_guest(
+    mut spec: Spec,
+    rootfs: String,
+    bundle: &Path,
+    tree: &mut ContainerTree,
+) -> Result<Vec<u8>, SpecError> {
+    refuse_document(&spec)?;
+    let Some(process) = spec.process() else {
+        return Err(SpecError::Missing { field: "process" });
+    };
+    refuse_process(process, "process")?;
+    match spec.root_mut() {
+        Some(root) => {
+            root.set_path(rootfs.into());
+        }
+        None => return Err(SpecError::Missing { field: "root" }),
+    }
+    match spec.linux_mut() {
+        Some(linux) => {
+            refuse_linux(linux)?;
+            guest_namespaces(linux)?;
+        }
+        None => return Err(SpecError::Missing { field: "linux" }),
+    }
+    for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
+        guest_mount(mount, index, bundle, tree)?;
+    }
+    Ok(serde_json::to_vec(&spec)?)
+}
+
+/// Checks the process of an exec.
+pub fn check_exec(process: &[u8]) -> Result<(), SpecError> {
+    let process: Process = serde_json::from_slice(process).map_err(|error| SpecError::Refused {
+        field: "process".to_owned(),
+        reason: format!("no OCI process: {error}"),
+    })?;
+    refuse_process(&process, "process")
+}
+
+fn refused(field: impl Into<String>, reason: &str) -> SpecError {
+    SpecError::Refused {
+        field: field.into(),
+        reason: reason.to_owned(),
+    }
+}
+
+fn refuse_document(spec: &Spec) -> Result<(), SpecError> {
+    let hooks = spec.hooks().as_ref().is_some_and(|hooks| {
+        #[allow(deprecated)] // prestart is deprecated, and still asked for
+        [
+            hooks.prestart(),
+            hooks.create_runtime(),
+            hooks.create_container(),
+            hooks.start_container(),
+            hooks.poststart(),
+            hooks.poststop(),
+        ]
+        .into_iter()
+        .flatten()
+        .any(|list| !list.is_empty())
+    });
+    let rules = [
+        (
+            hooks,
+            "hooks",
+            "a program of the host cannot act on a container in a guest",
+        ),
+        (spec.solaris().is_some(), "solaris", "the guest runs Linux"),
+        (spec.windows().is_some(), "windows", "the guest runs Linux"),
+        (
+            spec.vm().is_some(),
+            "vm",
+            "the VM is the runtime's own; see its configuration file",
+        ),
+    ];
+    first_broken(&rules, "")
+}
+
+fn refuse_process(process: &Process, field: &str) -> Result<(), SpecError> {
+    let set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+    let no_lsm = "the guest's kernel has no such security module";
+    let rules = [
+        (
+            process.args().as_ref().is_none_or(Vec::is_empty),
+            "args",
+            "must name a program",
+        ),
+        (set(process.apparmor_profile()), "apparmorProfile", no_lsm),
+        (set(process.selinux_label()), "selinuxLabel", no_lsm),
+        (
+            !process.cwd().is_absolute(),
+            "cwd",
+            "must be an absolute path",
+        ),
+    ];
+    first_broken(&rules, &format!("{field}."))
+}
+
+fn refuse_linux(linux: &Linux) -> Result<(), SpecError> {
+    let mapped = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    let resources = linux.resources().as_ref();
+    let rules = [
+        (
+            mapped(linux.uid_mappings()),
+            "uidMappings",
+            "user namespaces are not supported",
+        ),
+        (
+            mapped(linux.gid_mappings()),
+            "gidMappings",
+            "user namespaces are not supported",
+        ),
+        (
+            linux
+                .mount_label()
+                .as_ref()
+                .is_some_and(|label| !label.is_empty()),
+            "mountLabel",
+            "the guest's kernel has no such security module",
+        ),
+        (
+            linux.intel_rdt().is_some(),
+            "intelRdt",
+            "a guest has no resctrl file system",
+        ),
+        (
+            linux.memory_policy().is_some(),
+            "memoryPolicy",
+            "a guest has one memory node",
+        ),
+        (
+            linux
+                .net_devices()
+                .as_ref()
+                .is_some_and(|devices| !devices.is_empty()),
+            "netDevices",
+            "devices of the host cannot be moved into a guest",
+        ),
+        (
+            resources.is_some_and(|resources| resources.network().is_some()),
+            "resources.network",
+            "cgroup v2, which the guest has, knows no network classes",
+        ),
+        (
+            resources.is_some_and(|resources| resources.rdma().is_some()),
+            "resources.rdma",
+            "a guest has no RDMA devices",
+        ),
+    ];
+    first_broken(&rules, "linux.")
+}
+
+fn first_broken(rules: &[(bool, &str, &str)], prefix: &str) -> Result<(), SpecError> {
+    match rules.iter().find(|(broken, ..)| *broken) {
+        Some((_, field, reason)) => Err(refused(format!("{prefix}{field}"), reason)),
+        None => Ok(()),
+    }
+}
+
+/// Namespaces of the host mean nothing in a guest. The network namespace is the guest's own: the
+/// VM is the container's network boundary.
+fn guest_namespaces(linux: &mut Linux) -> Result<(), SpecError> {
+    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+    for namespace in &namespaces {
+        // As the document spells it.
+        let field = || {
+            let kind = serde_json::to_value(namespace.typ()).unwrap_or_default();
+            format!(
+                "linux.namespaces[{}].path",
+                kind.as_str().unwrap_or_default()
+            )
+        };
+        match (namespace.typ(), namespace.path()) {
+            (LinuxNamespaceType::User, _) => {
+                let reason = "user namespaces are not supported";
+                return Err(refused("linux.namespaces[user]", reason));
+            }
+            (LinuxNamespaceType::Network, Some(_)) => {
+                return Err(refused(
+                    field(),
+                    "interfaces of the host are not carried into the guest",
+                ));
+            }
+            (_, Some(_)) => {
+                return Err(refused(
+                    field(),
+                    "a namespace of the host cannot be joined from a guest",
+                ));
+            }
+            (_, None) => {}
+        }
+    }
+    for (needed, name) in [
+        (LinuxNamespaceType::Mount, "mount"),
+        (LinuxNamespaceType::Pid, "pid"),
+        (LinuxNamespaceType::Network, "network"),
+        (LinuxNamespaceType::Ipc, "ipc"),
+        (LinuxNamespaceType::Uts, "uts"),
+    ] {
+        if !namespaces.iter().any(|namespace| namespace.typ() == needed) {
+            return Err(refused(
+                "linux.namespaces",
+                &format!("no {name} namespace, and the host's cannot be shared with a guest"),
+            ));
+        }
+    }
+    namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Network);
+    linux.set_namespaces(Some(namespaces));
+    // The guest's cgroups are the agent's to name.
+    linux.set_cgroups_path(None);
+    Ok(())
+}
+
+fn guest_mount(
+    mount: &mut Mount,
+    index: usize,
+    bundle: &Path,
+    tree: &mut ContainerTree,
+) -> Result<(), SpecError> {
+    let options = mount.options().clone().unwrap_or_default();
+    let is_bind = options
+        .iter()
+        .any(|option| option == "bind" || option == "rbind");
+    let fstype = mount.typ().clone().unwrap_or_default();
+    if !is_bind && fstype != "bind" {
+        return if GUEST_FILE_SYSTEMS.contains(&fstype.as_str()) {
+            Ok(())
+        } else {
+            let known = GUEST_FILE_SYSTEMS.join(", ");
+            Err(refused(
+                format!("mounts[{index}].type"),
+                &format!("{fstype:?} is not supported; known are bind, {known}"),
+            ))
+        };
+    }
+    if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
+        return Err(refused(
+            format!("mounts[{index}].uidMappings"),
+            "idmapped mounts are not supported",
+        ));
+    }
+    let field = format!("mounts[{index}].source");
+    let Some(source) = mount.source().clone() else {
+        return Err(refused(field, "a bind mount needs one"));
+    };
+    // runc takes a relative source from the bundle.
+    let source = bundle.join(source);
+    if is_kernels(&source) {
+        mount.set_source(Some(source));
+        return Ok(());
+    }
+    if fs::metadata(&source).is_ok_and(|metadata| metadata.file_type().is_socket()) {
+        return Err(refused(
+            field,
+            "a socket of the host cannot be reached from a guest",
+        ));
+    }
+    let read_only = options
+        .iter()
+        .any(|option| option == "ro" || option == "rro");
+    let mut host_options = vec!["rbind".to_owned()];
+    if read_only {
+        host_options.push("ro".to_owned());
+    }
+    let guest = tree
+        .bind(&source, &host_options)
+        .map_err(|source| SpecError::Source { field, source })?;
+    mount.set_source(Some(guest.into()));
+    Ok(())
+}
+
+/// Whether a bind source is one of the kernel's own files, devices first of all.
+fn is_kernels(source: &Path) -> bool {
+    KERNEL_DIRECTORIES
+        .iter()
+        .any(|directory| source.starts_with(directory))
+        && !source.starts_with("/dev/shm")
+}
+
+/// What a snapshotter gave, in this crate's words.
+pub fn rootfs_mounts(mounts: &[containerd_shim_protos::api::Mount]) -> Vec<mount::Mount> {
+    mounts
+        .iter()
+        .map(|given| mount::Mount {
+            fstype: given.type_.clone(),
+            source: given.source.clone(),
+            options: given.options.clone(),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(change: impl FnOnce(&mut serde_json::Value)) -> Spec {
+        let mut document = serde_json::json!({
+            "ociVersion": "1.2.0",
+            "process": { "user": { "uid": 0, "gid": 0 }, "args": ["true"], "cwd": "/" },
+            "root": { "path": "rootfs" },
+            "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
+            "linux": {
+                "cgroupsPath": "/default/x",
+                "namespaces": [
+                    { "type": "pid" }, { "type": "ipc" }, { "type": "uts" },
+                    { "type": "mount" }, { "type": "network" },
+                ],
+            },
+        });
+        change(&mut document);
+        serde_json::from_value(document).unwrap()
+    }
+
+    fn convert(spec: Spec) -> Result<serde_json::Value, SpecError> {
+        let mut tree = ContainerTree::unmounted_for_tests();
+        let bytes = for_guest(
+            spec,
+            "/guest/rootfs".into(),
+            Path::new("/bundle"),
+            &mut tree,
+        )?;
+        Ok(serde_json::from_slice(&bytes).unwrap())
+    }
+
+    #[test]
+    fn host_paths_do_not_reach_the_guest() {
+        let guest = convert(spec(|_| {})).unwrap();
+        assert_eq!(guest["root"]["path"], "/guest/rootfs");
+        assert!(guest["linux"].get("cgroupsPath").is_none());
+        let kinds: Vec<_> = guest["linux"]["namespaces"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .collect();
+        assert!(
+            kinds.iter().all(|namespace| namespace["type"] != "network"),
+            "{kinds:?}"
+        );
+    }
+
+    #[test]
+    fn the_kernels_files_are_the_guests_own() {
+        let guest = convert(spec(|spec| {
+            spec["mounts"][0] = serde_json::json!({
+                "destination": "/dev/kvm", "type": "bind", "source": "/dev/kvm", "options": ["bind"],
+            });
+        }));
+        assert_eq!(guest.unwrap()["mounts"][0]["source"], "/dev/kvm");
+    }
+
+    #[test]
+    fn what_a_guest_cannot_honour_is_refused_by_name() {
+        let refuse = |field: &str, change: fn(&mut serde_json::Value)| {
+            let error = convert(spec(change)).unwrap_err().to_string();
+            assert!(error.starts_with(field), "{field}: {error}");
+        };
+        refuse("process is missing", |s| drop(s["process"].take()));
+        refuse("root is missing", |s| drop(s["root"].take()));
+        refuse("linux is missing", |s| drop(s["linux"].take()));
+        refuse("process.args", |s| {
+            s["process"]["args"] = serde_json::json!([]);
+        });
+        refuse("process.cwd", |s| s["process"]["cwd"] = "tmp".into());
+        refuse("process.apparmorProfile", |s| {
+            s["process"]["apparmorProfile"] = "x".into();
+        });
+        refuse("process.selinuxLabel", |s| {
+            s["process"]["selinuxLabel"] = "x".into();
+        });
+        refuse("hooks", |s| {
+            s["hooks"] = serde_json::json!({"poststop": [{"path": "/bin/x"}]});
+        });
+        refuse("vm", |s| {
+            s["vm"] = serde_json::json!({"kernel": {"path": "/k"}});
+        });
+        refuse("mounts[0].type", |s| s["mounts"][0]["type"] = "nfs".into());
+        refuse("mounts[0].source", |s| {
+            s["mounts"][0] = serde_json::json!({
+                "destination": "/a", "type": "bind", "source": "/nonexistent", "options": ["rbind"],
+            });
+        });
+        refuse("linux.intelRdt", |s| {
+            s["linux"]["intelRdt"] = serde_json::json!({});
+        });
+        refuse("linux.mountLabel", |s| {
+            s["linux"]["mountLabel"] = "x".into();
+        });
+        refuse("linux.uidMappings", |s| {
+            s["linux"]["uidMappings"] =
+                serde_json::json!([{"hostID": 1, "containerID": 0, "size": 1}]);
+        });
+        refuse("linux.resources.network", |s| {
+            s["linux"]["resources"] = serde_json::json!({"network": {"classID": 1}});
+        });
+        refuse("linux.namespaces", |s| {
+            drop(s["linux"]["namespaces"].as_array_mut().unwrap().pop());
+        });
+        refuse("linux.namespaces[network].path", |s| {
+            s["linux"]["namespaces"][4]["path"] = "/run/netns/x".into();
+        });
+        refuse("linux.namespaces[user]", |s| {
+            s["linux"]["namespaces"][0]["type"] = "user".into();
+        });
+    }
+}

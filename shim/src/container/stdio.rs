@@ -1,0 +1,403 @@
+//! The stdio of a process: from the FIFOs that containerd made to vsock streams, and back.
+//!
+//! Bytes are copied straight through with a bounded buffer: a reader that stops reading stops the
+//! writer in the guest. An output ends when the guest has sent its last byte, however long after the
+//! process that may be.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bulkhead_protocols::{STREAM_ACK, STREAM_WINDOW, agent};
+use thiserror::Error;
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+use tokio::task::JoinHandle;
+use tokio::time::timeout_at;
+
+use crate::guest::{Guest, GuestError};
+
+/// Bytes of stdin in flight in the shim; also what a FIFO holds.
+const BUFFER: usize = 64 << 10;
+
+/// A stdio path that cannot be used.
+#[derive(Debug, Error)]
+pub enum StdioError {
+    /// The path cannot be opened.
+    #[error("{stream} {path}: {source}")]
+    Open {
+        /// `stdin`, `stdout` or `stderr`.
+        stream: &'static str,
+        /// What containerd named.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The path is a URI of a scheme that needs a logging program on the host.
+    #[error("{stream} {uri:?}: known are a FIFO's path, fifo:// and file://")]
+    Scheme {
+        /// `stdin`, `stdout` or `stderr`.
+        stream: &'static str,
+        /// What containerd named.
+        uri: String,
+    },
+}
+
+/// What containerd names; an empty path means that the process has none.
+#[derive(Debug, Clone, Default)]
+pub struct StdioPaths {
+    /// Read by the process.
+    pub stdin: String,
+    /// Written by the process.
+    pub stdout: String,
+    /// Written by the process; unused with a terminal.
+    pub stderr: String,
+    /// Whether the process has a terminal.
+    pub terminal: bool,
+}
+
+enum Output {
+    Fifo(pipe::Sender),
+    File(tokio::fs::File),
+}
+
+/// The host's ends, opened, and the numbers of the streams that will join them to the guest's.
+pub struct Prepared {
+    numbers: agent::Stdio,
+    stdin: Option<(pipe::Receiver, OwnedFd)>,
+    outputs: Vec<(u64, Output)>,
+}
+
+impl Prepared {
+    /// Opens what `paths` names.
+    pub fn open(paths: &StdioPaths, guest: &Guest) -> Result<Self, StdioError> {
+        let mut prepared = Self {
+            numbers: agent::Stdio {
+                terminal: paths.terminal,
+                ..Default::default()
+            },
+            stdin: None,
+            outputs: Vec::new(),
+        };
+        if !paths.stdin.is_empty() {
+            prepared.stdin = Some(open_stdin(&paths.stdin)?);
+            prepared.numbers.stdin = guest.new_stream();
+        }
+        if !paths.stdout.is_empty() {
+            let number = guest.new_stream();
+            prepared
+                .outputs
+                .push((number, open_output("stdout", &paths.stdout)?));
+            prepared.numbers.stdout = number;
+        }
+        if !paths.stderr.is_empty() && !paths.terminal {
+            let number = guest.new_stream();
+            prepared
+                .outputs
+                .push((number, open_output("stderr", &paths.stderr)?));
+            prepared.numbers.stderr = number;
+        }
+        Ok(prepared)
+    }
+
+    /// What the agent is told.
+    pub fn numbers(&self) -> agent::Stdio {
+        self.numbers.clone()
+    }
+
+    /// Joins the host's ends to the guest's, which the agent knows by now.
+    pub async fn connect(self, guest: &Guest) -> Result<Streams, GuestError> {
+        let mut outputs = Vec::new();
+        for (number, output) in self.outputs {
+            let stream = guest.open_stream(number).await?;
+            outputs.push(tokio::spawn(copy_output(stream, output)));
+        }
+        let mut streams = Streams::default();
+        if let Some((fifo, keeper)) = self.stdin {
+            let stream = guest.open_stream(self.numbers.stdin).await?;
+            streams.stdin = Mutex::new(Some(keeper));
+            streams.input = Some(tokio::spawn(copy_input(fifo, stream)));
+        }
+        streams.outputs = Mutex::new(outputs);
+        Ok(streams)
+    }
+}
+
+/// The running copies of one process. Dropping it ends them.
+#[derive(Default)]
+pub struct Streams {
+    /// A writer of the stdin FIFO, so that a client may come and go: its end is the end of stdin.
+    stdin: Mutex<Option<OwnedFd>>,
+    input: Option<JoinHandle<()>>,
+    outputs: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Streams {
+    /// Ends stdin once the clients that have it open have ended theirs.
+    pub fn close_stdin(&self) {
+        self.stdin
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+    }
+
+    /// Waits for the last byte of every output, at most this long.
+    pub async fn drain(&self, at_most: Duration) {
+        let deadline = tokio::time::Instant::now() + at_most;
+        let outputs =
+            std::mem::take(&mut *self.outputs.lock().unwrap_or_else(PoisonError::into_inner));
+        for mut output in outputs {
+            if timeout_at(deadline, &mut output).await.is_err() {
+                output.abort();
+            }
+        }
+    }
+}
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        if let Some(input) = &self.input {
+            input.abort();
+        }
+        for output in self
+            .outputs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .drain(..)
+        {
+            output.abort();
+        }
+    }
+}
+
+async fn copy_output(stream: UnixStream, output: Output) {
+    // An error of either side is the end: the client is gone, or the process, or the VM, and each of
+    // these is reported where it happens.
+    let _ = match output {
+        Output::Fifo(fifo) => hand_on(stream, fifo).await,
+        Output::File(file) => hand_on(stream, file).await,
+    };
+}
+
+/// Copies to the end, and acknowledges what the far side has taken.
+async fn hand_on(mut stream: UnixStream, mut to: impl AsyncWrite + Unpin) -> io::Result<()> {
+    let mut buffer = vec![0; STREAM_WINDOW];
+    let mut taken = 0;
+    loop {
+        let count = stream.read(&mut buffer).await?;
+        if count == 0 {
+            return to.shutdown().await;
+        }
+        to.write_all(&buffer[..count]).await?;
+        taken += count;
+        // As many bytes as it is; their value means nothing.
+        stream.write_all(&buffer[..taken / STREAM_ACK]).await?;
+        taken %= STREAM_ACK;
+    }
+}
+
+async fn copy_input(fifo: pipe::Receiver, mut stream: UnixStream) {
+    let mut fifo = BufReader::with_capacity(BUFFER, fifo);
+    if tokio::io::copy_buf(&mut fifo, &mut stream).await.is_ok() {
+        let _ = stream.shutdown().await;
+    }
+}
+
+fn open_stdin(path: &str) -> Result<(pipe::Receiver, OwnedFd), StdioError> {
+    let path = plain_path("stdin", path)?;
+    let failed = |source| StdioError::Open {
+        stream: "stdin",
+        path: path.to_owned(),
+        source,
+    };
+    let fifo = pipe::OpenOptions::new()
+        .open_receiver(path)
+        .map_err(failed)?;
+    // There is a reader now, so this does not fail with ENXIO.
+    let keeper = OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(failed)?;
+    Ok((fifo, keeper.into()))
+}
+
+fn open_output(stream: &'static str, path: &str) -> Result<Output, StdioError> {
+    if let Some(path) = path.strip_prefix("file://") {
+        let path = Path::new(path);
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        return output_file(file, stream, path);
+    }
+    let path = plain_path(stream, path)?;
+    let failed = |source| StdioError::Open {
+        stream,
+        path: path.to_owned(),
+        source,
+    };
+    let kind = std::fs::metadata(path).map_err(failed)?.file_type();
+    if !kind.is_fifo() {
+        return output_file(OpenOptions::new().append(true).open(path), stream, path);
+    }
+    // Open for reading too: opening does not wait for a client, and one that detaches does not
+    // break the process's output.
+    let fifo = pipe::OpenOptions::new()
+        .read_write(true)
+        .open_sender(path)
+        .map_err(failed)?;
+    Ok(Output::Fifo(fifo))
+}
+
+fn output_file(
+    file: io::Result<File>,
+    stream: &'static str,
+    path: &Path,
+) -> Result<Output, StdioError> {
+    file.map(|file| Output::File(tokio::fs::File::from_std(file)))
+        .map_err(|source| StdioError::Open {
+            stream,
+            path: path.to_owned(),
+            source,
+        })
+}
+
+fn plain_path<'a>(stream: &'static str, uri: &'a str) -> Result<&'a Path, StdioError> {
+    let path = uri.strip_prefix("fifo://").unwrap_or(uri);
+    if path.contains("://") {
+        return Err(StdioError::Scheme {
+            stream,
+            uri: uri.to_owned(),
+        });
+    }
+    Ok(Path::new(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::stat::Mode;
+
+    struct Dir(PathBuf);
+
+    impl Dir {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("stdio-{name}-{}", std::process::id()));
+            std::fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+
+        fn fifo(&self, name: &str) -> String {
+            let path = self.0.join(name);
+            nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
+            path.to_str().unwrap().to_owned()
+        }
+    }
+
+    impl Drop for Dir {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[tokio::test]
+    async fn output_survives_a_client_that_detaches() {
+        let dir = Dir::new("detach");
+        let path = dir.fifo("out");
+        let output = open_output("stdout", &path).unwrap();
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        let copying = tokio::spawn(copy_output(host, output));
+
+        let first = pipe::OpenOptions::new().open_receiver(&path).unwrap();
+        drop(first);
+        guest.write_all(b"late").await.unwrap();
+        let mut second = pipe::OpenOptions::new().open_receiver(&path).unwrap();
+        drop(guest);
+        let mut read = String::new();
+        second.read_to_string(&mut read).await.unwrap();
+        copying.await.unwrap();
+        assert_eq!(read, "late");
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_stops_stops_the_writer() {
+        let dir = Dir::new("pressure");
+        let path = dir.fifo("out");
+        let output = open_output("stdout", &path).unwrap();
+        let (guest, host) = UnixStream::pair().unwrap();
+        let _copying = tokio::spawn(copy_output(host, output));
+        let block = vec![7; 1 << 20];
+        let mut sent = 0;
+        loop {
+            let write = async {
+                guest.writable().await?;
+                guest.try_write(&block)
+            };
+            match tokio::time::timeout(Duration::from_millis(300), write).await {
+                Ok(Ok(count)) => sent += count,
+                Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(Err(error)) => panic!("{error}"),
+                Err(_) => break,
+            }
+            assert!(sent < 8 << 20, "nothing holds the writer back");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_handed_on_is_acknowledged() {
+        let dir = Dir::new("ack");
+        let path = dir.0.join("out").display().to_string();
+        let output = open_output("stdout", &format!("file://{path}")).unwrap();
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        let copying = tokio::spawn(copy_output(host, output));
+        let mut acks = [0; 8];
+        guest.write_all(&vec![1; 2 * STREAM_ACK + 1]).await.unwrap();
+        guest.read_exact(&mut acks[..2]).await.unwrap();
+        guest.write_all(&vec![1; STREAM_ACK - 1]).await.unwrap();
+        guest.read_exact(&mut acks[..1]).await.unwrap();
+        drop(guest);
+        copying.await.unwrap();
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().len(),
+            3 * STREAM_ACK as u64
+        );
+    }
+
+    #[tokio::test]
+    async fn stdin_ends_when_it_is_closed_and_not_when_a_client_leaves() {
+        let dir = Dir::new("stdin");
+        let path = dir.fifo("in");
+        let (fifo, keeper) = open_stdin(&path).unwrap();
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        let copying = tokio::spawn(copy_input(fifo, host));
+        for word in ["one ", "two"] {
+            std::fs::write(&path, word).unwrap();
+        }
+        let mut read = [0; 7];
+        guest.read_exact(&mut read).await.unwrap();
+        assert_eq!(&read, b"one two");
+        assert!(!copying.is_finished());
+        drop(keeper);
+        assert_eq!(guest.read(&mut read).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_path_that_cannot_be_used_is_named() {
+        let error = open_output("stdout", "/nonexistent/out")
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            error.starts_with("stdout /nonexistent/out: No such file"),
+            "{error}"
+        );
+        let error = open_output("stderr", "binary:///bin/logger?x=1")
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(error.contains("binary:///bin/logger"), "{error}");
+    }
+}

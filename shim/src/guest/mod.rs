@@ -1,0 +1,210 @@
+//! The way into the guest: calls to the agent, each with a deadline, and stdio streams.
+//!
+//! Everything that comes back was written by an attacker. Numbers are numbers, and text is cut,
+//! cleaned and shown to people, nothing else.
+
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bulkhead_protocols::agent::{Empty, Event, SetupRequest, SetupResponse};
+use bulkhead_protocols::agent_ttrpc::AgentClient;
+use bulkhead_protocols::{STREAM_PORT, hybrid_vsock};
+use thiserror::Error;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+use ttrpc::Code;
+use ttrpc::asynchronous::transport::Socket;
+use ttrpc::asynchronous::{Client, ClientStreamReceiver};
+use ttrpc::context::Context;
+
+/// How long the agent may take for a call. Creating a container under software emulation on a busy
+/// host takes seconds; nothing takes a minute.
+const CALL_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long the guest may take for its last sync.
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How much of an error's text is kept.
+const TEXT_LIMIT: usize = 2048;
+
+/// A call to the agent that did not succeed.
+#[derive(Debug, Error)]
+pub enum GuestError {
+    /// The agent refused; the code is one of those that agent.proto names.
+    #[error("{text}")]
+    Refused {
+        /// NOT_FOUND, ALREADY_EXISTS, INVALID_ARGUMENT, FAILED_PRECONDITION or INTERNAL.
+        code: Code,
+        /// Its reason, cleaned.
+        text: String,
+    },
+    /// The agent did not answer in time.
+    #[error("the guest did not answer within {} s", .0.as_secs())]
+    Deadline(Duration),
+    /// The connection is gone: so is the VM, or it will be soon.
+    #[error("the connection to the guest is lost: {0}")]
+    Lost(String),
+    /// A stdio stream cannot be opened.
+    #[error("a stdio stream to the guest cannot be opened: {0}")]
+    Stream(#[source] io::Error),
+}
+
+/// A guest whose agent answers.
+#[derive(Clone)]
+pub struct Guest {
+    client: AgentClient,
+    vsock: Arc<Path>,
+    next_stream: Arc<AtomicU64>,
+}
+
+impl Guest {
+    /// Takes the connection on which the agent serves, and the VM's vsock socket.
+    pub fn new(control: UnixStream, vsock: PathBuf) -> Self {
+        Self {
+            client: AgentClient::new(Client::new(Socket::new(control))),
+            vsock: vsock.into(),
+            next_stream: Arc::new(AtomicU64::new(1)),
+        }
+    }
+
+    /// Makes the guest ready for containers.
+    pub async fn setup(&self, request: &SetupRequest) -> Result<SetupResponse, GuestError> {
+        self.call(async |agent, context| agent.setup(context, request).await)
+            .await
+    }
+
+    /// Syncs the guest's file systems; the VM may be ended afterwards.
+    pub async fn shutdown(&self) -> Result<(), GuestError> {
+        let nothing = Empty::new();
+        bounded(
+            SHUTDOWN_DEADLINE,
+            self.client.shutdown(Context::default(), &nothing),
+        )
+        .await
+        .map(drop)
+    }
+
+    /// What happens in the guest from now on.
+    pub async fn events(&self) -> Result<ClientStreamReceiver<Event>, GuestError> {
+        let nothing = Empty::new();
+        bounded(
+            CALL_DEADLINE,
+            self.client.events(Context::default(), &nothing),
+        )
+        .await
+    }
+
+    /// Makes one call with the usual deadline.
+    pub async fn call<T>(
+        &self,
+        call: impl AsyncFnOnce(&AgentClient, Context) -> ttrpc::Result<T>,
+    ) -> Result<T, GuestError> {
+        bounded(CALL_DEADLINE, call(&self.client, Context::default())).await
+    }
+
+    /// A number for a stdio stream, never used before.
+    pub fn new_stream(&self) -> u64 {
+        self.next_stream.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Opens the stdio stream of this number.
+    pub async fn open_stream(&self, number: u64) -> Result<UnixStream, GuestError> {
+        let open = async {
+            let mut stream = hybrid_vsock::connect(&self.vsock, STREAM_PORT).await?;
+            stream.write_all(&number.to_be_bytes()).await?;
+            Ok(stream)
+        };
+        match timeout(CALL_DEADLINE, open).await {
+            Ok(stream) => stream.map_err(GuestError::Stream),
+            Err(_) => Err(GuestError::Deadline(CALL_DEADLINE)),
+        }
+    }
+}
+
+/// ttrpc's own deadline covers the answer alone; this one covers the sending too.
+async fn bounded<T>(
+    deadline: Duration,
+    call: impl Future<Output = ttrpc::Result<T>>,
+) -> Result<T, GuestError> {
+    match timeout(deadline, call).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(ttrpc::Error::RpcStatus(status))) => match status.code() {
+            Code::DEADLINE_EXCEEDED => Err(GuestError::Deadline(deadline)),
+            code @ (Code::NOT_FOUND
+            | Code::ALREADY_EXISTS
+            | Code::INVALID_ARGUMENT
+            | Code::FAILED_PRECONDITION) => Err(GuestError::Refused {
+                code,
+                text: clean(status.message()),
+            }),
+            _ => Err(GuestError::Refused {
+                code: Code::INTERNAL,
+                text: clean(status.message()),
+            }),
+        },
+        Ok(Err(error)) => Err(GuestError::Lost(clean(&error.to_string()))),
+        Err(_) => Err(GuestError::Deadline(deadline)),
+    }
+}
+
+/// Text of the guest, fit for a log and a terminal: no control characters, no more than a page.
+pub fn clean(text: &str) -> String {
+    let cleaned: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(TEXT_LIMIT)
+        .collect();
+    cleaned.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guests_text_cannot_drive_a_terminal() {
+        assert_eq!(clean("\x1b[2Jgone\r\n\u{9b}x "), "[2Jgone   x");
+        assert_eq!(clean(&"é".repeat(9999)).chars().count(), TEXT_LIMIT);
+    }
+
+    #[tokio::test]
+    async fn the_guest_chooses_no_code_but_its_own() {
+        let answer = |code| {
+            let status = ttrpc::get_status(code, "no".to_owned());
+            bounded(CALL_DEADLINE, async {
+                Err::<(), _>(ttrpc::Error::RpcStatus(status))
+            })
+        };
+        let refused = answer(Code::NOT_FOUND).await.unwrap_err();
+        assert!(matches!(
+            refused,
+            GuestError::Refused {
+                code: Code::NOT_FOUND,
+                ..
+            }
+        ));
+        let refused = answer(Code::UNAUTHENTICATED).await.unwrap_err();
+        assert!(matches!(
+            refused,
+            GuestError::Refused {
+                code: Code::INTERNAL,
+                ..
+            }
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_silent_guest_is_left_alone_in_time() {
+        let (near, _far) = UnixStream::pair().unwrap();
+        let guest = Guest::new(near, PathBuf::from("/nonexistent"));
+        tokio::time::pause();
+        let answer =
+            guest.call(async |agent, context| agent.diagnostics(context, &Empty::new()).await);
+        assert!(matches!(answer.await.unwrap_err(), GuestError::Deadline(_)));
+    }
+}

@@ -1,0 +1,477 @@
+//! Programs that a sandbox runs on the host: the VMM, the file-share daemon, the vsock daemon.
+//!
+//! None of them outlives the shim: each asks the kernel for SIGKILL at its parent's death. The
+//! kernel means the parent *thread* (prctl(2), `PR_SET_PDEATHSIG`), so helpers are spawned from
+//! the main thread; a current-thread runtime there does.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::unistd::{getpid, getppid, pipe2};
+use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
+use thiserror::Error;
+use tokio::net::unix::pipe;
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+
+/// How much of what a helper printed is kept, in bytes: the end says why it failed.
+const OUTPUT_TAIL: usize = 4096;
+
+/// A helper that could not be started.
+#[derive(Debug, Error)]
+#[error("{} cannot be started", program.display())]
+pub struct SpawnError {
+    /// The program.
+    pub program: PathBuf,
+    /// What the system said.
+    #[source]
+    pub source: io::Error,
+}
+
+/// The end of a helper.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// How it ended.
+    pub status: Status,
+    /// The end of what it printed on stdout and stderr.
+    pub output: String,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// By itself, with this exit code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Status::Code(code) => write!(f, "ended with exit code {code}"),
+            Status::Signal(number) => match Signal::try_from(*number) {
+                Ok(signal) => write!(f, "was killed by {signal}"),
+                Err(_) => write!(f, "was killed by signal {number}"),
+            },
+        }
+    }
+}
+
+impl From<ExitStatus> for Status {
+    fn from(status: ExitStatus) -> Self {
+        match status.signal() {
+            Some(signal) => Status::Signal(signal),
+            None => Status::Code(status.code().unwrap_or(-1)),
+        }
+    }
+}
+
+/// A helper's command line.
+#[derive(Debug)]
+pub struct HelperCommand {
+    role: &'static str,
+    program: PathBuf,
+    args: Vec<OsString>,
+    inherited: Vec<OwnedFd>,
+}
+
+impl HelperCommand {
+    /// `role` is the helper's name in records and messages.
+    #[must_use]
+    pub fn new(role: &'static str, program: &Path) -> Self {
+        HelperCommand {
+            role,
+            program: program.to_owned(),
+            args: Vec::new(),
+            inherited: Vec::new(),
+        }
+    }
+
+    /// Adds an argument.
+    pub fn arg(&mut self, arg: impl Into<OsString>) -> &mut Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// Adds arguments.
+    pub fn args<A: Into<OsString>>(&mut self, args: impl IntoIterator<Item = A>) -> &mut Self {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// Hands a descriptor over to the helper; it has the returned number there.
+    pub fn inherit(&mut self, fd: impl Into<OwnedFd>) -> RawFd {
+        let fd = fd.into();
+        let number = fd.as_raw_fd();
+        self.inherited.push(fd);
+        number
+    }
+
+    /// The arguments so far.
+    #[must_use]
+    pub fn arguments(&self) -> &[OsString] {
+        &self.args
+    }
+
+    /// Starts the helper. Its stdin is /dev/null; what it prints is kept to its last 4 KiB.
+    ///
+    /// # Errors
+    /// [`SpawnError`]
+    pub fn spawn(self) -> Result<Helper, SpawnError> {
+        let HelperCommand {
+            role,
+            program,
+            args,
+            inherited,
+        } = self;
+        start(role, &program, &args, inherited).map_err(|source| SpawnError { program, source })
+    }
+}
+
+fn start(
+    role: &'static str,
+    program: &Path,
+    args: &[OsString],
+    inherited: Vec<OwnedFd>,
+) -> io::Result<Helper> {
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
+    let output = pipe::Receiver::from_owned_fd(reader)?;
+    let mut command = Command::new(program);
+    command
+        // Where anything below fails, nothing stays.
+        .kill_on_drop(true)
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::from(writer.try_clone()?))
+        .stderr(Stdio::from(writer));
+    let shim = getpid();
+    let prepare = move || {
+        prctl::set_pdeathsig(Signal::SIGKILL)?;
+        // The shim may have died before the line above.
+        if getppid() != shim {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        for fd in &inherited {
+            fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec `prepare` only makes system calls; it allocates nothing and
+    // takes no lock.
+    unsafe { command.pre_exec(prepare) };
+    let child = command.spawn()?;
+    drop(command);
+
+    // Nothing has waited for the child yet, so the id is still its own.
+    let pid = child
+        .id()
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+    let handle = pidfd(pid)?;
+    let start_time = start_time(pid)?;
+    let (sender, ended) = watch::channel(None);
+    tokio::spawn(watch_child(child, output, sender));
+    Ok(Helper {
+        role,
+        pid,
+        start_time,
+        handle,
+        ended,
+    })
+}
+
+/// Opens a pidfd (pidfd_open(2)).
+///
+/// # Errors
+/// ESRCH where there is no such process.
+pub fn pidfd(pid: u32) -> io::Result<OwnedFd> {
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
+    let pid = pid.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+    Ok(pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+/// Sends SIGKILL to the process of a pidfd. A process that is gone already is no error.
+///
+/// # Errors
+/// EPERM.
+pub fn kill(pidfd: &OwnedFd) -> io::Result<()> {
+    match pidfd_send_signal(pidfd, rustix::process::Signal::KILL) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// When a process started, in clock ticks since the host's boot. With its id it names a process
+/// for good (proc_pid_stat(5), field 22).
+///
+/// # Errors
+/// `NotFound` where there is no such process.
+pub fn start_time(pid: u32) -> io::Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    parse_start_time(&stat).ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("/proc/{pid}/stat has no start time"),
+        )
+    })
+}
+
+/// The processes that a process has started and not yet waited for, as far as the kernel tells:
+/// proc_tid_children(5) is an option of its build.
+#[must_use]
+pub fn children(pid: u32) -> Vec<u32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.unwrap_or_default();
+    children
+        .split_ascii_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect()
+}
+
+fn parse_start_time(stat: &str) -> Option<u64> {
+    // Field 2 is the program's name in parentheses, and may hold blanks and parentheses itself.
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// A running helper. Dropping it kills it.
+#[derive(Debug)]
+pub struct Helper {
+    role: &'static str,
+    pid: u32,
+    start_time: u64,
+    handle: OwnedFd,
+    ended: watch::Receiver<Option<Ended>>,
+}
+
+impl Helper {
+    /// Its name in records and messages.
+    #[must_use]
+    pub fn role(&self) -> &'static str {
+        self.role
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// When it started, in clock ticks since the host's boot.
+    #[must_use]
+    pub fn start_time(&self) -> u64 {
+        self.start_time
+    }
+
+    /// Returns at its end; any number of callers may wait.
+    pub async fn wait(&self) -> Ended {
+        let mut ended = self.ended.clone();
+        // The sender goes away without a word only together with the runtime.
+        let lost = || Ended {
+            status: Status::Signal(libc::SIGKILL),
+            output: String::new(),
+        };
+        match ended.wait_for(Option::is_some).await {
+            Ok(value) => value.clone().unwrap_or_else(lost),
+            Err(_) => lost(),
+        }
+    }
+
+    /// Kills it; one that has ended is left alone.
+    pub fn kill(&self) {
+        // It is our own child, which makes EPERM, the one error left, impossible.
+        let _ = kill(&self.handle);
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Collects what the child prints, and reports its end.
+async fn watch_child(
+    mut child: Child,
+    output: pipe::Receiver,
+    sender: watch::Sender<Option<Ended>>,
+) {
+    let mut tail = Tail::default();
+    let mut open = true;
+    let status = loop {
+        tokio::select! {
+            status = child.wait() => break status,
+            readable = output.readable(), if open => {
+                open = readable.is_ok() && tail.take_from(&output);
+            }
+        }
+    };
+    // What it wrote last is still in the pipe.
+    tail.take_from(&output);
+    let status = match status {
+        Ok(status) => status.into(),
+        // Only if someone else has waited for our child.
+        Err(_) => Status::Code(-1),
+    };
+    sender.send_replace(Some(Ended {
+        status,
+        output: tail.text(),
+    }));
+}
+
+/// The last bytes of a stream.
+#[derive(Default)]
+struct Tail(VecDeque<u8>);
+
+impl Tail {
+    /// Takes what is there now; false at the stream's end.
+    fn take_from(&mut self, output: &pipe::Receiver) -> bool {
+        let mut buffer = [0; OUTPUT_TAIL];
+        loop {
+            match output.try_read(&mut buffer) {
+                Ok(0) => return false,
+                Ok(n) => self.push(&buffer[..n]),
+                Err(e) => return e.kind() == io::ErrorKind::WouldBlock,
+            }
+        }
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        self.0.extend(bytes);
+        let excess = self.0.len().saturating_sub(OUTPUT_TAIL);
+        self.0.drain(..excess);
+    }
+
+    fn text(mut self) -> String {
+        String::from_utf8_lossy(self.0.make_contiguous())
+            .trim()
+            .to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn shell(script: &str) -> HelperCommand {
+        let mut command = HelperCommand::new("sh", Path::new("/bin/sh"));
+        command.args(["-c", script]);
+        command
+    }
+
+    #[tokio::test]
+    async fn the_end_comes_with_code_and_output() {
+        let helper = shell("echo out; echo err >&2; exit 3")
+            .spawn()
+            .expect("spawn");
+        let ended = helper.wait().await;
+        assert_eq!(ended.status, Status::Code(3));
+        assert_eq!(ended.output, "out\nerr");
+        assert_eq!(helper.wait().await, ended, "a second wait sees the same");
+    }
+
+    #[tokio::test]
+    async fn a_kill_ends_it_and_may_be_repeated() {
+        let helper = shell("exec sleep 100").spawn().expect("spawn");
+        helper.kill();
+        assert_eq!(helper.wait().await.status, Status::Signal(libc::SIGKILL));
+        helper.kill();
+    }
+
+    #[tokio::test]
+    async fn only_the_end_of_much_output_is_kept() {
+        let helper = shell("yes | head -c 1000000; echo last")
+            .spawn()
+            .expect("spawn");
+        let ended = helper.wait().await;
+        assert_eq!(ended.status, Status::Code(0));
+        assert!(ended.output.len() <= OUTPUT_TAIL);
+        assert!(ended.output.ends_with("y\nlast"), "{}", ended.output);
+    }
+
+    #[tokio::test]
+    async fn a_grandchild_that_keeps_the_output_open_delays_nothing() {
+        let helper = shell("sleep 100 & echo $!; exit 0").spawn().expect("spawn");
+        let ended = tokio::time::timeout(Duration::from_secs(5), helper.wait()).await;
+        let ended = ended.expect("no wait for the grandchild");
+        let grandchild = ended.output.parse().expect("its id");
+        kill(&pidfd(grandchild).expect("pidfd")).expect("kill");
+    }
+
+    #[tokio::test]
+    async fn a_dropped_helper_is_killed() {
+        let helper = shell("exec sleep 100").spawn().expect("spawn");
+        let ended = helper.ended.clone();
+        drop(helper);
+        let mut ended = ended;
+        let ended = ended
+            .wait_for(Option::is_some)
+            .await
+            .expect("an end")
+            .clone();
+        assert_eq!(ended.map(|e| e.status), Some(Status::Signal(libc::SIGKILL)));
+    }
+
+    #[tokio::test]
+    async fn a_descriptor_is_inherited_under_its_number_and_no_other_is() {
+        let (theirs, ours) = pipe2(OFlag::O_CLOEXEC).expect("pipe");
+        let (private, _also_private) = pipe2(OFlag::O_CLOEXEC).expect("pipe");
+        let mut command = HelperCommand::new("sh", Path::new("/bin/sh"));
+        let number = command.inherit(theirs);
+        let other = private.as_raw_fd();
+        let script = format!("read a </dev/fd/{number}; echo $a; test ! -e /dev/fd/{other}");
+        command.args(["-c", &script]);
+        let helper = command.spawn().expect("spawn");
+        File::from(ours).write_all(b"hello\n").expect("write");
+        let ended = helper.wait().await;
+        assert_eq!(ended.status, Status::Code(0));
+        assert_eq!(ended.output, "hello");
+    }
+
+    #[tokio::test]
+    async fn a_missing_program_is_named() {
+        let error = HelperCommand::new("x", Path::new("/nowhere/x"))
+            .spawn()
+            .expect_err("missing");
+        assert_eq!(error.to_string(), "/nowhere/x cannot be started");
+        assert_eq!(error.source.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[tokio::test]
+    async fn a_process_has_the_start_time_that_it_was_spawned_with() {
+        let helper = shell("exec sleep 100").spawn().expect("spawn");
+        assert_eq!(start_time(helper.pid()).expect("stat"), helper.start_time());
+        start_time(u32::MAX).expect_err("no such process");
+    }
+
+    #[test]
+    fn a_program_name_with_blanks_and_parentheses_hides_no_field() {
+        let stat = "7 (a) b (c)) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4711 1 1";
+        assert_eq!(parse_start_time(stat), Some(4711));
+        assert_eq!(parse_start_time("7 (sh) S 1"), None);
+        assert_eq!(parse_start_time(""), None);
+    }
+
+    #[test]
+    fn an_end_reads_as_a_sentence() {
+        assert_eq!(Status::Code(1).to_string(), "ended with exit code 1");
+        assert_eq!(Status::Signal(9).to_string(), "was killed by SIGKILL");
+        assert_eq!(Status::Signal(64).to_string(), "was killed by signal 64");
+    }
+}

@@ -1,0 +1,189 @@
+//! The end of a sandbox whose shim is gone.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::{ProcessId, Record, RecordError, remove_directory};
+use crate::process::{kill, pidfd};
+use crate::storage::virtiofsd;
+
+/// How long all processes together may take to end. A process in the middle of I/O may need it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What `reap` has done.
+#[derive(Debug)]
+pub struct Reaped {
+    /// The processes that were still there.
+    pub killed: Vec<ProcessId>,
+    /// Why the sandbox's processes are not known, if they are not: the record is missing or no
+    /// record. They have ended all the same if the shim has, for they ask the kernel for that.
+    pub unknown: Option<RecordError>,
+}
+
+/// Kills every process of the sandbox in this directory, the shim too, waits for their end, and
+/// removes the directory. Nothing there is fine.
+///
+/// # Errors
+/// [`RecordError::Kill`], [`RecordError::Unkillable`] and [`RecordError::Remove`]. The directory
+/// stays then, so that it can be repeated.
+pub fn reap(directory: &Path) -> Result<Reaped, RecordError> {
+    let record = Record::read(directory);
+    let processes = record
+        .iter()
+        .flat_map(Record::all_processes)
+        .cloned()
+        .collect();
+    let killed = end(processes)?;
+    if let Some(socket) = record
+        .as_ref()
+        .ok()
+        .and_then(|record| record.share.as_deref())
+    {
+        virtiofsd::dismiss(socket);
+    }
+    let unknown = record.err();
+    remove_directory(directory)?;
+    Ok(Reaped { killed, unknown })
+}
+
+/// Ends the processes; returns those that had not ended yet.
+fn end(processes: Vec<ProcessId>) -> Result<Vec<ProcessId>, RecordError> {
+    let mut ending = Vec::new();
+    for process in processes {
+        let failed = |source| RecordError::Kill {
+            process: process.clone(),
+            source,
+        };
+        // Nobody ends himself here.
+        if process.pid == std::process::id() {
+            continue;
+        }
+        let handle = match pidfd(process.pid) {
+            Ok(handle) => handle,
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => continue,
+            Err(e) => return Err(failed(e)),
+        };
+        // After the handle was opened, what the id means cannot change any more.
+        if process.is_same() {
+            let alive = process.is_alive();
+            kill(&handle).map_err(failed)?;
+            ending.push((process, handle, alive));
+        }
+    }
+    let deadline = Instant::now() + PATIENCE;
+    let mut ended = Vec::new();
+    for (process, handle, alive) in ending {
+        match wait(&handle, deadline) {
+            Ok(true) => ended.extend(alive.then_some(process)),
+            Ok(false) => {
+                return Err(RecordError::Unkillable {
+                    process,
+                    after: PATIENCE,
+                });
+            }
+            Err(source) => return Err(RecordError::Kill { process, source }),
+        }
+    }
+    Ok(ended)
+}
+
+/// Waits for the end of a process, at most until the deadline; a pidfd is readable then.
+fn wait(handle: &OwnedFd, deadline: Instant) -> io::Result<bool> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+        match poll(
+            &mut [PollFd::new(handle.as_fd(), PollFlags::POLLIN)],
+            timeout,
+        ) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::process::{Child, Command};
+
+    use super::super::tests::record;
+    use super::*;
+    use crate::process::start_time;
+
+    fn sleeper() -> (Child, ProcessId) {
+        let child = Command::new("sleep").arg("100").spawn().expect("spawn");
+        let pid = child.id();
+        let start_time = start_time(pid).expect("stat");
+        (
+            child,
+            ProcessId {
+                role: "sleep".to_owned(),
+                pid,
+                start_time,
+            },
+        )
+    }
+
+    #[test]
+    fn what_is_left_is_killed_and_removed_and_again() {
+        let state = tempfile::tempdir().expect("tempdir");
+        let dir = state.path().join("s");
+        fs::create_dir(&dir).expect("mkdir");
+        let (mut one, one_id) = sleeper();
+        let (mut two, two_id) = sleeper();
+        let (mut gone, gone_id) = sleeper();
+        gone.kill().expect("kill");
+        gone.wait().expect("wait");
+        let record = Record {
+            shim: gone_id,
+            processes: vec![one_id.clone(), two_id.clone()],
+            ..record()
+        };
+        record.write(&dir).expect("write");
+
+        let reaped = reap(&dir).expect("reap");
+        assert_eq!(reaped.killed, [one_id, two_id]);
+        assert!(reaped.unknown.is_none());
+        for child in [&mut one, &mut two] {
+            assert!(child.try_wait().expect("wait").is_some(), "still running");
+        }
+        assert!(!dir.exists());
+        assert!(reap(&dir).expect("again").killed.is_empty());
+    }
+
+    #[test]
+    fn another_process_with_the_same_id_is_left_alone() {
+        let state = tempfile::tempdir().expect("tempdir");
+        let (mut child, mut id) = sleeper();
+        id.start_time -= 1;
+        Record {
+            processes: vec![id],
+            ..record()
+        }
+        .write(state.path())
+        .expect("write");
+        assert!(reap(&state.keep()).expect("reap").killed.is_empty());
+        assert!(child.try_wait().expect("wait").is_none(), "it was killed");
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+    }
+
+    #[test]
+    fn a_directory_without_a_record_is_removed() {
+        let state = tempfile::tempdir().expect("tempdir").keep();
+        fs::write(state.join("record.json"), "half a rec").expect("write");
+        let reaped = reap(&state).expect("reap");
+        assert!(matches!(
+            reaped.unknown,
+            Some(RecordError::Malformed { .. })
+        ));
+        assert!(!state.exists());
+    }
+}

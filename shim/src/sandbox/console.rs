@@ -1,0 +1,169 @@
+//! The guest's serial console: read from a named pipe as it comes, kept in files of a limited size.
+//!
+//! A guest can write without end. The newest output is what matters, so of two files of half the
+//! limit the older one is given up.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nix::sys::stat::Mode;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tokio::task::JoinHandle;
+
+use crate::guest::clean;
+
+/// How much of the end is kept at hand, for errors.
+const TAIL: usize = 2048;
+
+/// The console of one sandbox. Dropping it ends the reading.
+pub struct Console {
+    pipe: PathBuf,
+    tail: Arc<Mutex<Vec<u8>>>,
+    reading: JoinHandle<()>,
+}
+
+impl Console {
+    /// Makes the pipe in `dir` and starts to read it into `dir/console.log`, of which at most
+    /// `limit` bytes are kept.
+    pub fn open(dir: &Path, limit: u64) -> io::Result<Self> {
+        let pipe = dir.join("console");
+        nix::unistd::mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        // With a writer of our own the VMM need not be there yet, and may go.
+        let receiver = pipe::OpenOptions::new()
+            .read_write(true)
+            .open_receiver(&pipe)?;
+        let files = Rotating::create(dir.join("console.log"), limit)?;
+        let tail = Arc::default();
+        let reading = tokio::spawn(read(receiver, files, Arc::clone(&tail)));
+        Ok(Self {
+            pipe,
+            tail,
+            reading,
+        })
+    }
+
+    /// Where the VMM writes.
+    pub fn pipe(&self) -> &Path {
+        &self.pipe
+    }
+
+    /// The last lines, fit for an error's text.
+    pub fn tail(&self) -> String {
+        let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = String::from_utf8_lossy(&tail);
+        let lines: Vec<_> = text
+            .lines()
+            .map(clean)
+            .filter(|line| !line.is_empty())
+            .collect();
+        lines[lines.len().saturating_sub(12)..].join("; ")
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        self.reading.abort();
+    }
+}
+
+async fn read(mut pipe: pipe::Receiver, mut files: Rotating, tail: Arc<Mutex<Vec<u8>>>) {
+    let mut buffer = vec![0; 4096];
+    while let Ok(count @ 1..) = pipe.read(&mut buffer).await {
+        let bytes = &buffer[..count];
+        {
+            let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+            tail.extend_from_slice(bytes);
+            let excess = tail.len().saturating_sub(TAIL);
+            tail.drain(..excess);
+        }
+        // A full disk costs the log, not the VM.
+        let _ = files.write(bytes);
+    }
+}
+
+struct Rotating {
+    path: PathBuf,
+    file: File,
+    written: u64,
+    limit: u64,
+}
+
+impl Rotating {
+    fn create(path: PathBuf, limit: u64) -> io::Result<Self> {
+        let file = File::create_new(&path)?;
+        Ok(Self {
+            path,
+            file,
+            written: 0,
+            limit: limit / 2,
+        })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.written + bytes.len() as u64 > self.limit {
+            fs::rename(&self.path, self.path.with_extension("log.1"))?;
+            self.file = File::create_new(&self.path)?;
+            self.written = 0;
+        }
+        self.written += bytes.len() as u64;
+        self.file.write_all(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dir(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("console-{name}-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_writes_without_end_fills_no_disk() {
+        let dir = dir("limit");
+        let console = Console::open(&dir, 64 << 10).unwrap();
+        let mut pipe = fs::OpenOptions::new()
+            .write(true)
+            .open(console.pipe())
+            .unwrap();
+        let writer = tokio::task::spawn_blocking(move || {
+            for line in 0..40_000 {
+                writeln!(pipe, "line {line} of a guest").unwrap();
+            }
+        });
+        writer.await.unwrap();
+        while !console.tail().ends_with("line 39999 of a guest") {
+            tokio::task::yield_now().await;
+        }
+        let kept: u64 = fs::read_dir(&dir)
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .filter(|entry| {
+                entry
+                    .file_name()
+                    .to_string_lossy()
+                    .starts_with("console.log")
+            })
+            .map(|entry| entry.metadata().unwrap().len())
+            .sum();
+        assert!(kept > 30 << 10 && kept <= 64 << 10, "{kept}");
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_tail_is_text() {
+        let dir = dir("tail");
+        let console = Console::open(&dir, 64 << 10).unwrap();
+        fs::write(console.pipe(), b"\x1b[31mone\r\n\r\n\xfftwo\n").unwrap();
+        while console.tail().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(console.tail(), "[31mone; \u{fffd}two");
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}

@@ -1,0 +1,284 @@
+//! The cold start of a sandbox, step by step. What a step acquires is undone by dropping `Parts`:
+//! half-way, after an error, or at the end of a long life, the same way.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use bulkhead_protocols::agent::{Mount, SetupRequest};
+use bulkhead_protocols::{CONTROL_PORT, SHARE_DIR, SHARE_TAG, hybrid_vsock};
+use slog::{Logger, info, warn};
+use tokio::net::UnixListener;
+use tokio::time::timeout;
+
+use super::console::Console;
+use super::phases::Phases;
+use super::{SandboxError, directory};
+use crate::config::Config;
+use crate::guest::Guest;
+use crate::process::Status;
+use crate::record::{Phase, ProcessId, Record, remove_directory};
+use crate::storage::share::Share;
+use crate::storage::virtiofsd::{Daemon, Virtiofsd};
+use crate::vmm::{self, Selection, Vm, VmSpec};
+
+/// Bytes of the host's entropy that a guest starts with.
+const ENTROPY: usize = 64;
+
+/// How long a VMM whose guest hung up may take to say why.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Everything on the host that belongs to a sandbox. Dropping it gives all of it back.
+pub struct Parts {
+    /// The sandbox's directory.
+    pub dir: PathBuf,
+    /// The tree that the guest sees.
+    pub share: Share,
+    /// The guest's console.
+    pub console: Console,
+    /// The daemon that serves the tree.
+    pub virtiofsd: Daemon,
+    /// The VM.
+    pub vm: Box<dyn Vm>,
+    record: Mutex<Record>,
+    log: Logger,
+}
+
+impl Parts {
+    /// Writes down how far the start has come. Without the record the sandbox runs all the same.
+    pub fn record_phases(&self, phases: &Phases) {
+        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        let served = self.virtiofsd.processes();
+        record.processes = self
+            .vm
+            .processes()
+            .iter()
+            .chain(&served)
+            .map(ProcessId::from)
+            .collect();
+        record.phases = phases
+            .all()
+            .iter()
+            .map(|(name, since)| Phase::new(name, *since))
+            .collect();
+        if let Err(error) = record.write(&self.dir) {
+            warn!(self.log, "{error}");
+        }
+    }
+}
+
+impl Drop for Parts {
+    fn drop(&mut self) {
+        self.vm.kill();
+        self.virtiofsd.kill();
+        if let Err(error) = self.share.release() {
+            warn!(self.log, "the share stays mounted: {error}");
+        }
+        if let Err(error) = remove_directory(&self.dir) {
+            warn!(self.log, "the sandbox's directory stays: {error}");
+        }
+    }
+}
+
+/// Removes the directory again, unless the sandbox came to need it.
+struct NewDirectory {
+    path: PathBuf,
+    share: Option<Share>,
+    kept: bool,
+}
+
+impl Drop for NewDirectory {
+    fn drop(&mut self) {
+        if !self.kept {
+            if let Some(share) = &self.share {
+                let _ = share.release();
+            }
+            let _ = remove_directory(&self.path);
+        }
+    }
+}
+
+/// Starts the VM and its daemon; the guest boots while this returns. The listener is the one that
+/// the agent will dial.
+pub async fn devices(
+    config: &Config,
+    namespace: &str,
+    id: &str,
+    phases: &Phases,
+    log: &Logger,
+) -> Result<(Parts, UnixListener), SandboxError> {
+    let dir = directory::path(&config.state_dir, namespace, id);
+    let failed = |source| SandboxError::Directory {
+        path: dir.clone(),
+        source,
+    };
+    let selection = Selection::of(config)?;
+    info!(log, "hypervisor chosen: {selection}");
+    let virtiofsd = config.files.virtiofsd()?;
+    let kernel = config.files.kernel()?;
+    let initramfs = config.files.initramfs()?;
+
+    directory::create(&dir).map_err(failed)?;
+    let mut new = NewDirectory {
+        path: dir.clone(),
+        share: None,
+        kept: false,
+    };
+    let console = Console::open(&dir, config.console_limit).map_err(failed)?;
+    let share = new.share.insert(Share::create(&dir)?);
+    phases.stamp("share");
+    let socket = dir.join("fs");
+    let virtiofsd = Virtiofsd {
+        program: &virtiofsd,
+        dir: share.served(),
+        socket: &socket,
+        cache: config.virtiofsd_cache,
+        threads: config.virtiofsd_threads,
+    }
+    .start()?;
+    phases.stamp("virtiofsd");
+    let spec = VmSpec {
+        dir: dir.clone(),
+        kernel,
+        initramfs,
+        cmdline: config.kernel_params.clone(),
+        vcpus: config.vcpus,
+        memory: config.memory,
+        nested: config.nested,
+        console: console.pipe().to_owned(),
+        share: vmm::Share {
+            tag: SHARE_TAG.to_owned(),
+            socket,
+        },
+    };
+    let control = hybrid_vsock::host_port(&spec.vsock(), CONTROL_PORT);
+    let listener = UnixListener::bind(control).map_err(failed)?;
+    let vm = selection.start(&spec).await?;
+    phases.stamp("vmm");
+    new.kept = true;
+    let share = new
+        .share
+        .take()
+        .ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    let record = Mutex::new(Record::new(namespace, id, &spec, &selection).map_err(failed)?);
+    let parts = Parts {
+        dir,
+        share,
+        console,
+        virtiofsd,
+        vm,
+        record,
+        log: log.clone(),
+    };
+    parts.record_phases(phases);
+    Ok((parts, listener))
+}
+
+/// Waits for the agent and sets the guest up.
+pub async fn guest(
+    parts: &Parts,
+    listener: UnixListener,
+    config: &Config,
+    hostname: &str,
+    phases: &Phases,
+    log: &Logger,
+) -> Result<Guest, SandboxError> {
+    let connection = tokio::select! {
+        connection = timeout(config.agent_timeout, listener.accept()) => match connection {
+            Ok(Ok((connection, _))) => connection,
+            Ok(Err(source)) => {
+                return Err(SandboxError::Directory { path: parts.dir.clone(), source });
+            }
+            Err(_) => {
+                return Err(SandboxError::Silent {
+                    seconds: config.agent_timeout.as_secs(),
+                    console: parts.console.tail(),
+                });
+            }
+        },
+        reason = over(parts) => return Err(died(reason, parts)),
+    };
+    // Nobody else may speak for the agent.
+    drop(listener);
+    let _ = std::fs::remove_file(hybrid_vsock::host_port(parts.vm.vsock(), CONTROL_PORT));
+    phases.stamp("agent");
+    let guest = Guest::new(connection, parts.vm.vsock().to_owned());
+    let request = setup_request(hostname).map_err(|source| SandboxError::Directory {
+        path: PathBuf::from("/dev/urandom"),
+        source,
+    })?;
+    let setup = match guest.setup(&request).await {
+        Ok(setup) => setup,
+        Err(error) => {
+            // Why the guest hung up is better known by the VMM.
+            return Err(match timeout(LAST_WORDS, over(parts)).await {
+                Ok(reason) => died(reason, parts),
+                Err(_) => error.into(),
+            });
+        }
+    };
+    for stamp in setup.stamps.iter().take(16) {
+        let name = format!("guest.{}", crate::guest::clean(&stamp.phase));
+        phases.add(&name, Duration::from_micros(stamp.uptime_us));
+    }
+    phases.stamp("setup");
+    info!(log, "guest ready";
+        "kernel" => crate::guest::clean(&setup.kernel_release),
+        "agent" => crate::guest::clean(&setup.agent_version));
+    Ok(guest)
+}
+
+/// Returns how the VM ended, once it has; without its file share a VM is over too.
+pub async fn over(parts: &Parts) -> String {
+    let (exit, daemon) = tokio::select! {
+        exit = parts.vm.wait() => {
+            (Some(exit), timeout(LAST_WORDS, parts.virtiofsd.wait()).await.ok())
+        }
+        ended = parts.virtiofsd.wait() => {
+            (timeout(LAST_WORDS, parts.vm.wait()).await.ok(), Some(ended))
+        }
+    };
+    // A daemon that ends well does so because the VMM has ended; any other end may be the cause.
+    let daemon = daemon.filter(|ended| exit.is_none() || ended.status != Status::Code(0));
+    let daemon = daemon.map(|ended| {
+        format!(
+            "{} {}: {}",
+            parts.virtiofsd.role(),
+            ended.status,
+            ended.output
+        )
+    });
+    let reasons: Vec<_> = daemon
+        .into_iter()
+        .chain(exit.map(|exit| exit.to_string()))
+        .collect();
+    reasons.join("; ")
+}
+
+fn died(reason: String, parts: &Parts) -> SandboxError {
+    SandboxError::Died {
+        reason,
+        console: parts.console.tail(),
+    }
+}
+
+fn setup_request(hostname: &str) -> io::Result<SetupRequest> {
+    let mut entropy = vec![0; ENTROPY];
+    io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut entropy)?;
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    Ok(SetupRequest {
+        hostname: hostname.to_owned(),
+        clock_ns: i64::try_from(now.as_nanos()).unwrap_or(0),
+        entropy,
+        mounts: vec![Mount {
+            source: SHARE_TAG.to_owned(),
+            target: SHARE_DIR.to_owned(),
+            fstype: "virtiofs".to_owned(),
+            ..Default::default()
+        }],
+        ..Default::default()
+    })
+}

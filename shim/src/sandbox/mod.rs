@@ -1,0 +1,463 @@
+//! One VM with all that belongs to it, and the containers in it.
+//!
+//! ```text
+//! Starting --> Running --> Ended
+//!     \------> Failed
+//! ```
+//! The sandbox is built as soon as the server runs; containerd's Create finds it under way or done.
+
+mod console;
+mod directory;
+mod launch;
+mod phases;
+
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bulkhead_protocols::agent::{self, event};
+use slog::{Logger, error, info, warn};
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::config::{AssetError, Config, ConfigError};
+use crate::container::{Container, ContainerError, Exit, NewContainer, SIGKILL, spec};
+use crate::events::Publisher;
+use crate::guest::{Guest, GuestError};
+use crate::storage::share::{ContainerTree, ShareError};
+use crate::storage::virtiofsd::VirtiofsdError;
+use crate::vmm::{SelectError, StartError};
+
+pub use directory::path as directory_path;
+use launch::Parts;
+use phases::Phases;
+
+/// How long a VM whose agent hung up may take to end by itself, and to say why.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// How long a VMM may take to be gone after it was killed.
+const VMM_END: Duration = Duration::from_secs(10);
+
+/// What can go wrong with a sandbox.
+#[derive(Debug, Error)]
+pub enum SandboxError {
+    /// No such container.
+    #[error("no such container: {0}")]
+    NoContainer(String),
+    /// The id is taken.
+    #[error("container {0} exists already")]
+    Exists(String),
+    /// The id cannot be a directory's name.
+    #[error(
+        "container id {0:?} is not valid: allowed are letters, digits, '.', '_' and '-', and it starts with a letter or digit"
+    )]
+    BadId(String),
+    /// A checkpoint is to be restored.
+    #[error("checkpoints are not supported")]
+    Checkpoint,
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A program or an image that is needed cannot be used.
+    #[error(transparent)]
+    Asset(#[from] AssetError),
+    /// No VMM can run here, or not the one that is asked for.
+    #[error(transparent)]
+    Select(#[from] SelectError),
+    /// The VMM cannot be started.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The share cannot be made.
+    #[error(transparent)]
+    Share(#[from] ShareError),
+    /// The share's daemon cannot run.
+    #[error(transparent)]
+    Virtiofsd(#[from] VirtiofsdError),
+    /// A file of the sandbox cannot be made.
+    #[error("the sandbox's directory: {path}: {source}")]
+    Directory {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The agent did not dial in time.
+    #[error("the guest's agent did not come within {seconds} s; the console ends with: {console}")]
+    Silent {
+        /// How long it had (`agent_timeout`).
+        seconds: u64,
+        /// The console's last lines.
+        console: String,
+    },
+    /// The VM ended while it was started.
+    #[error("the VM did not start: {reason}; the console ends with: {console}")]
+    Died {
+        /// How it ended.
+        reason: String,
+        /// The console's last lines.
+        console: String,
+    },
+    /// The VM has ended.
+    #[error("the sandbox has ended: {reason}")]
+    Ended {
+        /// How it ended.
+        reason: String,
+    },
+    /// The start failed, as an earlier caller was told too.
+    #[error(transparent)]
+    Launch(Arc<SandboxError>),
+    /// A call to the agent failed.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// A container's own error.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+}
+
+#[derive(Clone)]
+enum State {
+    Starting,
+    Running(Arc<Running>),
+    Failed(Arc<SandboxError>),
+    Ended(Arc<str>),
+}
+
+struct Running {
+    parts: Parts,
+    guest: Guest,
+}
+
+/// One sandbox.
+pub struct Sandbox {
+    namespace: String,
+    id: String,
+    log: Logger,
+    publisher: Publisher,
+    phases: Phases,
+    state: watch::Sender<State>,
+    host_pid: AtomicU32,
+    containers: Mutex<HashMap<String, Arc<Container>>>,
+    life: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Sandbox {
+    /// Starts to build a sandbox; returns at once. `hostname` is what the guest is called.
+    pub fn launch(
+        namespace: &str,
+        id: &str,
+        hostname: String,
+        publisher: Publisher,
+        log: &Logger,
+    ) -> Arc<Self> {
+        let sandbox = Arc::new(Self {
+            namespace: namespace.to_owned(),
+            id: id.to_owned(),
+            log: log.clone(),
+            publisher,
+            phases: Phases::start(),
+            state: watch::Sender::new(State::Starting),
+            host_pid: AtomicU32::new(0),
+            containers: Mutex::default(),
+            life: Mutex::default(),
+        });
+        let life = tokio::spawn(sandbox.clone().live(hostname));
+        *sandbox.life.lock().unwrap_or_else(PoisonError::into_inner) = Some(life);
+        sandbox
+    }
+
+    async fn live(self: Arc<Self>, hostname: String) {
+        match self.build(&hostname).await {
+            Ok((running, events)) => {
+                let running = Arc::new(running);
+                self.host_pid
+                    .store(running.parts.vm.pid(), Ordering::Relaxed);
+                self.state.send_replace(State::Running(running.clone()));
+                self.supervise(&running, events).await;
+            }
+            Err(error) => {
+                error!(self.log, "the sandbox did not start: {error}");
+                self.state.send_replace(State::Failed(Arc::new(error)));
+            }
+        }
+    }
+
+    async fn build(
+        &self,
+        hostname: &str,
+    ) -> Result<
+        (
+            Running,
+            ttrpc::asynchronous::ClientStreamReceiver<agent::Event>,
+        ),
+        SandboxError,
+    > {
+        let config = Config::load()?;
+        let (parts, listener) =
+            launch::devices(&config, &self.namespace, &self.id, &self.phases, &self.log).await?;
+        let guest =
+            launch::guest(&parts, listener, &config, hostname, &self.phases, &self.log).await?;
+        let events = guest.events().await?;
+        Ok((Running { parts, guest }, events))
+    }
+
+    /// Lives as long as the VM: hands on what happens in the guest, and notices its end.
+    async fn supervise(
+        self: &Arc<Self>,
+        running: &Arc<Running>,
+        mut events: ttrpc::asynchronous::ClientStreamReceiver<agent::Event>,
+    ) {
+        let parts = &running.parts;
+        let exit = loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Ok(Some(event)) => self.dispatch(event),
+                    Ok(None) | Err(_) => break self.hung_up(parts).await,
+                },
+                reason = launch::over(parts) => break reason,
+            }
+        };
+        parts.vm.kill();
+        if self.containers().is_empty() {
+            info!(self.log, "the VM has ended: {exit}");
+        } else {
+            error!(self.log, "the VM has ended: {exit}"; "console" => parts.console.tail());
+        }
+        self.state.send_replace(State::Ended(exit.into()));
+        for container in self.containers() {
+            container.lost().await;
+        }
+    }
+
+    /// The agent is gone. It is PID 1, so the VM follows; its own reason is the better one.
+    async fn hung_up(&self, parts: &Parts) -> String {
+        match timeout(LAST_WORDS, launch::over(parts)).await {
+            Ok(reason) => reason,
+            Err(_) => "the guest's agent hung up".to_owned(),
+        }
+    }
+
+    /// Hands an event to its container. Names in it are looked up, never acted on. Each is a task
+    /// of its own, since it may have to wait for its process's turn.
+    fn dispatch(self: &Arc<Self>, event: agent::Event) {
+        match event.kind {
+            Some(event::Kind::Exit(exit)) => {
+                let process = exit.process.unwrap_or_default();
+                if let Ok(container) = self.container(&process.container) {
+                    tokio::spawn(async move {
+                        container.exited(&process.exec, exit.status).await;
+                    });
+                }
+            }
+            Some(event::Kind::Oom(reference)) => {
+                if let Ok(container) = self.container(&reference.container) {
+                    container.out_of_memory();
+                }
+            }
+            Some(_) | None => {}
+        }
+    }
+
+    /// The running sandbox, once it runs.
+    async fn running(&self) -> Result<Arc<Running>, SandboxError> {
+        let mut state = self.state.subscribe();
+        loop {
+            match &*state.borrow_and_update() {
+                State::Starting => {}
+                State::Running(running) => return Ok(running.clone()),
+                State::Failed(error) => return Err(SandboxError::Launch(error.clone())),
+                State::Ended(reason) => {
+                    return Err(SandboxError::Ended {
+                        reason: reason.to_string(),
+                    });
+                }
+            }
+            if state.changed().await.is_err() {
+                return Err(SandboxError::Ended {
+                    reason: "the shim ends".to_owned(),
+                });
+            }
+        }
+    }
+
+    /// Makes a container. Returns the pid that stands for it on the host.
+    pub async fn create(&self, new: NewContainer) -> Result<u32, SandboxError> {
+        let id = new.id.clone();
+        check_id(&id)?;
+        if self.container(&id).is_ok() {
+            return Err(SandboxError::Exists(id));
+        }
+        self.phases.stamp("create");
+        let running = self.running().await?;
+        let (spec, tree) = prepare(&running, &new)?;
+        self.phases.stamp("rootfs");
+        let pid = running.parts.vm.pid();
+        let guest = running.guest.clone();
+        let container = Container::create(
+            new,
+            spec,
+            tree,
+            guest,
+            pid,
+            self.publisher.clone(),
+            &self.log,
+        )
+        .await?;
+        self.table().insert(id, Arc::new(container));
+        self.phases.stamp("created");
+        Ok(pid)
+    }
+
+    /// Runs a container, or an exec in one.
+    pub async fn start(&self, id: &str, exec: &str) -> Result<u32, SandboxError> {
+        self.container(id)?.start(exec).await?;
+        if id == self.id && exec.is_empty() {
+            self.phases.stamp("started");
+            self.running().await?.parts.record_phases(&self.phases);
+            info!(self.log, "cold start"; "phases" => self.phases.line());
+        }
+        Ok(self.host_pid())
+    }
+
+    /// Sends a signal. SIGKILL to a container whose guest does not answer ends the VM.
+    pub async fn kill(
+        &self,
+        id: &str,
+        exec: &str,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), SandboxError> {
+        match self.container(id)?.kill(exec, signal, all).await {
+            Err(ContainerError::Guest(GuestError::Deadline(_)))
+                if signal == SIGKILL && exec.is_empty() =>
+            {
+                warn!(self.log, "the guest does not answer: its VM is ended"; "container" => id);
+                self.kill_vm();
+                Ok(())
+            }
+            result => Ok(result?),
+        }
+    }
+
+    /// Forgets a process, and with the first one its container.
+    pub async fn delete(&self, id: &str, exec: &str) -> Result<Exit, SandboxError> {
+        let exit = self.container(id)?.delete(exec).await?;
+        if exec.is_empty() {
+            self.table().remove(id);
+        }
+        Ok(exit)
+    }
+
+    /// A container by its id.
+    pub fn container(&self, id: &str) -> Result<Arc<Container>, SandboxError> {
+        self.table()
+            .get(id)
+            .cloned()
+            .ok_or_else(|| SandboxError::NoContainer(id.to_owned()))
+    }
+
+    /// Whether there is no container.
+    pub fn is_empty(&self) -> bool {
+        self.table().is_empty()
+    }
+
+    /// The pid that stands for the sandbox's processes on the host: the VMM's, 0 before there is one.
+    pub fn host_pid(&self) -> u32 {
+        self.host_pid.load(Ordering::Relaxed)
+    }
+
+    /// Ends the VM: lets the guest write down what it holds, and then gives all of it back. A start
+    /// that is under way is broken off.
+    pub async fn shutdown(&self) {
+        let Some(life) = self
+            .life
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        else {
+            return;
+        };
+        let state = self.state.borrow().clone();
+        match state {
+            State::Starting => life.abort(),
+            State::Running(running) => {
+                if let Err(error) = running.guest.shutdown().await {
+                    warn!(self.log, "the guest did not say goodbye: {error}");
+                }
+                running.parts.vm.kill();
+            }
+            State::Failed(_) | State::Ended(_) => {}
+        }
+        if timeout(VMM_END, life).await.is_err() {
+            warn!(self.log, "the VMM is still there after it was killed");
+        }
+    }
+
+    fn kill_vm(&self) {
+        if let State::Running(running) = &*self.state.borrow() {
+            running.parts.vm.kill();
+        }
+    }
+
+    fn containers(&self) -> Vec<Arc<Container>> {
+        self.table().values().cloned().collect()
+    }
+
+    /// Held for a look-up, never across an await.
+    fn table(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Container>>> {
+        self.containers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Mounts what the container needs into the share, and writes its spec for the guest.
+fn prepare(
+    running: &Running,
+    new: &NewContainer,
+) -> Result<(Vec<u8>, ContainerTree), ContainerError> {
+    let document = spec::load(&new.bundle)?;
+    let mut tree = running
+        .parts
+        .share
+        .container(&new.id)
+        .map_err(ContainerError::Rootfs)?;
+    let root = spec::root(&document, &new.bundle)?;
+    let rootfs = tree
+        .rootfs(&spec::rootfs_mounts(&new.rootfs), &root)
+        .map_err(ContainerError::Rootfs)?;
+    let spec = spec::for_guest(document, rootfs, &new.bundle, &mut tree)?;
+    Ok((spec, tree))
+}
+
+/// containerd's own rule for identifiers: an id becomes a directory's name on both sides.
+fn check_id(id: &str) -> Result<(), SandboxError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let valid = id.chars().all(allowed) && id.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if valid {
+        Ok(())
+    } else {
+        Err(SandboxError::BadId(id.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_one_path_component() {
+        for good in ["a", "demo", "a1.b_c-d", &"x".repeat(76)] {
+            assert!(check_id(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "", ".", "..", "a/b", "../x", "-a", ".hidden", "a b", "ä", "a\0",
+        ] {
+            assert!(check_id(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! When a cold start reached each of its phases.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The stamps of one start, in the order in which they were made.
+pub struct Phases {
+    zero: Instant,
+    stamps: Mutex<Vec<(String, Duration)>>,
+}
+
+impl Phases {
+    /// Starts to count.
+    pub fn start() -> Self {
+        Self {
+            zero: Instant::now(),
+            stamps: Mutex::default(),
+        }
+    }
+
+    /// The phase `name` is reached now.
+    pub fn stamp(&self, name: &str) {
+        self.add(name, self.zero.elapsed());
+    }
+
+    /// Adds a phase of another clock: `since` is counted from where that clock starts.
+    pub fn add(&self, name: &str, since: Duration) {
+        let mut stamps = self.stamps.lock().unwrap_or_else(PoisonError::into_inner);
+        stamps.push((name.to_owned(), since));
+    }
+
+    /// All stamps so far.
+    pub fn all(&self) -> Vec<(String, Duration)> {
+        self.stamps
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// All stamps so far, in milliseconds, for a log line.
+    pub fn line(&self) -> String {
+        let stamps = self.all();
+        let words = stamps
+            .iter()
+            .map(|(name, since)| format!("{name}={}", since.as_millis()));
+        words.collect::<Vec<_>>().join(" ")
+    }
+}

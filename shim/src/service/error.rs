@@ -1,0 +1,83 @@
+//! The one place where errors become RPC codes. containerd and the kubelet decide by the code,
+//! people by the text.
+
+use std::error::Error;
+
+use ttrpc::{Code, get_status};
+
+use crate::container::ContainerError;
+use crate::container::spec::SpecError;
+use crate::guest::GuestError;
+use crate::sandbox::SandboxError;
+
+/// The status that containerd gets.
+pub fn status(error: &SandboxError) -> ttrpc::Error {
+    ttrpc::Error::RpcStatus(get_status(code(error), text(error)))
+}
+
+/// A status for what is wrong with a request by itself.
+pub fn invalid(text: impl Into<String>) -> ttrpc::Error {
+    ttrpc::Error::RpcStatus(get_status(Code::INVALID_ARGUMENT, text.into()))
+}
+
+fn code(error: &SandboxError) -> Code {
+    match error {
+        SandboxError::NoContainer(_) => Code::NOT_FOUND,
+        SandboxError::Exists(_) => Code::ALREADY_EXISTS,
+        SandboxError::BadId(_) | SandboxError::Checkpoint => Code::INVALID_ARGUMENT,
+        SandboxError::Ended { .. } => Code::FAILED_PRECONDITION,
+        SandboxError::Silent { .. } => Code::DEADLINE_EXCEEDED,
+        SandboxError::Container(error) => container(error),
+        SandboxError::Guest(error) => guest(error),
+        SandboxError::Launch(launch) => code(launch),
+        // What the node's operator has to mend.
+        SandboxError::Config(_) | SandboxError::Asset(_) | SandboxError::Select(_) => {
+            Code::FAILED_PRECONDITION
+        }
+        SandboxError::Start(_)
+        | SandboxError::Share(_)
+        | SandboxError::Virtiofsd(_)
+        | SandboxError::Directory { .. }
+        | SandboxError::Died { .. } => Code::UNKNOWN,
+    }
+}
+
+fn container(error: &ContainerError) -> Code {
+    match error {
+        ContainerError::NotFound(_) | ContainerError::Finished(_) => Code::NOT_FOUND,
+        ContainerError::Exists(_) => Code::ALREADY_EXISTS,
+        ContainerError::State { .. } => Code::FAILED_PRECONDITION,
+        ContainerError::Stdio(_) => Code::INVALID_ARGUMENT,
+        ContainerError::Spec(SpecError::Encode(_)) | ContainerError::Rootfs(_) => Code::UNKNOWN,
+        ContainerError::Spec(_) => Code::INVALID_ARGUMENT,
+        ContainerError::Guest(error) => guest(error),
+    }
+}
+
+fn guest(error: &GuestError) -> Code {
+    match error {
+        GuestError::Refused {
+            code: Code::INTERNAL,
+            ..
+        }
+        | GuestError::Stream(_) => Code::UNKNOWN,
+        GuestError::Refused { code, .. } => *code,
+        GuestError::Deadline(_) => Code::DEADLINE_EXCEEDED,
+        GuestError::Lost(_) => Code::UNAVAILABLE,
+    }
+}
+
+/// The error and what caused it, each said once.
+fn text(error: &SandboxError) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+        source = error.source();
+    }
+    text
+}

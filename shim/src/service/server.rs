@@ -1,0 +1,131 @@
+//! The server of one sandbox: from the inherited socket to the last event.
+
+use std::io;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use slog::{Logger, info, warn};
+use thiserror::Error;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use ttrpc::asynchronous::Server;
+use ttrpc::asynchronous::transport::Listener;
+
+use super::task::services;
+use crate::args::Args;
+use crate::bootstrap::LISTENER_FD;
+use crate::container::spec;
+use crate::events::Publisher;
+use crate::logging;
+use crate::sandbox::Sandbox;
+use crate::storage::share::enter_mount_namespace;
+
+/// How long containerd may leave a server without a container. It asks for the first one at once;
+/// a server that nobody asks is one that containerd has lost.
+const IDLE: Duration = Duration::from_secs(120);
+
+/// How long the last events may take to reach containerd.
+const FLUSH: Duration = Duration::from_secs(5);
+
+/// Why a server cannot run.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// The descriptor that `start` hands over is not a listening socket.
+    #[error("descriptor {LISTENER_FD} is no listening socket: {0}; the server is run by start")]
+    Listener(io::Error),
+    /// A mount namespace cannot be made.
+    #[error("a mount namespace of its own: {0}")]
+    Namespace(io::Error),
+    /// The runtime, or a signal handler, cannot be made.
+    #[error("starting up: {0}")]
+    Runtime(io::Error),
+    /// The RPC server cannot be made.
+    #[error("the RPC server: {0}")]
+    Rpc(#[from] ttrpc::Error),
+}
+
+/// Serves until containerd says that it may end, or a signal does.
+pub fn serve(args: &Args) -> Result<(), ServeError> {
+    let listener = inherited_listener().map_err(ServeError::Listener)?;
+    let socket = listener
+        .local_addr()
+        .map_err(ServeError::Listener)?
+        .as_pathname()
+        .map(PathBuf::from);
+    // Both want a process with one thread.
+    enter_mount_namespace().map_err(ServeError::Namespace)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(ServeError::Runtime)?;
+    let log = logging::start(&args.bundle, &args.namespace, &args.id, args.debug);
+    let served = runtime.block_on(run(args, listener, &log));
+    if let Some(socket) = socket {
+        let _ = std::fs::remove_file(socket);
+    }
+    served
+}
+
+async fn run(args: &Args, listener: UnixListener, log: &Logger) -> Result<(), ServeError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
+    let (publisher, forwarding) =
+        Publisher::start(events_address(args), args.namespace.clone(), log);
+    // A bundle without a usable spec fails at Create, with the spec's error.
+    let hostname = spec::load(&args.bundle)
+        .ok()
+        .and_then(|spec| spec.hostname().clone())
+        .unwrap_or_default();
+    let sandbox = Sandbox::launch(&args.namespace, &args.id, hostname, publisher, log);
+    let stop = Arc::new(Notify::new());
+    let listener = tokio::net::UnixListener::from_std(listener).map_err(ServeError::Listener)?;
+    let mut server = Server::new()
+        .add_listener(Listener::from(listener))
+        .register_service(services(&sandbox, &stop));
+    server.start().await?;
+
+    tokio::select! {
+        () = stop.notified() => {}
+        _ = terminate.recv() => info!(log, "ends on SIGTERM"),
+        _ = interrupt.recv() => info!(log, "ends on SIGINT"),
+        () = idle(&sandbox) => warn!(log, "ends: containerd asked for no container"),
+    }
+    server.stop_listen().await;
+    sandbox.shutdown().await;
+    server.disconnect().await;
+    drop((server, sandbox));
+    if timeout(FLUSH, forwarding).await.is_err() {
+        warn!(log, "ends with events that containerd did not take");
+    }
+    Ok(())
+}
+
+/// Returns when the sandbox has been without a container for too long.
+async fn idle(sandbox: &Sandbox) {
+    loop {
+        tokio::time::sleep(IDLE).await;
+        if sandbox.is_empty() {
+            return;
+        }
+    }
+}
+
+/// containerd names its events' socket in the environment; its default is beside the gRPC one.
+fn events_address(args: &Args) -> String {
+    std::env::var("TTRPC_ADDRESS").unwrap_or_else(|_| format!("{}.ttrpc", args.address))
+}
+
+fn inherited_listener() -> io::Result<UnixListener> {
+    // SAFETY: borrowed for this call only, which reports a closed descriptor as an error.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(LISTENER_FD) };
+    fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    // SAFETY: the descriptor is open, and `start` handed it over to be owned here.
+    let listener = UnixListener::from(unsafe { OwnedFd::from_raw_fd(LISTENER_FD) });
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}

@@ -1,0 +1,326 @@
+//! The task API, v2 and v3: the two differ in the package's name alone
+//! (containerd's `api/runtime/task/v2/shim.proto` and `v3/shim.proto`).
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use containerd_shim_protos::api::{
+    CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
+    CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest,
+    PauseRequest, PidsRequest, PidsResponse, ProcessInfo, ResizePtyRequest, ResumeRequest,
+    ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest,
+    StatsResponse, Status as TaskStatus, UpdateTaskRequest, WaitRequest, WaitResponse,
+};
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::shim_async::{Task, create_task};
+use protobuf::{EnumOrUnknown, Message, MessageField};
+use tokio::sync::Notify;
+use ttrpc::asynchronous::{Service, TtrpcContext};
+use ttrpc::{Code, get_status};
+
+use super::error::{invalid, status};
+use super::metrics::metrics;
+use crate::container::stdio::StdioPaths;
+use crate::container::{Exit, NewContainer, Status};
+use crate::events::timestamp;
+use crate::sandbox::Sandbox;
+
+/// The service's full name in each version of the API.
+const V2: &str = "containerd.task.v2.Task";
+const V3: &str = "containerd.task.v3.Task";
+
+/// By this name containerd's clients know the statistics' message.
+const METRICS: &str = "io.containerd.cgroups.v2.Metrics";
+
+/// The task service of one sandbox.
+pub struct TaskService {
+    sandbox: Arc<Sandbox>,
+    stop: Arc<Notify>,
+}
+
+/// Both versions of the API, for a ttrpc server. `stop` is notified when containerd says that the
+/// server may end.
+pub fn services(sandbox: &Arc<Sandbox>, stop: &Arc<Notify>) -> HashMap<String, Service> {
+    let one = || TaskService {
+        sandbox: sandbox.clone(),
+        stop: stop.clone(),
+    };
+    [V2, V3]
+        .into_iter()
+        .flat_map(|name| {
+            let service = create_task(Arc::new(one()));
+            service
+                .into_values()
+                .map(move |methods| (name.to_owned(), methods))
+        })
+        .collect()
+}
+
+type Answer<T> = ttrpc::Result<T>;
+
+#[async_trait]
+impl Task for TaskService {
+    async fn create(
+        &self,
+        _: &TtrpcContext,
+        request: CreateTaskRequest,
+    ) -> Answer<CreateTaskResponse> {
+        if !request.checkpoint.is_empty() {
+            return Err(status(&crate::sandbox::SandboxError::Checkpoint));
+        }
+        let new = NewContainer {
+            id: request.id,
+            bundle: PathBuf::from(request.bundle),
+            rootfs: request.rootfs,
+            stdio: StdioPaths {
+                stdin: request.stdin,
+                stdout: request.stdout,
+                stderr: request.stderr,
+                terminal: request.terminal,
+            },
+        };
+        let pid = self
+            .sandbox
+            .create(new)
+            .await
+            .map_err(|error| status(&error))?;
+        Ok(CreateTaskResponse {
+            pid,
+            ..Default::default()
+        })
+    }
+
+    async fn start(&self, _: &TtrpcContext, request: StartRequest) -> Answer<StartResponse> {
+        let pid = self
+            .sandbox
+            .start(&request.id, &request.exec_id)
+            .await
+            .map_err(|error| status(&error))?;
+        Ok(StartResponse {
+            pid,
+            ..Default::default()
+        })
+    }
+
+    async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> Answer<DeleteResponse> {
+        let exit = self
+            .sandbox
+            .delete(&request.id, &request.exec_id)
+            .await
+            .map_err(|error| status(&error))?;
+        Ok(DeleteResponse {
+            pid: self.sandbox.host_pid(),
+            exit_status: exit.status,
+            exited_at: MessageField::some(timestamp(exit.at)),
+            ..Default::default()
+        })
+    }
+
+    async fn state(&self, _: &TtrpcContext, request: StateRequest) -> Answer<StateResponse> {
+        let container = self
+            .sandbox
+            .container(&request.id)
+            .map_err(|error| status(&error))?;
+        let process = container
+            .process(&request.exec_id)
+            .map_err(|error| status(&error.into()))?;
+        let mut response = StateResponse {
+            id: request.id,
+            exec_id: request.exec_id,
+            bundle: container.bundle.to_string_lossy().into_owned(),
+            pid: self.sandbox.host_pid(),
+            stdin: process.stdio.stdin.clone(),
+            stdout: process.stdio.stdout.clone(),
+            stderr: process.stdio.stderr.clone(),
+            terminal: process.stdio.terminal,
+            ..Default::default()
+        };
+        let state = match process.status() {
+            Status::Created => TaskStatus::CREATED,
+            Status::Running if container.paused() => TaskStatus::PAUSED,
+            Status::Running => TaskStatus::RUNNING,
+            Status::Stopped(exit) => {
+                response.exit_status = exit.status;
+                response.exited_at = MessageField::some(timestamp(exit.at));
+                TaskStatus::STOPPED
+            }
+        };
+        response.status = EnumOrUnknown::new(state);
+        Ok(response)
+    }
+
+    async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> Answer<WaitResponse> {
+        let process = self
+            .sandbox
+            .container(&request.id)
+            .and_then(|container| Ok(container.process(&request.exec_id)?))
+            .map_err(|error| status(&error))?;
+        let Exit { status, at } = process.wait().await;
+        Ok(WaitResponse {
+            exit_status: status,
+            exited_at: MessageField::some(timestamp(at)),
+            ..Default::default()
+        })
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> Answer<Empty> {
+        if request.exec_id.is_empty() {
+            return Err(invalid("an exec needs an id"));
+        }
+        let stdio = StdioPaths {
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+            terminal: request.terminal,
+        };
+        let spec = request
+            .spec
+            .into_option()
+            .map(|any| any.value)
+            .unwrap_or_default();
+        self.sandbox
+            .container(&request.id)
+            .map_err(|error| status(&error))?
+            .exec(&request.exec_id, spec, stdio)
+            .await
+            .map_err(|error| status(&error.into()))?;
+        Ok(Empty::new())
+    }
+
+    async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> Answer<Empty> {
+        self.sandbox
+            .kill(&request.id, &request.exec_id, request.signal, request.all)
+            .await
+            .map_err(|error| status(&error))?;
+        Ok(Empty::new())
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> Answer<Empty> {
+        self.sandbox
+            .container(&request.id)
+            .map_err(|error| status(&error))?
+            .resize(&request.exec_id, request.width, request.height)
+            .await
+            .map_err(|error| status(&error.into()))?;
+        Ok(Empty::new())
+    }
+
+    async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> Answer<Empty> {
+        let process = self
+            .sandbox
+            .container(&request.id)
+            .and_then(|container| Ok(container.process(&request.exec_id)?))
+            .map_err(|error| status(&error))?;
+        if let (true, Some(streams)) = (request.stdin, process.streams()) {
+            streams.close_stdin();
+        }
+        Ok(Empty::new())
+    }
+
+    async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> Answer<PidsResponse> {
+        let pids = self
+            .sandbox
+            .container(&request.id)
+            .map_err(|error| status(&error))?
+            .pids()
+            .await
+            .map_err(|error| status(&error.into()))?;
+        let processes = pids
+            .into_iter()
+            .map(|pid| ProcessInfo {
+                pid,
+                ..Default::default()
+            })
+            .collect();
+        Ok(PidsResponse {
+            processes,
+            ..Default::default()
+        })
+    }
+
+    async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> Answer<Empty> {
+        let container = self
+            .sandbox
+            .container(&request.id)
+            .map_err(|error| status(&error))?;
+        container
+            .pause()
+            .await
+            .map_err(|error| status(&error.into()))?;
+        Ok(Empty::new())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> Answer<Empty> {
+        let container = self
+            .sandbox
+            .container(&request.id)
+            .map_err(|error| status(&error))?;
+        container
+            .resume()
+            .await
+            .map_err(|error| status(&error.into()))?;
+        Ok(Empty::new())
+    }
+
+    async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> Answer<Empty> {
+        let text = "checkpoints are not supported".to_owned();
+        Err(ttrpc::Error::RpcStatus(get_status(
+            Code::UNIMPLEMENTED,
+            text,
+        )))
+    }
+
+    async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> Answer<Empty> {
+        let Some(resources) = request.resources.into_option() else {
+            return Err(invalid("an update needs resources"));
+        };
+        self.sandbox
+            .container(&request.id)
+            .map_err(|error| status(&error))?
+            .update(resources.value)
+            .await
+            .map_err(|error| status(&error.into()))?;
+        Ok(Empty::new())
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> Answer<StatsResponse> {
+        let stats = self
+            .sandbox
+            .container(&request.id)
+            .map_err(|error| status(&error))?
+            .stats()
+            .await
+            .map_err(|error| status(&error.into()))?;
+        let value = metrics(&stats)
+            .write_to_bytes()
+            .map_err(|error| invalid(format!("statistics: {error}")))?;
+        let any = Any {
+            type_url: METRICS.to_owned(),
+            value,
+            ..Default::default()
+        };
+        Ok(StatsResponse {
+            stats: MessageField::some(any),
+            ..Default::default()
+        })
+    }
+
+    async fn connect(&self, _: &TtrpcContext, _: ConnectRequest) -> Answer<ConnectResponse> {
+        Ok(ConnectResponse {
+            shim_pid: std::process::id(),
+            task_pid: self.sandbox.host_pid(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..Default::default()
+        })
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> Answer<Empty> {
+        // containerd sends it after every deletion.
+        if request.now || self.sandbox.is_empty() {
+            self.stop.notify_one();
+        }
+        Ok(Empty::new())
+    }
+}

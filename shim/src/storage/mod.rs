@@ -1,0 +1,5 @@
+//! Root file systems and volumes: from what containerd names to what the guest is to mount.
+
+pub mod mount;
+pub mod share;
+pub mod virtiofsd;

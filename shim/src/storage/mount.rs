@@ -1,0 +1,347 @@
+//! Mounts as containerd and OCI write them: a type, a source, and options in `mount(8)`'s words.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags, umount2};
+use nix::sched::{CloneFlags, unshare};
+use thiserror::Error;
+
+/// Longest option text that the kernel takes: a page, with its end.
+const DATA_LIMIT: usize = 4095;
+
+/// A mount to make on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// File system type; `bind` for a bind mount.
+    pub fstype: String,
+    /// Device, directory or file.
+    pub source: String,
+    /// `ro`, `nosuid`, `lowerdir=...`, one each.
+    pub options: Vec<String>,
+}
+
+/// A mount that could not be made or taken away.
+#[derive(Debug, Error)]
+pub enum MountError {
+    /// An option asks for what a mount on the host must not do here.
+    #[error("mount of {fstype} {source_path:?}: option {option:?} is not supported")]
+    Option {
+        /// The mount's type.
+        fstype: String,
+        /// The mount's source.
+        source_path: String,
+        /// The option.
+        option: String,
+    },
+    /// The options do not fit in a page, even relative to their common directory.
+    #[error(
+        "mount of {fstype} on {target}: options of {length} bytes, the kernel takes {DATA_LIMIT}"
+    )]
+    TooLong {
+        /// The mount's type.
+        fstype: String,
+        /// Where it was to be.
+        target: PathBuf,
+        /// How long they are.
+        length: usize,
+    },
+    /// The kernel refused.
+    #[error("mount of {fstype} {source_path:?} on {target}: {source}")]
+    Mount {
+        /// The mount's type.
+        fstype: String,
+        /// The mount's source.
+        source_path: String,
+        /// Where it was to be.
+        target: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The mount point, or the directories above it, could not be made.
+    #[error("mount point {target}: {source}")]
+    Target {
+        /// The mount point.
+        target: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// Mounts `mount` on `target`, which exists.
+pub fn mount(mount: &Mount, target: &Path) -> Result<(), MountError> {
+    let parsed = parse(mount)?;
+    let failed = |error: nix::Error| MountError::Mount {
+        fstype: mount.fstype.clone(),
+        source_path: mount.source.clone(),
+        target: target.to_owned(),
+        source: error.into(),
+    };
+    let bind = parsed.flags.contains(MsFlags::MS_BIND);
+    if bind {
+        // The kernel heeds nothing but MS_REC at a bind; the rest wants a second step.
+        let first = parsed.flags & (MsFlags::MS_BIND | MsFlags::MS_REC);
+        nix::mount::mount(
+            Some(mount.source.as_str()),
+            target,
+            None::<&str>,
+            first,
+            None::<&str>,
+        )
+        .map_err(failed)?;
+        let rest = parsed.flags - (MsFlags::MS_BIND | MsFlags::MS_REC);
+        if !rest.is_empty() {
+            let again = rest | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
+            if let Err(error) =
+                nix::mount::mount(None::<&str>, target, None::<&str>, again, None::<&str>)
+            {
+                // Half of a read-only mount is a writable one.
+                let _ = umount2(target, MntFlags::MNT_DETACH);
+                return Err(failed(error));
+            }
+        }
+        return Ok(());
+    }
+    let (base, data) = shorten(&parsed.data, mount, target)?;
+    let call = || {
+        nix::mount::mount(
+            Some(mount.source.as_str()),
+            target,
+            Some(mount.fstype.as_str()),
+            parsed.flags,
+            Some(data.as_str()),
+        )
+    };
+    match base {
+        None => call().map_err(failed),
+        Some(base) => mount_from(&base, call).map_err(failed),
+    }
+}
+
+/// Takes every mount on `target` away, at once for new users and as soon as they are done for
+/// those that still hold files there. Nothing mounted there is fine.
+pub fn unmount(target: &Path) -> io::Result<()> {
+    loop {
+        match umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => {}
+            Err(nix::Error::EINVAL | nix::Error::ENOENT) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Makes what a bind mount of `source` needs as its mount point: a directory for a directory, an
+/// empty file for anything else.
+pub fn make_target(source_is_dir: bool, target: &Path) -> Result<(), MountError> {
+    let made = if source_is_dir {
+        fs::create_dir(target)
+    } else {
+        fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(target)
+            .map(drop)
+    };
+    made.map_err(|source| MountError::Target {
+        target: target.to_owned(),
+        source,
+    })
+}
+
+struct Parsed {
+    flags: MsFlags,
+    data: Vec<String>,
+}
+
+fn parse(mount: &Mount) -> Result<Parsed, MountError> {
+    let mut flags = MsFlags::empty();
+    let mut data = Vec::new();
+    if mount.fstype == "bind" {
+        flags |= MsFlags::MS_BIND;
+    }
+    for option in &mount.options {
+        match option.as_str() {
+            "defaults" | "rw" | "" => {}
+            "ro" => flags |= MsFlags::MS_RDONLY,
+            "bind" => flags |= MsFlags::MS_BIND,
+            "rbind" => flags |= MsFlags::MS_BIND | MsFlags::MS_REC,
+            "nosuid" => flags |= MsFlags::MS_NOSUID,
+            "suid" => flags -= MsFlags::MS_NOSUID,
+            "nodev" => flags |= MsFlags::MS_NODEV,
+            "dev" => flags -= MsFlags::MS_NODEV,
+            "noexec" => flags |= MsFlags::MS_NOEXEC,
+            "exec" => flags -= MsFlags::MS_NOEXEC,
+            "noatime" => flags |= MsFlags::MS_NOATIME,
+            "nodiratime" => flags |= MsFlags::MS_NODIRATIME,
+            "relatime" => flags |= MsFlags::MS_RELATIME,
+            "strictatime" => flags |= MsFlags::MS_STRICTATIME,
+            "sync" => flags |= MsFlags::MS_SYNCHRONOUS,
+            "dirsync" => flags |= MsFlags::MS_DIRSYNC,
+            // Propagation inside the container is the guest's business.
+            "private" | "rprivate" | "slave" | "rslave" | "shared" | "rshared" | "unbindable"
+            | "runbindable" => {}
+            "remount" | "loop" => {
+                return Err(MountError::Option {
+                    fstype: mount.fstype.clone(),
+                    source_path: mount.source.clone(),
+                    option: option.clone(),
+                });
+            }
+            // Notes of a snapshotter to itself, as in fstab(5).
+            note if note.starts_with("X-") || note.starts_with("x-") => {}
+            _ => data.push(option.clone()),
+        }
+    }
+    Ok(Parsed { flags, data })
+}
+
+/// Overlay options name a directory for each layer, and many layers exceed a page. Named relative
+/// to the directory that they share, they fit. Returns that directory, if it is needed.
+fn shorten(
+    data: &[String],
+    mount: &Mount,
+    target: &Path,
+) -> Result<(Option<PathBuf>, String), MountError> {
+    let whole = data.join(",");
+    if whole.len() <= DATA_LIMIT {
+        return Ok((None, whole));
+    }
+    let too_long = |length| MountError::TooLong {
+        fstype: mount.fstype.clone(),
+        target: target.to_owned(),
+        length,
+    };
+    let Some(base) = common_directory(data) else {
+        return Err(too_long(whole.len()));
+    };
+    let prefix = format!("{}/", base.display());
+    let short = data
+        .iter()
+        .map(|option| match option.split_once('=') {
+            Some(("lowerdir", value)) => {
+                let paths: Vec<_> = value
+                    .split(':')
+                    .map(|p| p.strip_prefix(&prefix).unwrap_or(p))
+                    .collect();
+                format!("lowerdir={}", paths.join(":"))
+            }
+            Some((key @ ("upperdir" | "workdir"), value)) => {
+                format!("{key}={}", value.strip_prefix(&prefix).unwrap_or(value))
+            }
+            _ => option.clone(),
+        })
+        .collect::<Vec<_>>()
+        .join(",");
+    if short.len() > DATA_LIMIT {
+        return Err(too_long(short.len()));
+    }
+    Ok((Some(base), short))
+}
+
+fn common_directory(data: &[String]) -> Option<PathBuf> {
+    let lower = data
+        .iter()
+        .find_map(|option| option.strip_prefix("lowerdir="))?;
+    let mut paths = lower.split(':').map(Path::new);
+    let mut base = paths.next()?.parent()?.to_owned();
+    for path in paths {
+        while !path.starts_with(&base) {
+            base = base.parent()?.to_owned();
+        }
+    }
+    (base.is_absolute() && base.as_os_str() != OsStr::new("/")).then_some(base)
+}
+
+/// Makes a mount whose options are relative to `base`, in a thread of its own: the working
+/// directory of the process stays as it is.
+fn mount_from(base: &Path, call: impl FnOnce() -> nix::Result<()> + Send) -> nix::Result<()> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_FS)?;
+            nix::unistd::chdir(base)?;
+            call()
+        });
+        thread.join().unwrap_or(Err(nix::Error::EIO))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn overlay(layers: usize) -> Mount {
+        let dir = "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots";
+        let lower: Vec<_> = (0..layers)
+            .map(|layer| format!("{dir}/{layer}/fs"))
+            .collect();
+        Mount {
+            fstype: "overlay".into(),
+            source: "overlay".into(),
+            options: vec![
+                "index=off".into(),
+                format!("workdir={dir}/900/work"),
+                format!("upperdir={dir}/900/fs"),
+                format!("lowerdir={}", lower.join(":")),
+            ],
+        }
+    }
+
+    #[test]
+    fn options_become_flags_and_data() {
+        let parsed = parse(&Mount {
+            fstype: "bind".into(),
+            source: "/a".into(),
+            options: ["rbind", "ro", "nosuid", "x-note=1", "rprivate", "size=1"]
+                .map(Into::into)
+                .into(),
+        })
+        .unwrap();
+        let expected = MsFlags::MS_BIND | MsFlags::MS_REC | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID;
+        assert_eq!(parsed.flags, expected);
+        assert_eq!(parsed.data, ["size=1"]);
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_named() {
+        let mount = Mount {
+            options: vec!["loop".into()],
+            ..overlay(1)
+        };
+        assert!(
+            parse(&mount)
+                .err()
+                .unwrap()
+                .to_string()
+                .contains("\"loop\"")
+        );
+    }
+
+    #[test]
+    fn few_layers_keep_their_full_paths() {
+        let mount = overlay(3);
+        let (base, data) = shorten(&mount.options, &mount, Path::new("/t")).unwrap();
+        assert_eq!(base, None);
+        assert_eq!(data, mount.options.join(","));
+    }
+
+    #[test]
+    fn a_hundred_layers_fit_in_a_page() {
+        let mount = overlay(127);
+        let (base, data) = shorten(&mount.options, &mount, Path::new("/t")).unwrap();
+        assert!(base.unwrap().ends_with("snapshots"));
+        assert!(data.len() <= DATA_LIMIT);
+        assert!(
+            data.contains("lowerdir=0/fs:1/fs:") && data.contains("upperdir=900/fs"),
+            "{data}"
+        );
+    }
+
+    #[test]
+    fn too_many_layers_are_an_error() {
+        let mount = overlay(2000);
+        let error = shorten(&mount.options, &mount, Path::new("/t")).unwrap_err();
+        assert!(matches!(error, MountError::TooLong { .. }));
+    }
+}

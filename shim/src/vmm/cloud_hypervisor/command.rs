@@ -1,0 +1,143 @@
+//! cloud-hypervisor's command line: the whole VM in one, so that no API call is on the way.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::path::Path;
+
+use crate::vmm::VmSpec;
+
+/// The guest's context id. It is the VMM's own affair: two VMs may have the same.
+const GUEST_CID: u32 = 3;
+
+/// What the kernel is told on this VMM besides the sandbox's own parameters: the console, and to
+/// reset at once on a panic, in case it cannot reach the panic device.
+const CMDLINE: [&str; 3] = ["console=ttyS0", "quiet", "panic=-1"];
+
+/// The descriptors that the VMM inherits.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Inherited {
+    /// A listening socket for the API.
+    pub(super) api: RawFd,
+    /// A pipe for events.
+    pub(super) events: RawFd,
+}
+
+/// The arguments for a VM.
+pub(super) fn arguments(spec: &VmSpec, inherited: Inherited, landlock: bool) -> Vec<OsString> {
+    let mut cmdline: Vec<&str> = CMDLINE.to_vec();
+    cmdline.extend(spec.cmdline.iter().map(String::as_str));
+    let nested = if spec.nested { "on" } else { "off" };
+    let mut args: Vec<OsString> = vec![
+        "--kernel".into(),
+        spec.kernel.clone().into(),
+        "--initramfs".into(),
+        spec.initramfs.clone().into(),
+        "--cmdline".into(),
+        cmdline.join(" ").into(),
+        "--cpus".into(),
+        format!("boot={},nested={nested}", spec.vcpus).into(),
+        // vhost-user devices need memory that another process can map.
+        "--memory".into(),
+        format!("size={},shared=on", spec.memory).into(),
+        "--fs".into(),
+        option(
+            &format!("tag={},socket=", spec.share.tag),
+            &spec.share.socket,
+            "",
+        ),
+        "--vsock".into(),
+        option(&format!("cid={GUEST_CID},socket="), &spec.vsock(), ""),
+        "--serial".into(),
+        option("file=", &spec.console, ""),
+        "--console".into(),
+        "off".into(),
+        "--pvpanic".into(),
+        "--seccomp".into(),
+        "true".into(),
+        "--api-socket".into(),
+        format!("fd={}", inherited.api).into(),
+        "--event-monitor".into(),
+        format!("fd={}", inherited.events).into(),
+    ];
+    if landlock {
+        // Its own rules cover every file above but not the directory where it binds the vsock.
+        args.push("--landlock".into());
+        args.push("--landlock-rules".into());
+        args.push(option("path=", &spec.dir, ",access=rw"));
+    }
+    args
+}
+
+/// An option whose value is a path.
+fn option(before: &str, path: &Path, after: &str) -> OsString {
+    let mut option = OsString::from(before);
+    option.push(path);
+    option.push(after);
+    option
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::vmm::Share;
+
+    fn spec() -> VmSpec {
+        VmSpec {
+            dir: PathBuf::from("/run/b/1"),
+            kernel: PathBuf::from("/k"),
+            initramfs: PathBuf::from("/i"),
+            cmdline: vec!["a=b".to_owned(), "c".to_owned()],
+            vcpus: 2,
+            memory: 256 << 20,
+            nested: false,
+            console: PathBuf::from("/run/b/1/console"),
+            share: Share {
+                tag: "share".to_owned(),
+                socket: PathBuf::from("/run/b/1/fs"),
+            },
+        }
+    }
+
+    fn value(args: &[OsString], name: &str) -> Option<String> {
+        let at = args.iter().position(|arg| arg == name)?;
+        args.get(at + 1)?.to_str().map(str::to_owned)
+    }
+
+    #[test]
+    fn the_specification_stands_on_the_command_line() {
+        let args = arguments(&spec(), Inherited { api: 7, events: 8 }, false);
+        let is = |name, expected: &str| assert_eq!(value(&args, name).as_deref(), Some(expected));
+        is("--kernel", "/k");
+        is("--initramfs", "/i");
+        is("--cmdline", "console=ttyS0 quiet panic=-1 a=b c");
+        is("--cpus", "boot=2,nested=off");
+        is("--memory", "size=268435456,shared=on");
+        is("--fs", "tag=share,socket=/run/b/1/fs");
+        is("--vsock", "cid=3,socket=/run/b/1/vsock");
+        is("--serial", "file=/run/b/1/console");
+        is("--api-socket", "fd=7");
+        is("--event-monitor", "fd=8");
+        assert!(!args.iter().any(|arg| arg == "--landlock"));
+    }
+
+    #[test]
+    fn nested_virtualization_is_on_only_when_asked_for() {
+        let spec = VmSpec {
+            nested: true,
+            ..spec()
+        };
+        let args = arguments(&spec, Inherited { api: 7, events: 8 }, false);
+        assert_eq!(value(&args, "--cpus").as_deref(), Some("boot=2,nested=on"));
+    }
+
+    #[test]
+    fn landlock_is_told_of_the_sandboxs_directory() {
+        let args = arguments(&spec(), Inherited { api: 7, events: 8 }, true);
+        assert_eq!(
+            value(&args, "--landlock-rules").as_deref(),
+            Some("path=/run/b/1,access=rw")
+        );
+    }
+}

@@ -1,0 +1,112 @@
+//! cloud-hypervisor, v50 or later.
+
+mod api;
+mod command;
+mod events;
+mod landlock;
+
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use nix::fcntl::OFlag;
+use nix::unistd::pipe2;
+use tokio::net::unix::pipe;
+
+pub use api::{API_SOCKET, Api, ApiError, VmInfo};
+
+use super::machine::Machine;
+use super::{StartError, VmExit, VmSpec};
+use crate::process::{Ended, HelperCommand, Status};
+use crate::version::Version;
+
+/// The process's name in records and messages.
+const ROLE: &str = "cloud-hypervisor";
+
+/// The first version that has every option that is used here, and takes descriptors for the API
+/// and the events.
+pub const OLDEST: Version = Version {
+    major: 50,
+    minor: 0,
+};
+
+/// Starts a VM.
+pub(super) fn start(program: &Path, spec: &VmSpec) -> Result<Machine, StartError> {
+    let socket = |what, path: &Path| {
+        let path = path.to_owned();
+        move |source: io::Error| StartError::Socket { what, path, source }
+    };
+    // Bound here and inherited: on a path of its own the VMM would leave a lock file behind.
+    let api_path = spec.dir.join(API_SOCKET);
+    let api = UnixListener::bind(&api_path).map_err(socket("API socket", &api_path))?;
+    let event_pipe = || -> io::Result<_> {
+        let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
+        Ok((pipe::Receiver::from_owned_fd(reader)?, writer))
+    };
+    let (events, event_writer) = event_pipe().map_err(socket("event pipe", &spec.dir))?;
+
+    let mut command = HelperCommand::new(ROLE, program);
+    let inherited = command::Inherited {
+        api: command.inherit(api),
+        events: command.inherit(event_writer),
+    };
+    command.args(command::arguments(spec, inherited, landlock::usable()));
+    let vmm = command.spawn()?;
+
+    let program = program.to_owned();
+    let judge = move |ended| judge(&program, ended);
+    Ok(Machine::new(
+        vmm,
+        Vec::new(),
+        spec.vsock(),
+        events::first_exit(events),
+        judge,
+    ))
+}
+
+/// What the VMM's end means where its events say nothing.
+fn judge(program: &Path, mut ended: Ended) -> VmExit {
+    if ended.status == Status::Code(0) {
+        return VmExit::GuestPowerOff;
+    }
+    if let (Status::Code(_), Ok(version)) = (ended.status, Version::of(program))
+        && version < OLDEST
+    {
+        ended.output += &format!(" (this is version {version}; {OLDEST} is the oldest that works)");
+    }
+    VmExit::Ended { role: ROLE, ended }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn an_old_version_is_named_as_the_likely_cause() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let program = dir.path().join("old");
+        fs::write(&program, "#!/bin/sh\necho cloud-hypervisor v40.0\n").expect("write");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("chmod");
+        let ended = Ended {
+            status: Status::Code(2),
+            output: "unexpected argument".to_owned(),
+        };
+        assert_eq!(
+            judge(&program, ended).to_string(),
+            "cloud-hypervisor ended with exit code 2: unexpected argument \
+             (this is version 40.0; 50.0 is the oldest that works)"
+        );
+    }
+
+    #[test]
+    fn a_silent_clean_end_is_a_power_off() {
+        let ended = Ended {
+            status: Status::Code(0),
+            output: String::new(),
+        };
+        assert_eq!(judge(Path::new("/nowhere"), ended), VmExit::GuestPowerOff);
+    }
+}

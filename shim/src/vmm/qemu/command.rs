@@ -1,0 +1,245 @@
+//! QEMU's command line, for its machines microvm and q35, with KVM or without.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::RawFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+use crate::config::QemuMachine;
+use crate::vmm::{Accel, VmSpec};
+
+/// The descriptors that QEMU inherits.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Inherited {
+    /// A connection for QMP.
+    pub(super) qmp: RawFd,
+    /// A connection to the vsock daemon.
+    pub(super) vsock: RawFd,
+}
+
+/// What the VM runs on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Platform {
+    /// The machine that QEMU builds.
+    pub(super) machine: QemuMachine,
+    /// What executes the guest.
+    pub(super) accel: Accel,
+    /// The speed of the guest's time stamp counter, where it cannot find out well itself.
+    pub(super) tsc_khz: Option<u64>,
+}
+
+/// Entries of the virtiofs queue; each request takes a few.
+const FS_QUEUE: u32 = 1024;
+
+/// The arguments for a VM.
+pub(super) fn arguments(spec: &VmSpec, platform: Platform, inherited: Inherited) -> Vec<OsString> {
+    let Platform {
+        machine,
+        accel,
+        tsc_khz,
+    } = platform;
+    let mut args: Vec<OsString> = Vec::new();
+    let mut add = |name: &str, value: OsString| {
+        args.push(name.into());
+        args.push(value);
+    };
+    // No default devices, no configuration files of the host.
+    add("-M", machine_type(machine).into());
+    add("-accel", accelerator(accel).into());
+    add("-cpu", processor(accel, spec.nested).into());
+    add("-smp", spec.vcpus.to_string().into());
+    add("-m", format!("{}B", spec.memory).into());
+    // vhost-user devices need memory that another process can map.
+    add(
+        "-object",
+        format!("memory-backend-memfd,id=mem,size={},share=on", spec.memory).into(),
+    );
+    add("-kernel", spec.kernel.clone().into());
+    add("-initrd", spec.initramfs.clone().into());
+    add("-append", cmdline(spec, machine, tsc_khz).into());
+
+    add(
+        "-chardev",
+        option("file,id=console,append=on,path=", &spec.console),
+    );
+    add("-serial", "chardev:console".into());
+    add(
+        "-chardev",
+        format!("socket,id=qmp,fd={}", inherited.qmp).into(),
+    );
+    add("-mon", "chardev=qmp,mode=control".into());
+
+    let bus = match machine {
+        QemuMachine::Microvm => "device",
+        QemuMachine::Q35 => "pci",
+    };
+    add(
+        "-chardev",
+        option("socket,id=share,path=", &spec.share.socket),
+    );
+    let fs = format!("vhost-user-fs-{bus},chardev=share,queue-size={FS_QUEUE},tag=");
+    add("-device", option(&fs, Path::new(&spec.share.tag)));
+    add(
+        "-chardev",
+        format!("socket,id=vsock,fd={}", inherited.vsock).into(),
+    );
+    add(
+        "-device",
+        format!("vhost-user-vsock-{bus},chardev=vsock").into(),
+    );
+    if machine == QemuMachine::Q35 {
+        add("-device", "pvpanic-pci".into());
+    }
+
+    let denied = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+    add("-sandbox", denied.into());
+    add("-display", "none".into());
+    add("-monitor", "none".into());
+    for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
+        args.push(flag.into());
+    }
+    args
+}
+
+/// microvm's interrupt controller and timer stay on: a guest without KVM's clock calibrates
+/// its own with them.
+fn machine_type(machine: QemuMachine) -> &'static str {
+    match machine {
+        QemuMachine::Microvm => "microvm,acpi=off,rtc=on,pic=on,pit=on,memory-backend=mem",
+        QemuMachine::Q35 => "q35,usb=off,sata=off,smbus=off,vmport=off,hpet=off,memory-backend=mem",
+    }
+}
+
+fn accelerator(accel: Accel) -> &'static str {
+    match accel {
+        Accel::Kvm => "kvm",
+        Accel::Tcg => "tcg,thread=multi",
+    }
+}
+
+/// All that the accelerator can give, but virtualization only where it is asked for.
+fn processor(accel: Accel, nested: bool) -> String {
+    let model = match accel {
+        Accel::Kvm => "host",
+        Accel::Tcg => "max",
+    };
+    if nested {
+        model.to_owned()
+    } else {
+        format!("{model},-vmx,-svm")
+    }
+}
+
+/// Without ACPI and keyboard controller the kernel resets by a triple fault, which `-no-reboot`
+/// turns into QEMU's end; and it need not search for ACPI's tables.
+fn cmdline(spec: &VmSpec, machine: QemuMachine, tsc_khz: Option<u64>) -> String {
+    let mut words = vec!["console=ttyS0", "quiet", "panic=-1"];
+    if machine == QemuMachine::Microvm {
+        words.extend(["acpi=off", "reboot=t"]);
+    }
+    let speed = tsc_khz.map(|khz| format!("tsc_early_khz={khz}"));
+    if let Some(speed) = &speed {
+        words.extend(["tsc=reliable", speed]);
+    }
+    words.extend(spec.cmdline.iter().map(String::as_str));
+    words.join(" ")
+}
+
+/// An option that ends in a path, in which a comma is doubled (qemu(1)).
+fn option(before: &str, path: &Path) -> OsString {
+    let mut option = before.as_bytes().to_vec();
+    for byte in OsStr::as_bytes(path.as_os_str()) {
+        option.push(*byte);
+        if *byte == b',' {
+            option.push(b',');
+        }
+    }
+    OsString::from_vec(option)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::vmm::Share;
+
+    fn spec() -> VmSpec {
+        VmSpec {
+            dir: PathBuf::from("/run/b/1"),
+            kernel: PathBuf::from("/k"),
+            initramfs: PathBuf::from("/i"),
+            cmdline: vec!["a=b".to_owned()],
+            vcpus: 2,
+            memory: 256 << 20,
+            nested: false,
+            console: PathBuf::from("/run/b/1/console"),
+            share: Share {
+                tag: "share".to_owned(),
+                socket: PathBuf::from("/run/b/1/fs"),
+            },
+        }
+    }
+
+    fn line(spec: &VmSpec, machine: QemuMachine, accel: Accel) -> String {
+        let tsc_khz = (accel == Accel::Tcg).then_some(2_500_000);
+        let platform = Platform {
+            machine,
+            accel,
+            tsc_khz,
+        };
+        let args = arguments(spec, platform, Inherited { qmp: 7, vsock: 8 });
+        let words: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
+        words.join(" ") + " "
+    }
+
+    fn has(line: &str, part: &str) {
+        assert!(line.contains(&format!("{part} ")), "{part:?} not in {line}");
+    }
+
+    #[test]
+    fn microvm_takes_devices_without_a_bus() {
+        let line = line(&spec(), QemuMachine::Microvm, Accel::Tcg);
+        has(&line, "-smp 2");
+        has(&line, "-m 268435456B");
+        has(
+            &line,
+            "-append console=ttyS0 quiet panic=-1 acpi=off reboot=t tsc=reliable tsc_early_khz=2500000 a=b",
+        );
+        has(&line, "-accel tcg,thread=multi");
+        has(&line, "-cpu max,-vmx,-svm");
+        has(
+            &line,
+            "vhost-user-fs-device,chardev=share,queue-size=1024,tag=share",
+        );
+        has(&line, "vhost-user-vsock-device,chardev=vsock");
+        has(&line, "socket,id=qmp,fd=7");
+        has(&line, "socket,id=vsock,fd=8");
+        has(&line, "-no-reboot");
+        assert!(!line.contains("-pci"), "{line}");
+    }
+
+    #[test]
+    fn q35_takes_them_on_its_bus_and_a_panic_device() {
+        let line = line(&spec(), QemuMachine::Q35, Accel::Kvm);
+        has(&line, "-append console=ttyS0 quiet panic=-1 a=b");
+        has(&line, "-accel kvm");
+        has(&line, "-cpu host,-vmx,-svm");
+        has(&line, "vhost-user-vsock-pci,chardev=vsock");
+        has(&line, "pvpanic-pci");
+    }
+
+    #[test]
+    fn nested_virtualization_is_on_only_when_asked_for() {
+        let spec = VmSpec {
+            nested: true,
+            ..spec()
+        };
+        has(&line(&spec, QemuMachine::Microvm, Accel::Kvm), "-cpu host");
+    }
+
+    #[test]
+    fn a_comma_in_a_path_ends_no_option() {
+        assert_eq!(option("file,path=", Path::new("/a,b")), "file,path=/a,,b");
+    }
+}

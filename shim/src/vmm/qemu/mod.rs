@@ -1,0 +1,88 @@
+//! QEMU, 7.2 or later.
+
+mod clock;
+mod command;
+mod qmp;
+mod vsock;
+
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use super::machine::Machine;
+use super::{Accel, StartError, VmExit, VmSpec};
+use crate::config::QemuMachine;
+use crate::process::{Ended, HelperCommand, Status};
+use crate::version::Version;
+
+/// The process's name in records and messages.
+const ROLE: &str = "qemu";
+
+/// The first version that has every option and device that is used here.
+pub const OLDEST: Version = Version { major: 7, minor: 2 };
+
+/// How VMs of this host run under QEMU.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Settings<'a> {
+    /// QEMU.
+    pub(super) program: &'a Path,
+    /// vhost-device-vsock.
+    pub(super) vsock_daemon: &'a Path,
+    /// The machine that QEMU builds.
+    pub(super) machine: QemuMachine,
+    /// What executes the guest.
+    pub(super) accel: Accel,
+}
+
+/// Starts a VM.
+pub(super) async fn start(settings: &Settings<'_>, spec: &VmSpec) -> Result<Machine, StartError> {
+    // The daemon's start takes long enough to see how fast the host's counter runs.
+    let translated = settings.accel == Accel::Tcg;
+    let before = translated.then(clock::Moment::now).flatten();
+    let (daemon, connection) = vsock::start(settings.vsock_daemon, spec).await?;
+    let tsc_khz = before.and_then(|before| before.khz_until(clock::Moment::now()?));
+    let (ours, theirs) = qmp_connection().map_err(|source| StartError::Socket {
+        what: "QMP connection",
+        path: spec.dir.clone(),
+        source,
+    })?;
+    let mut command = HelperCommand::new(ROLE, settings.program);
+    let inherited = command::Inherited {
+        qmp: command.inherit(theirs),
+        vsock: command.inherit(connection),
+    };
+    let platform = command::Platform {
+        machine: settings.machine,
+        accel: settings.accel,
+        tsc_khz,
+    };
+    command.args(command::arguments(spec, platform, inherited));
+    let vmm = command.spawn()?;
+
+    let program = settings.program.to_owned();
+    let judge = move |ended| judge(&program, ended);
+    Ok(Machine::new(
+        vmm,
+        vec![daemon],
+        spec.vsock(),
+        qmp::first_exit(ours),
+        judge,
+    ))
+}
+
+fn qmp_connection() -> io::Result<(tokio::net::UnixStream, UnixStream)> {
+    let (mut ours, theirs) = UnixStream::pair()?;
+    ours.write_all(qmp::NEGOTIATION)?;
+    ours.set_nonblocking(true)?;
+    Ok((tokio::net::UnixStream::from_std(ours)?, theirs))
+}
+
+/// What QEMU's end means where QMP says nothing.
+fn judge(program: &Path, mut ended: Ended) -> VmExit {
+    if let (Status::Code(_), Ok(version)) = (ended.status, Version::of(program))
+        && version < OLDEST
+    {
+        ended.output += &format!(" (this is version {version}; {OLDEST} is the oldest that works)");
+    }
+    VmExit::Ended { role: ROLE, ended }
+}

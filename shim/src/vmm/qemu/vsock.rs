@@ -1,0 +1,160 @@
+//! The vsock device: QEMU has no hybrid vsock of its own, so a daemon gives it one over
+//! vhost-user, with the same protocol on its socket that cloud-hypervisor speaks.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use tokio::net::unix::pipe;
+use tokio::time::{sleep, timeout};
+
+use crate::process::{Helper, HelperCommand};
+use crate::vmm::{StartError, VmSpec};
+
+/// The process's name in records and messages.
+const ROLE: &str = "vhost-device-vsock";
+
+/// The guest's context id. It is the daemon's own affair: two VMs may have the same.
+const GUEST_CID: u32 = 3;
+
+/// The name of the daemon's vhost-user socket in the sandbox's directory.
+const SOCKET: &str = "vsock-device";
+
+/// How long the daemon may take to listen. It takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Between `bind`, which makes the socket's name, and `listen` lie microseconds without an event.
+const UNTIL_LISTEN: Duration = Duration::from_micros(200);
+
+/// Starts the daemon. Returns it with a connection to it, for QEMU.
+pub(super) async fn start(
+    program: &Path,
+    spec: &VmSpec,
+) -> Result<(Helper, UnixStream), StartError> {
+    let socket = spec.dir.join(SOCKET);
+    let failed = |source| StartError::Socket {
+        what: "vsock device",
+        path: socket.clone(),
+        source,
+    };
+    // Watched before the daemon starts, so that its socket is not missed.
+    let appears = Appearance::watch(&spec.dir).map_err(failed)?;
+
+    let mut command = HelperCommand::new(ROLE, program);
+    let mut device = OsString::from(format!("guest-cid={GUEST_CID},socket="));
+    device.push(&socket);
+    device.push(",uds-path=");
+    device.push(spec.vsock());
+    command.arg("--vm").arg(device);
+    let daemon = command.spawn()?;
+
+    let connected = async {
+        appears.of(&socket).await?;
+        connect(&socket).await
+    };
+    tokio::select! {
+        connection = timeout(PATIENCE, connected) => match connection {
+            Ok(connection) => Ok((daemon, connection.map_err(failed)?)),
+            Err(_) => Err(StartError::NotReady { role: ROLE, after: PATIENCE }),
+        },
+        ended = daemon.wait() => Err(StartError::Ended { role: ROLE, ended }),
+    }
+}
+
+async fn connect(socket: &Path) -> io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(socket) {
+            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => sleep(UNTIL_LISTEN).await,
+            other => return other,
+        }
+    }
+}
+
+/// New names in a directory (inotify(7)).
+struct Appearance(pipe::Receiver);
+
+impl Appearance {
+    fn watch(dir: &Path) -> io::Result<Appearance> {
+        let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+        inotify::add_watch(&watch, dir, WatchFlags::CREATE)?;
+        // It is no pipe, but it is read like one.
+        Ok(Appearance(pipe::Receiver::from_owned_fd_unchecked(watch)?))
+    }
+
+    /// Returns once the path is there.
+    async fn of(&self, path: &Path) -> io::Result<()> {
+        while !path.try_exists()? {
+            self.0.readable().await?;
+            // Which name it was does not matter: the path is looked at again.
+            match self.0.try_read(&mut [0; 4096]) {
+                Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::vmm::Share;
+
+    fn daemon(dir: &Path, script: &str) -> PathBuf {
+        let program = dir.join("daemon");
+        fs::write(&program, format!("#!/bin/sh\n{script}\n")).expect("write");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("chmod");
+        program
+    }
+
+    fn spec(dir: &Path) -> VmSpec {
+        VmSpec {
+            dir: dir.to_owned(),
+            kernel: PathBuf::new(),
+            initramfs: PathBuf::new(),
+            cmdline: Vec::new(),
+            vcpus: 1,
+            memory: 64 << 20,
+            nested: false,
+            console: PathBuf::new(),
+            share: Share {
+                tag: String::new(),
+                socket: PathBuf::new(),
+            },
+        }
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_ends_is_reported_with_its_words() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let program = daemon(dir.path(), "echo no such option; exit 0");
+        let error = start(&program, &spec(dir.path()))
+            .await
+            .expect_err("it ended");
+        assert_eq!(
+            error.to_string(),
+            "vhost-device-vsock ended with exit code 0 before the VM started: no such option"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_name_that_appears_late_is_seen() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("late");
+        let appears = Appearance::watch(dir.path()).expect("watch");
+        let make = async {
+            fs::write(dir.path().join("other"), "").expect("write");
+            sleep(Duration::from_millis(20)).await;
+            fs::write(&path, "").expect("write");
+        };
+        let (seen, ()) = tokio::join!(timeout(Duration::from_secs(5), appears.of(&path)), make);
+        seen.expect("in time").expect("seen");
+    }
+}
