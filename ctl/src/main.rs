@@ -1,2 +1,93 @@
-//! The tool.
-fn main() {}
+//! `bulkhead`, the operator's tool: whether this host can run sandboxes, which ones it runs, what
+//! one of them consists of, and the removal of what a dead shim left over.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod check;
+mod find;
+mod gc;
+mod inspect;
+mod list;
+mod memory;
+mod text;
+
+use std::error::Error;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use bulkhead_shim::config::{Config, ConfigError};
+use bulkhead_shim::record::{self, Entry, RecordError};
+use thiserror::Error;
+
+use args::{Args, Command};
+
+/// The command line is not understood.
+const USAGE: u8 = 2;
+
+/// Why a command failed.
+#[derive(Debug, Error)]
+enum CommandError {
+    /// The configuration says where the sandboxes are.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A record, or what it names, cannot be used.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The sandbox that is asked for is not there.
+    #[error(transparent)]
+    Find(#[from] find::FindError),
+    /// The answer cannot be written.
+    #[error("the answer cannot be written")]
+    Output(#[from] io::Error),
+}
+
+fn main() -> ExitCode {
+    let args = match Args::parse(std::env::args_os()) {
+        Ok(args) => args,
+        Err(error) => {
+            eprintln!("bulkhead: {error}\n\n{}", args::USAGE);
+            return ExitCode::from(USAGE);
+        }
+    };
+    match run(&args) {
+        Ok(code) => code,
+        // Whoever read our output has seen enough.
+        Err(CommandError::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bulkhead: {}", chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<ExitCode, CommandError> {
+    let mut out = io::stdout().lock();
+    match &args.command {
+        Command::Help => writeln!(out, "{}", args::USAGE)?,
+        Command::Version => writeln!(out, "bulkhead {}", env!("CARGO_PKG_VERSION"))?,
+        Command::Check => return Ok(check::run(&mut out)?),
+        Command::List => list::run(&entries()?, args.json, &mut out)?,
+        Command::Inspect { id } => {
+            let entry = find::find(entries()?, id, args.namespace.as_deref())?;
+            inspect::run(&entry, args.json, &mut out)?;
+        }
+        Command::Gc { dry_run } => return Ok(gc::run(&entries()?, *dry_run, &mut out)?),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn entries() -> Result<Vec<Entry>, CommandError> {
+    Ok(record::list(&Config::load()?.state_dir)?)
+}
+
+/// An error and what caused it, in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text += &format!(": {error}");
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,170 @@
+//! containerd on this host: the program, and whether its configuration has a handler for us.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+/// The runtime's name for containerd.
+pub const RUNTIME: &str = "io.containerd.bulkhead.v2";
+
+/// containerd's main configuration file.
+pub const CONFIG: &str = "/etc/containerd/config.toml";
+
+/// Where containerd's drop-ins lie by convention.
+const DROP_INS: &str = "/etc/containerd/conf.d";
+
+/// What containerd's configuration says about us. Only Kubernetes needs it to say something:
+/// `ctr` and `nerdctl` name the runtime themselves.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Handler {
+    /// The handler of this name runs pods with us.
+    Configured(String),
+    /// There is a configuration, without us.
+    Absent,
+    /// There is no configuration.
+    NoFile,
+    /// A configuration file cannot be read.
+    Unreadable(String),
+}
+
+/// Looks into containerd's configuration files.
+pub fn handler() -> Handler {
+    look(Path::new(CONFIG), Path::new(DROP_INS))
+}
+
+fn look(main: &Path, drop_ins: &Path) -> Handler {
+    let mut files = vec![main.to_owned()];
+    files.extend(toml_files(drop_ins));
+    let mut result = Handler::NoFile;
+    let mut next = 0;
+    while let Some(file) = files.get(next).cloned() {
+        next += 1;
+        let table = match fs::read_to_string(&file) {
+            Ok(text) => text.parse::<Table>(),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Handler::Unreadable(format!("{}: {e}", file.display())),
+        };
+        let table = match table {
+            Ok(table) => table,
+            Err(e) => return Handler::Unreadable(format!("{}: {}", file.display(), e.message())),
+        };
+        if let Some(name) = find_handler("", &table) {
+            return Handler::Configured(name);
+        }
+        result = Handler::Absent;
+        for import in imports(&table) {
+            // Each file once, for files may import each other.
+            if !files.contains(&import) {
+                files.push(import);
+            }
+        }
+    }
+    result
+}
+
+/// The runtimes stand in other places in each version of the file, but all look alike: a table
+/// under the handler's name with the runtime's type in it.
+fn find_handler(name: &str, table: &Table) -> Option<String> {
+    if table.get("runtime_type").and_then(Value::as_str) == Some(RUNTIME) {
+        return Some(name.to_owned());
+    }
+    let mut tables = table
+        .iter()
+        .filter_map(|(name, value)| Some((name, value.as_table()?)));
+    tables.find_map(|(name, table)| find_handler(name, table))
+}
+
+/// The files that `imports` names: paths, or all of a directory as `dir/*.toml`.
+fn imports(table: &Table) -> Vec<PathBuf> {
+    let imports = table
+        .get("imports")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten();
+    let paths = imports.filter_map(Value::as_str).map(PathBuf::from);
+    let expand = |path: PathBuf| match (path.file_name(), path.parent()) {
+        (Some(name), Some(dir)) if name == "*.toml" => toml_files(dir),
+        _ => vec![path],
+    };
+    paths.flat_map(expand).collect()
+}
+
+fn toml_files(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let paths = entries.map(|entry| entry.path());
+    let mut files: Vec<PathBuf> = paths
+        .filter(|path| path.extension().is_some_and(|e| e == "toml"))
+        .collect();
+    files.sort();
+    files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V2: &str = r#"
+        version = 2
+        [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+        runtime_type = "io.containerd.runc.v2"
+        [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.vm]
+        runtime_type = "io.containerd.bulkhead.v2"
+    "#;
+
+    fn looked(main: &str) -> Handler {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let file = dir.path().join("config.toml");
+        fs::write(&file, main).expect("write");
+        look(&file, &dir.path().join("conf.d"))
+    }
+
+    #[test]
+    fn a_handler_is_found_in_every_version_of_the_file() {
+        assert_eq!(looked(V2), Handler::Configured("vm".to_owned()));
+        let v3 = V2.replace("grpc.v1.cri", "cri.v1.runtime");
+        assert_eq!(looked(&v3), Handler::Configured("vm".to_owned()));
+    }
+
+    #[test]
+    fn another_runtime_is_not_ours() {
+        assert_eq!(looked(&V2.replace("bulkhead", "kata")), Handler::Absent);
+        assert_eq!(looked(""), Handler::Absent);
+    }
+
+    #[test]
+    fn a_broken_file_is_named() {
+        assert!(
+            matches!(looked("version = "), Handler::Unreadable(text) if text.contains("config.toml: "))
+        );
+    }
+
+    #[test]
+    fn no_file_is_no_error() {
+        let nowhere = Path::new("/nowhere/config.toml");
+        assert_eq!(look(nowhere, nowhere), Handler::NoFile);
+    }
+
+    #[test]
+    fn imports_and_drop_ins_are_followed() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (main, imported, drop_ins) = (
+            dir.path().join("config.toml"),
+            dir.path().join("more"),
+            dir.path().join("conf.d"),
+        );
+        fs::create_dir(&imported).expect("mkdir");
+        fs::create_dir(&drop_ins).expect("mkdir");
+        let import = |path: &Path| format!("imports = [\"{}\"]", path.display());
+        fs::write(&main, import(&imported.join("*.toml"))).expect("write");
+        // A circle ends.
+        fs::write(imported.join("a.toml"), import(&main)).expect("write");
+        assert_eq!(look(&main, &drop_ins), Handler::Absent);
+        fs::write(imported.join("b.toml"), V2).expect("write");
+        assert_eq!(look(&main, &drop_ins), Handler::Configured("vm".to_owned()));
+        fs::remove_file(imported.join("b.toml")).expect("remove");
+        fs::write(drop_ins.join("c.toml"), V2).expect("write");
+        assert_eq!(look(&main, &drop_ins), Handler::Configured("vm".to_owned()));
+    }
+}

@@ -1,0 +1,121 @@
+//! What is found on this host.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use bulkhead_shim::config::{AssetError, Config, ConfigError};
+use bulkhead_shim::version::{Version, VersionError};
+use bulkhead_shim::vmm::{Host, KvmProblem, SelectError, Selection};
+use nix::unistd::{AccessFlags, Uid, access};
+
+use super::containerd::{Handler, handler};
+
+/// The shim, by the name that containerd makes of the runtime's.
+pub const SHIM: &str = "containerd-shim-bulkhead-v2";
+
+/// A program, and its version if it is there.
+#[derive(Debug)]
+pub struct Program {
+    /// Where it is.
+    pub path: Result<PathBuf, AssetError>,
+    /// What it says.
+    pub version: Option<Result<Version, VersionError>>,
+}
+
+impl Program {
+    fn probe(path: Result<PathBuf, AssetError>) -> Program {
+        let version = path.as_deref().ok().map(Version::of);
+        Program { path, version }
+    }
+}
+
+/// Where the shim was found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Shim {
+    /// In a directory of PATH.
+    OnPath(PathBuf),
+    /// Beside this program, which is not in PATH.
+    Beside(PathBuf),
+    /// Nowhere.
+    Missing,
+}
+
+/// Everything that matters about a host.
+#[derive(Debug)]
+pub struct Facts {
+    /// Whether this is root.
+    pub root: bool,
+    /// The configuration.
+    pub config: Result<Config, ConfigError>,
+    /// Whether hardware KVM is usable.
+    pub kvm: Result<(), KvmProblem>,
+    /// The first VMM.
+    pub cloud_hypervisor: Program,
+    /// The second VMM.
+    pub qemu: Program,
+    /// Its vsock daemon.
+    pub vhost_device_vsock: Program,
+    /// Which VMM the shim would take.
+    pub selection: Result<Selection, SelectError>,
+    /// The file-share daemon.
+    pub virtiofsd: Program,
+    /// The guest's kernel.
+    pub kernel: Result<PathBuf, AssetError>,
+    /// The guest's initramfs.
+    pub initramfs: Result<PathBuf, AssetError>,
+    /// The shim.
+    pub shim: Shim,
+    /// containerd's program and version.
+    pub containerd: Option<(PathBuf, Result<Version, VersionError>)>,
+    /// containerd's configuration.
+    pub handler: Handler,
+}
+
+impl Facts {
+    /// Looks. It runs each program for its version.
+    pub fn probe() -> Facts {
+        let loaded = Config::load();
+        // The rest of the answer helps even where the configuration is wrong.
+        let config = loaded.as_ref().cloned().unwrap_or_default();
+        let host = Host::probe(&config);
+        Facts {
+            root: Uid::effective().is_root(),
+            selection: Selection::of(&config),
+            kvm: host.kvm,
+            cloud_hypervisor: Program::probe(host.cloud_hypervisor),
+            qemu: Program::probe(host.qemu),
+            vhost_device_vsock: Program::probe(host.vhost_device_vsock),
+            virtiofsd: Program::probe(config.files.virtiofsd()),
+            kernel: config.files.kernel(),
+            initramfs: config.files.initramfs(),
+            shim: shim(),
+            containerd: on_path("containerd").map(|path| {
+                let version = Version::of(&path);
+                (path, version)
+            }),
+            handler: handler(),
+            config: loaded,
+        }
+    }
+}
+
+fn shim() -> Shim {
+    if let Some(path) = on_path(SHIM) {
+        return Shim::OnPath(path);
+    }
+    let own = env::current_exe().ok();
+    let beside = own
+        .as_deref()
+        .and_then(Path::parent)
+        .map(|dir| dir.join(SHIM));
+    match beside.filter(|path| access(path, AccessFlags::X_OK).is_ok()) {
+        Some(path) => Shim::Beside(path),
+        None => Shim::Missing,
+    }
+}
+
+fn on_path(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    let mut candidates = env::split_paths(&path).map(|dir| dir.join(name));
+    candidates.find(|path| path.is_file() && access(path, AccessFlags::X_OK).is_ok())
+}

@@ -1,0 +1,473 @@
+//! What the facts mean, and what to do about them.
+
+use std::path::{Path, PathBuf};
+
+use bulkhead_shim::config::AssetError;
+use bulkhead_shim::storage::virtiofsd;
+use bulkhead_shim::version::Version;
+use bulkhead_shim::vmm::{KvmProblem, Vmm};
+
+use super::containerd::{CONFIG, Handler, RUNTIME};
+use super::facts::{Facts, Program, SHIM, Shim};
+use crate::chain;
+
+/// The first version of the vsock daemon that works.
+const OLDEST_VSOCK_DAEMON: Version = Version { major: 0, minor: 3 };
+
+/// The first version of containerd that works.
+const OLDEST_CONTAINERD: Version = Version { major: 1, minor: 6 };
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// Sandboxes run without it.
+    Note,
+    /// No sandbox runs like this.
+    Fail,
+}
+
+/// A line of the answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// How bad it is.
+    pub level: Level,
+    /// What it is about.
+    pub what: &'static str,
+    /// What was found.
+    pub says: String,
+    /// What to do about it.
+    pub advice: Option<String>,
+}
+
+fn line(level: Level, what: &'static str, says: impl Into<String>, advice: Option<&str>) -> Line {
+    Line {
+        level,
+        what,
+        says: says.into(),
+        advice: advice.map(str::to_owned),
+    }
+}
+
+/// Judges a host.
+pub fn judge(facts: &Facts) -> Vec<Line> {
+    let mut lines = Vec::new();
+    if !facts.root {
+        let advice = "run it as root, as containerd runs the shim";
+        lines.push(line(
+            Level::Note,
+            "user",
+            "not root: some of this may look worse than it is",
+            Some(advice),
+        ));
+    }
+    lines.push(configuration(facts));
+    lines.push(kvm(facts));
+    lines.extend(hypervisors(facts));
+    lines.push(program(
+        "virtiofsd",
+        &facts.virtiofsd,
+        virtiofsd::OLDEST,
+        Level::Fail,
+        "install it: a package of Debian 13, Fedora and Ubuntu 24.04; elsewhere `cargo install virtiofsd`",
+    ));
+    lines.push(image("guest kernel", &facts.kernel));
+    lines.push(image("guest initramfs", &facts.initramfs));
+    lines.push(shim(&facts.shim));
+    lines.push(containerd(facts));
+    lines.push(handler(&facts.handler));
+    lines
+}
+
+fn configuration(facts: &Facts) -> Line {
+    match &facts.config {
+        Ok(config) if config.read_from.is_empty() => line(
+            Level::Ok,
+            "configuration",
+            "no file: built-in defaults",
+            None,
+        ),
+        Ok(config) => line(Level::Ok, "configuration", list(&config.read_from), None),
+        Err(error) => {
+            let advice = "correct it; what follows was looked at with the built-in defaults";
+            line(Level::Fail, "configuration", chain(error), Some(advice))
+        }
+    }
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    let paths: Vec<String> = paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    paths.join(", ")
+}
+
+fn kvm(facts: &Facts) -> Line {
+    let (says, advice) = match &facts.kvm {
+        Ok(()) => return line(Level::Ok, "KVM", "usable", None),
+        Err(problem @ KvmProblem::NoExtension) => (
+            problem.to_string(),
+            "guests run by translation, many times slower; switch virtualization on in the \
+             firmware, or on a cloud choose a machine with nested virtualization",
+        ),
+        Err(problem) => (
+            problem.to_string(),
+            "load kvm_intel or kvm_amd, and give root access to /dev/kvm",
+        ),
+    };
+    line(Level::Note, "KVM", says, Some(advice))
+}
+
+/// The VMMs, each as bad as the choice makes it, and the choice.
+fn hypervisors(facts: &Facts) -> Vec<Line> {
+    let chosen = facts.selection.as_ref().ok().map(|selection| selection.vmm);
+    let level = |vmm| {
+        if chosen == Some(vmm) {
+            Level::Fail
+        } else {
+            Level::Note
+        }
+    };
+    let cloud_hypervisor = program(
+        "cloud-hypervisor",
+        &facts.cloud_hypervisor,
+        Vmm::CloudHypervisor.oldest(),
+        level(Vmm::CloudHypervisor),
+        "install a release of it; it starts quicker than QEMU and needs KVM",
+    );
+    let qemu = program(
+        "QEMU",
+        &facts.qemu,
+        Vmm::Qemu.oldest(),
+        level(Vmm::Qemu),
+        "install it: package qemu-system-x86",
+    );
+    let daemon = program(
+        "vhost-device-vsock",
+        &facts.vhost_device_vsock,
+        OLDEST_VSOCK_DAEMON,
+        level(Vmm::Qemu),
+        "QEMU needs it: `cargo install vhost-device-vsock`",
+    );
+    let choice = match &facts.selection {
+        Ok(selection) => line(Level::Ok, "hypervisor", selection.to_string(), None),
+        Err(error) => {
+            let advice = "install what is missing, or set `hypervisor` to the other one";
+            line(Level::Fail, "hypervisor", chain(error), Some(advice))
+        }
+    };
+    vec![cloud_hypervisor, qemu, daemon, choice]
+}
+
+/// A program; what is wrong with it is as bad as `level` says.
+fn program(
+    what: &'static str,
+    program: &Program,
+    oldest: Version,
+    level: Level,
+    advice: &str,
+) -> Line {
+    let path = match &program.path {
+        Ok(path) => path.display(),
+        Err(error) => return line(level, what, chain(error), Some(advice)),
+    };
+    match &program.version {
+        Some(Ok(version)) if *version < oldest => {
+            let says = format!("{path} is version {version}; {oldest} is the oldest that works");
+            line(level, what, says, Some(advice))
+        }
+        Some(Ok(version)) => line(Level::Ok, what, format!("{path}, version {version}"), None),
+        Some(Err(error)) => line(
+            level,
+            what,
+            chain(error),
+            Some("see whether it runs at all"),
+        ),
+        None => line(Level::Ok, what, path.to_string(), None),
+    }
+}
+
+fn image(what: &'static str, image: &Result<PathBuf, AssetError>) -> Line {
+    match image {
+        Ok(path) => line(Level::Ok, what, path.display().to_string(), None),
+        Err(error) => line(
+            Level::Fail,
+            what,
+            chain(error),
+            Some("`make install` puts it there"),
+        ),
+    }
+}
+
+fn shim(shim: &Shim) -> Line {
+    match shim {
+        Shim::OnPath(path) => line(Level::Ok, "shim", path.display().to_string(), None),
+        Shim::Beside(path) => {
+            let dir = path.parent().unwrap_or(Path::new("/")).display();
+            let advice =
+                format!("containerd looks in its own PATH: add {dir} to it, or `make install`");
+            let says = format!("{} is not in PATH", path.display());
+            line(Level::Note, "shim", says, Some(&advice))
+        }
+        Shim::Missing => {
+            let says = format!("{SHIM} is not in PATH");
+            line(
+                Level::Fail,
+                "shim",
+                says,
+                Some("`make install` puts it there"),
+            )
+        }
+    }
+}
+
+fn containerd(facts: &Facts) -> Line {
+    match &facts.containerd {
+        None => {
+            let advice = "install it, unless it comes with something else (k3s)";
+            line(Level::Note, "containerd", "not in PATH", Some(advice))
+        }
+        Some((path, Ok(version))) if *version < OLDEST_CONTAINERD => {
+            let says = format!("{} is version {version}", path.display());
+            let advice = format!("{OLDEST_CONTAINERD} is the oldest that works");
+            line(Level::Fail, "containerd", says, Some(&advice))
+        }
+        Some((path, Ok(version))) => line(
+            Level::Ok,
+            "containerd",
+            format!("{}, version {version}", path.display()),
+            None,
+        ),
+        Some((_, Err(error))) => line(
+            Level::Note,
+            "containerd",
+            chain(error),
+            Some("see whether it runs at all"),
+        ),
+    }
+}
+
+fn handler(handler: &Handler) -> Line {
+    let needed = format!(
+        "only Kubernetes needs one: a runtime with runtime_type = \"{RUNTIME}\" in {CONFIG}"
+    );
+    let (level, says, advice) = match handler {
+        Handler::Configured(name) => (Level::Ok, format!("{name} is {RUNTIME}"), None),
+        Handler::Absent => (
+            Level::Note,
+            "containerd has none of ours".to_owned(),
+            Some(needed),
+        ),
+        Handler::NoFile => (Level::Note, format!("{CONFIG} is not there"), Some(needed)),
+        Handler::Unreadable(why) => (Level::Note, why.clone(), Some(needed)),
+    };
+    line(level, "runtime handler", says, advice.as_deref())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use bulkhead_shim::config::Config;
+    use bulkhead_shim::vmm::{Host, Selection};
+
+    use super::*;
+
+    fn there(name: &str, major: u32, minor: u32) -> Program {
+        Program {
+            path: Ok(PathBuf::from(format!("/bin/{name}"))),
+            version: Some(Ok(Version { major, minor })),
+        }
+    }
+
+    fn missing(name: &'static str) -> AssetError {
+        AssetError::NotFound {
+            name,
+            key: "key",
+            looked_in: vec![PathBuf::from("/bin")],
+        }
+    }
+
+    fn absent(name: &'static str) -> Program {
+        Program {
+            path: Err(missing(name)),
+            version: None,
+        }
+    }
+
+    /// A host on which all is well.
+    fn good() -> Facts {
+        Facts {
+            root: true,
+            config: Ok(Config::default()),
+            kvm: Ok(()),
+            cloud_hypervisor: there("cloud-hypervisor", 53, 0),
+            qemu: there("qemu", 7, 2),
+            vhost_device_vsock: there("vhost-device-vsock", 0, 3),
+            selection: select(Ok(()), true, true),
+            virtiofsd: there("virtiofsd", 1, 13),
+            kernel: Ok(PathBuf::from("/k")),
+            initramfs: Ok(PathBuf::from("/i")),
+            shim: Shim::OnPath(PathBuf::from("/bin/shim")),
+            containerd: Some((
+                PathBuf::from("/bin/containerd"),
+                Ok(Version { major: 2, minor: 1 }),
+            )),
+            handler: Handler::Configured("vm".to_owned()),
+        }
+    }
+
+    fn select(
+        kvm: Result<(), KvmProblem>,
+        cloud_hypervisor: bool,
+        qemu: bool,
+    ) -> Result<Selection, bulkhead_shim::vmm::SelectError> {
+        let found = |there: bool, name| {
+            if there {
+                Ok(PathBuf::from("/bin/x"))
+            } else {
+                Err(missing(name))
+            }
+        };
+        let host = Host {
+            kvm,
+            cloud_hypervisor: found(cloud_hypervisor, "cloud-hypervisor"),
+            qemu: found(qemu, "qemu"),
+            vhost_device_vsock: found(qemu, "vhost-device-vsock"),
+        };
+        Selection::choose(&Config::default(), host)
+    }
+
+    fn level(lines: &[Line], what: &str) -> Level {
+        lines
+            .iter()
+            .find(|line| line.what == what)
+            .expect(what)
+            .level
+    }
+
+    fn fails(facts: &Facts) -> Vec<&'static str> {
+        let lines = judge(facts);
+        lines
+            .iter()
+            .filter(|line| line.level == Level::Fail)
+            .map(|line| line.what)
+            .collect()
+    }
+
+    #[test]
+    fn a_good_host_has_nothing_to_remark() {
+        let lines = judge(&good());
+        assert!(
+            lines
+                .iter()
+                .all(|line| line.level == Level::Ok && line.advice.is_none()),
+            "{lines:?}"
+        );
+    }
+
+    #[test]
+    fn every_remark_comes_with_advice() {
+        let facts = Facts {
+            root: false,
+            kvm: Err(KvmProblem::Open(io::Error::from(
+                io::ErrorKind::PermissionDenied,
+            ))),
+            cloud_hypervisor: absent("cloud-hypervisor"),
+            qemu: absent("qemu"),
+            vhost_device_vsock: absent("vhost-device-vsock"),
+            selection: select(Ok(()), false, false),
+            virtiofsd: absent("virtiofsd"),
+            kernel: Err(missing("vmlinux")),
+            initramfs: Err(missing("initramfs.cpio")),
+            shim: Shim::Missing,
+            containerd: None,
+            handler: Handler::NoFile,
+            ..good()
+        };
+        let lines = judge(&facts);
+        let remarks = lines.iter().filter(|line| line.level != Level::Ok);
+        assert!(
+            remarks.clone().all(|line| line.advice.is_some()),
+            "{lines:?}"
+        );
+        assert_eq!(
+            remarks.count(),
+            lines.len() - 1,
+            "all but the configuration"
+        );
+        assert_eq!(
+            fails(&facts),
+            [
+                "hypervisor",
+                "virtiofsd",
+                "guest kernel",
+                "guest initramfs",
+                "shim"
+            ]
+        );
+    }
+
+    #[test]
+    fn without_kvm_a_host_with_qemu_can_run() {
+        let facts = Facts {
+            kvm: Err(KvmProblem::NoExtension),
+            cloud_hypervisor: absent("cloud-hypervisor"),
+            selection: select(Err(KvmProblem::NoExtension), false, true),
+            ..good()
+        };
+        assert!(fails(&facts).is_empty());
+        assert_eq!(level(&judge(&facts), "KVM"), Level::Note);
+    }
+
+    #[test]
+    fn an_old_program_is_bad_only_if_it_is_the_one_that_runs() {
+        let old = Facts {
+            cloud_hypervisor: there("cloud-hypervisor", 49, 0),
+            ..good()
+        };
+        assert_eq!(fails(&old), ["cloud-hypervisor"]);
+        let old = Facts {
+            qemu: there("qemu", 7, 1),
+            ..good()
+        };
+        assert_eq!(level(&judge(&old), "QEMU"), Level::Note);
+        let old = Facts {
+            qemu: there("qemu", 7, 1),
+            selection: select(Ok(()), false, true),
+            ..good()
+        };
+        assert_eq!(fails(&old), ["QEMU"]);
+        let old = Facts {
+            virtiofsd: there("virtiofsd", 1, 10),
+            ..good()
+        };
+        assert_eq!(fails(&old), ["virtiofsd"]);
+        let version = Ok(Version { major: 1, minor: 5 });
+        let old = Facts {
+            containerd: Some((PathBuf::from("/c"), version)),
+            ..good()
+        };
+        assert_eq!(fails(&old), ["containerd"]);
+    }
+
+    #[test]
+    fn a_wrong_configuration_fails_whatever_else_is_there() {
+        let config = Config::load_from(Path::new("/nowhere.toml"), true);
+        let facts = Facts { config, ..good() };
+        assert_eq!(fails(&facts), ["configuration"]);
+    }
+
+    #[test]
+    fn no_handler_is_no_obstacle() {
+        for handler in [
+            Handler::Absent,
+            Handler::NoFile,
+            Handler::Unreadable("why".to_owned()),
+        ] {
+            assert!(fails(&Facts { handler, ..good() }).is_empty());
+        }
+    }
+}

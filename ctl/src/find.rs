@@ -1,0 +1,136 @@
+//! The sandbox that a person means.
+
+use bulkhead_shim::record::Entry;
+use thiserror::Error;
+
+/// An id that names no sandbox, or several.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum FindError {
+    /// None.
+    #[error("no sandbox {0:?} on this host; `bulkhead list` shows all")]
+    None(String),
+    /// Several.
+    #[error("{id:?} may be any of {candidates}; write more of the id, or its --namespace")]
+    Several {
+        /// What was asked for.
+        id: String,
+        /// What it may be.
+        candidates: String,
+    },
+}
+
+/// Finds a sandbox by its id or the start of it; an id written in full wins.
+///
+/// # Errors
+/// [`FindError`]
+pub fn find(entries: Vec<Entry>, id: &str, namespace: Option<&str>) -> Result<Entry, FindError> {
+    let name = |entry: &Entry| {
+        let record = entry.record.as_ref().ok()?;
+        let fits = namespace.is_none_or(|namespace| namespace == record.namespace);
+        fits.then(|| (record.namespace.clone(), record.id.clone()))
+    };
+    let exact = |entry: &Entry| name(entry).is_some_and(|(_, found)| found == id);
+    let starts = |entry: &Entry| name(entry).is_some_and(|(_, found)| found.starts_with(id));
+    let any_exact = entries.iter().any(exact);
+    let fits = |entry: &Entry| {
+        if any_exact {
+            exact(entry)
+        } else {
+            starts(entry)
+        }
+    };
+    let mut found: Vec<Entry> = entries.into_iter().filter(fits).collect();
+    match found.len() {
+        0 => Err(FindError::None(id.to_owned())),
+        1 => Ok(found.remove(0)),
+        _ => {
+            let names = found.iter().filter_map(name);
+            let names: Vec<String> = names.map(|(ns, id)| format!("{id} (in {ns})")).collect();
+            Err(FindError::Several {
+                id: id.to_owned(),
+                candidates: names.join(", "),
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use std::path::PathBuf;
+
+    use bulkhead_shim::record::{ProcessId, Record};
+
+    use super::*;
+
+    /// A sandbox whose shim is gone.
+    pub fn entry(namespace: &str, id: &str) -> Entry {
+        let gone = ProcessId {
+            role: "shim".to_owned(),
+            pid: u32::MAX,
+            start_time: 1,
+        };
+        let vmm = ProcessId {
+            role: "qemu".to_owned(),
+            ..gone
+        };
+        let record = Record {
+            namespace: namespace.to_owned(),
+            id: id.to_owned(),
+            created_ms: 1_700_000_000_000,
+            shim: gone,
+            processes: vec![vmm],
+            hypervisor: "qemu".to_owned(),
+            accel: "tcg".to_owned(),
+            reason: "why".to_owned(),
+            kernel: PathBuf::from("/k"),
+            initramfs: PathBuf::from("/i"),
+            vcpus: 2,
+            memory: 256 << 20,
+            vsock: PathBuf::from("/v"),
+            share: None,
+            api: None,
+            netns: None,
+            devices: vec!["vsock on /v".to_owned()],
+            phases: Vec::new(),
+        };
+        Entry {
+            directory: PathBuf::from("/run/bulkhead/x"),
+            record: Ok(record),
+        }
+    }
+
+    fn found(id: &str, namespace: Option<&str>) -> Result<String, FindError> {
+        let all = [("a", "web"), ("a", "web-2"), ("b", "web"), ("b", "data")];
+        let entries = all.map(|(namespace, id)| entry(namespace, id)).into();
+        let record = find(entries, id, namespace)?.record.expect("a record");
+        Ok(format!("{}/{}", record.namespace, record.id))
+    }
+
+    #[test]
+    fn the_start_of_an_id_is_enough_if_it_is_unique() {
+        assert_eq!(found("da", None).as_deref(), Ok("b/data"));
+        assert_eq!(found("web-", None).as_deref(), Ok("a/web-2"));
+        assert_eq!(found("we", Some("b")).as_deref(), Ok("b/web"));
+    }
+
+    #[test]
+    fn an_id_in_full_is_not_its_longer_neighbour() {
+        assert_eq!(found("web", Some("a")).as_deref(), Ok("a/web"));
+    }
+
+    #[test]
+    fn several_are_listed() {
+        let text = found("web", None).expect_err("two").to_string();
+        assert!(text.contains("web (in a), web (in b)"), "{text}");
+        assert!(matches!(found("w", None), Err(FindError::Several { .. })));
+    }
+
+    #[test]
+    fn none_is_none() {
+        assert_eq!(found("x", None), Err(FindError::None("x".to_owned())));
+        assert_eq!(
+            found("data", Some("a")),
+            Err(FindError::None("data".to_owned()))
+        );
+    }
+}
