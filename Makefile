@@ -1,0 +1,104 @@
+# Bulkhead: `make help` lists what there is to make.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-builtin-rules
+
+# Where downloads and tools are kept, for every clone on this machine.
+BULKHEAD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/bulkhead
+export BULKHEAD_CACHE
+
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+DESTDIR ?=
+
+# The profile of shim and tool that the tests run; what is installed and measured is always release.
+PROFILE ?= dev
+built := target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+guest := target/guest
+programs := containerd-shim-bulkhead-v2 bulkhead
+packages := -p bulkhead-shim -p bulkhead-ctl
+
+.PHONY: help
+help: ## List the targets.
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
+
+.PHONY: setup
+setup: ## Install and fetch what building and testing need. Quick when it is there.
+	@tests/setup.sh
+
+.PHONY: build
+build: setup host guest ## Build shim, tool, agent, guest kernel and initramfs into target/.
+
+.PHONY: host
+host:
+	cargo build --locked --profile $(PROFILE) $(packages)
+
+.PHONY: guest
+guest: $(guest)/vmlinux $(guest)/initramfs.cpio
+
+.PHONY: kernel
+kernel: setup $(guest)/vmlinux ## Build the guest kernel alone.
+
+$(guest)/vmlinux: $(shell find guest-kernel -type f)
+	guest-kernel/build.sh $(guest)
+	@touch $@
+
+# cargo knows best whether the agent is up to date; the script leaves an equal one as it is.
+.PHONY: agent
+agent:
+	agent/build.sh $(guest)/bulkhead-agent
+
+$(guest)/bulkhead-agent: agent
+	@:
+
+$(guest)/initramfs.cpio: $(guest)/bulkhead-agent guest-kernel/initramfs.sh
+	guest-kernel/initramfs.sh $(guest)/bulkhead-agent $@
+
+.PHONY: demo
+demo: build e2e ## Run a container in a microVM of its own, on a containerd that goes away again.
+	@PROFILE=$(notdir $(built)) tests/demo.sh
+
+.PHONY: e2e
+e2e:
+	cargo build --locked -p bulkhead-tests
+
+.PHONY: test
+test: build e2e ## Run every test. What can't run here is reported as skipped.
+	@PROFILE=$(notdir $(built)) tests/run-all.sh
+
+.PHONY: test-bed
+test-bed: build e2e ## Run the end-to-end tests with cloud-hypervisor, in a nested machine.
+	@PROFILE=$(notdir $(built)) tests/test-bed/run-tests.sh
+
+.PHONY: bench
+bench: setup guest ## Measure start, exec and memory against runc; target/bench/bench.json.
+	cargo build --locked --release $(packages)
+	cargo build --locked -p bulkhead-tests
+	@tests/bench.sh
+
+.PHONY: lint
+lint: ## Check formatting, lints, licences and sources of dependencies.
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	@tests/deny.sh
+
+.PHONY: install
+install: setup guest ## Install under PREFIX (/usr/local); DESTDIR is put before every path.
+	cargo build --locked --release $(packages)
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/bulkhead $(DESTDIR)$(SYSCONFDIR)/bulkhead
+	install -m 755 $(addprefix target/release/,$(programs)) $(DESTDIR)$(PREFIX)/bin
+	install -m 644 $(guest)/vmlinux $(guest)/initramfs.cpio $(DESTDIR)$(PREFIX)/share/bulkhead
+	@config=$(DESTDIR)$(SYSCONFDIR)/bulkhead/config.toml; \
+	if [[ -e $$config ]] && ! cmp -s deploy/config.toml $$config; then \
+	    echo "$$config has been changed: kept; the new default is $$config.new"; config=$$config.new; \
+	fi; \
+	install -m 644 deploy/config.toml $$config
+
+.PHONY: uninstall
+uninstall: ## Take away what install put there; a changed configuration stays.
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(programs))
+	rm -rf $(DESTDIR)$(PREFIX)/share/bulkhead
+	@dir=$(DESTDIR)$(SYSCONFDIR)/bulkhead; rm -f $$dir/config.toml.new; \
+	if cmp -s deploy/config.toml $$dir/config.toml; then rm $$dir/config.toml; fi; \
+	if [[ -d $$dir ]] && ! rmdir $$dir 2>/dev/null; then echo "$$dir holds changes: kept"; fi

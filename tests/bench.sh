@@ -1,0 +1,32 @@
+#!/bin/bash
+# `make bench`: the benchmarks with QEMU on this machine, and with cloud-hypervisor: on this machine too where
+# hardware KVM is usable, else in the test bed. Prints tables, writes target/bench/bench.json.
+set -euo pipefail
+
+cd "$(dirname "$0")/.."
+export BULKHEAD_CACHE=${BULKHEAD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bulkhead}
+out=target/bench
+mkdir -p "$out"
+bench=(target/debug/bulkhead-bench --profile release)
+
+run() {
+    echo "== $1"
+    shift
+    "$@" | tee "$out/last" | grep -v '^json: '
+    sed -n 's/^json: \[\(.*\)\]$/\1/p' "$out/last" >>"$out/parts"
+    rm "$out/last"
+}
+
+rm -f "$out/parts"
+run "QEMU, on this machine" "${bench[@]}" --hypervisor qemu
+if ! command -v cloud-hypervisor >/dev/null; then
+    echo "!!! cloud-hypervisor is not installed: not measured."
+elif grep -qwE 'vmx|svm' /proc/cpuinfo && [[ -w /dev/kvm ]]; then
+    run "cloud-hypervisor, on this machine" "${bench[@]}" --hypervisor cloud-hypervisor
+else
+    run "cloud-hypervisor, in the test bed" tests/test-bed/boot.sh -t 2400 \
+        "${bench[@]}" --hypervisor cloud-hypervisor --scratch /bed --patience 6
+fi
+echo "[$(paste -sd, "$out/parts")]" >"$out/bench.json"
+rm "$out/parts"
+echo "written to $out/bench.json"

@@ -1,0 +1,81 @@
+#!/bin/bash
+# Every test of the project, each part with its log in target/test-logs. The last lines are the summary.
+#
+# PARTS="unit qemu-2 ..." runs only those parts; MEGABYTES=1024 sends that much through the streams under QEMU.
+set -euo pipefail
+
+cd "$(dirname "$0")/.."
+export BULKHEAD_CACHE=${BULKHEAD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bulkhead}
+logs=target/test-logs
+rm -rf "$logs"
+mkdir -p "$logs"
+
+e2e=(target/debug/bulkhead-e2e --profile "${PROFILE:-debug}")
+
+# Where hardware virtualization is usable, cloud-hypervisor's tests need no machine around them.
+hardware_kvm() { grep -qwE 'vmx|svm' /proc/cpuinfo && [[ -w /dev/kvm ]]; }
+
+part_lint() { make --no-print-directory lint; }
+part_unit() { cargo test --locked --workspace; }
+# runc first: a test that it fails is a wrong test.
+part_runc-2() { "${e2e[@]}" --runtime runc --containerd 2 --megabytes 64 --skip diff. ; }
+part_runc-1.6() { "${e2e[@]}" --runtime runc --containerd 1.6 --megabytes 64 --skip diff. ; }
+part_qemu-2() { "${e2e[@]}" --containerd 2 --hypervisor qemu --megabytes "${MEGABYTES:-256}"; }
+part_qemu-1.6() { "${e2e[@]}" --containerd 1.6 --hypervisor qemu --megabytes 64 --skip diff. ; }
+part_cloud-hypervisor() {
+    if command -v cloud-hypervisor >/dev/null && hardware_kvm; then
+        "${e2e[@]}" --containerd 2 --hypervisor cloud-hypervisor
+    else
+        tests/test-bed/run-tests.sh
+    fi
+}
+
+# run PART: its output to its log, its outcome beside it.
+run() {
+    local started=$SECONDS code=0
+    (set -o pipefail; "part_$1" 2>&1 | tee "$logs/$1.log" | sed -u "s/^/[$1] /") </dev/null || code=$?
+    echo "$code $((SECONDS - started))" >"$logs/$1.outcome"
+}
+
+# counts PART: passed, failed and skipped, from the closing lines that cargo and our own runner print.
+counts() {
+    awk '
+        /^test result:/ { passed += $4; failed += $6; skipped += $8 }
+        /^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$/ { passed += $1; failed += $3; skipped += $5 }
+        END { print passed + 0, failed + 0, skipped + 0 }' "$logs/$1.log"
+}
+
+read -ra parts <<<"${PARTS:-lint unit runc-2 runc-1.6 qemu-2 qemu-1.6 cloud-hypervisor}"
+
+# The test bed has one processor, so it takes one of this machine's and leaves the others to the rest.
+background=
+for part in "${parts[@]}"; do
+    [[ $part == cloud-hypervisor ]] || continue
+    run cloud-hypervisor &
+    background=$!
+done
+for part in "${parts[@]}"; do
+    [[ $part == cloud-hypervisor ]] || run "$part"
+done
+[[ -z $background ]] || wait "$background"
+
+total=(0 0 0)
+echo
+printf '%-18s %7s %7s %7s %7s   %s\n' part passed failed skipped seconds outcome
+for part in "${parts[@]}"; do
+    read -r code seconds <"$logs/$part.outcome"
+    read -r passed failed skipped < <(counts "$part")
+    # A part that fails without a count has failed as a whole: lint, or a program that did not start.
+    [[ $code == 0 || $failed != 0 ]] || failed=1
+    # So does lint pass as a whole.
+    [[ $code != 0 || $((passed + skipped)) != 0 ]] || passed=1
+    printf '%-18s %7s %7s %7s %7s   %s\n' "$part" "$passed" "$failed" "$skipped" "$seconds" \
+        "$([[ $code == 0 ]] && echo ok || echo "FAILED: $logs/$part.log")"
+    total=($((total[0] + passed)) $((total[1] + failed)) $((total[2] + skipped)))
+done
+echo
+if [[ " ${parts[*]} " == *" cloud-hypervisor "* ]] && ! command -v cloud-hypervisor >/dev/null; then
+    echo '!!! cloud-hypervisor is not installed: NOT ONE of its tests ran. Install it (v50 or later) to run them.'
+fi
+echo "${total[0]} passed, ${total[1]} failed, ${total[2]} skipped"
+[[ ${total[1]} == 0 ]]

@@ -1,0 +1,417 @@
+//! What a test stands on: a containerd with the test image, and containers of its own in it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::command::{self, Finished, Input};
+use crate::containerd::Containerd;
+use crate::failure::{Failure, Outcome};
+use crate::image;
+use crate::leftovers::{self, Trace};
+use crate::options::{Generation, Options, Runtime};
+use crate::product;
+use crate::session::Session;
+use crate::shim;
+
+/// Where Debian's busybox-static puts its program.
+const BUSYBOX: &str = "/bin/busybox";
+
+/// What all tests of a run share.
+pub struct Bed {
+    /// The command line.
+    pub options: Arc<Options>,
+    /// The containerd that the tests share.
+    pub containerd: Containerd,
+    scratch: TempDir,
+}
+
+impl Bed {
+    /// Starts containerd and imports the image.
+    ///
+    /// # Errors
+    /// A tool is missing, or containerd doesn't serve.
+    pub fn make(options: Options) -> Outcome<Self> {
+        let options = Arc::new(options);
+        let scratch = tempfile::Builder::new()
+            .prefix("bhx-")
+            .tempdir_in(&options.scratch)?;
+        image::write(Path::new(BUSYBOX), &scratch.path().join("image.tar"))?;
+        let containerd = product::containerd(&options)?;
+        let bed = Self {
+            options,
+            containerd,
+            scratch,
+        };
+        bed.containerd.import(&bed.image())?;
+        Ok(bed)
+    }
+
+    /// Another containerd, for tests that stop it or give it another configuration.
+    ///
+    /// # Errors
+    /// As for [`Bed::make`].
+    pub fn another(&self) -> Outcome<Containerd> {
+        let containerd = product::containerd(&self.options)?;
+        containerd.import(&self.image())?;
+        Ok(containerd)
+    }
+
+    /// A new directory on the host, named so that nothing else is; it goes with the bed.
+    ///
+    /// # Errors
+    /// It can't be made.
+    pub fn directory(&self, name: &str) -> Outcome<PathBuf> {
+        let dir = self.scratch.path().join(name);
+        std::fs::create_dir_all(&dir)?;
+        Ok(dir)
+    }
+
+    /// The image's root file system, unpacked into a new directory.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn root_file_system(&self, name: &str) -> Outcome<PathBuf> {
+        let dir = self.directory(name)?;
+        image::unpack(Path::new(BUSYBOX), &dir)?;
+        Ok(dir)
+    }
+
+    fn image(&self) -> PathBuf {
+        self.scratch.path().join("image.tar")
+    }
+}
+
+/// One test, while it runs.
+pub struct Test<'a> {
+    /// What all tests share.
+    pub bed: &'a Bed,
+    name: &'static str,
+    count: AtomicUsize,
+    made: Mutex<Vec<String>>,
+}
+
+impl<'a> Test<'a> {
+    /// The test of this name.
+    pub fn new(bed: &'a Bed, name: &'static str) -> Self {
+        Self {
+            bed,
+            name,
+            count: AtomicUsize::new(0),
+            made: Mutex::default(),
+        }
+    }
+
+    /// A container that doesn't exist yet, with a name of its own, on the shared containerd.
+    pub fn container(&self) -> Container<'a> {
+        let container = self.container_on(&self.bed.containerd);
+        self.made
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(container.id.clone());
+        container
+    }
+
+    /// The same for a runtime that may not be the one under test.
+    pub fn container_of(&self, runtime: Runtime) -> Container<'a> {
+        Container {
+            runtime,
+            ..self.container()
+        }
+    }
+
+    /// The same on a containerd of the test's own, which the test looks after.
+    pub fn container_on<'c>(&self, node: &'c Containerd) -> Container<'c>
+    where
+        'a: 'c,
+    {
+        Container {
+            id: self.unique(),
+            options: Arc::clone(&self.bed.options),
+            runtime: self.bed.options.runtime,
+            node,
+        }
+    }
+
+    /// A new directory on the host.
+    ///
+    /// # Errors
+    /// It can't be made.
+    pub fn directory(&self) -> Outcome<PathBuf> {
+        self.bed.directory(&self.unique())
+    }
+
+    /// The image's root file system in a new directory.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn root_file_system(&self) -> Outcome<PathBuf> {
+        self.bed.root_file_system(&self.unique())
+    }
+
+    /// A deadline on this machine.
+    pub fn deadline(&self, seconds: u64) -> Duration {
+        self.bed.options.deadline(seconds)
+    }
+
+    /// Whether containerd, when it starts, forgets tasks that ended in its absence: 2.x does.
+    pub fn forgets_stopped(&self) -> bool {
+        self.bed.options.generation == Generation::Two
+    }
+
+    /// Whether the product is under test.
+    pub fn is_bulkhead(&self) -> bool {
+        self.bed.options.runtime == Runtime::Bulkhead
+    }
+
+    /// Takes away what the test has not deleted itself, then requires that nothing is left of any of
+    /// its containers.
+    ///
+    /// # Errors
+    /// Something is left.
+    pub fn close(&self) -> Outcome {
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        for id in made.iter() {
+            Container {
+                id: id.clone(),
+                options: Arc::clone(&self.bed.options),
+                runtime: self.bed.options.runtime,
+                node: &self.bed.containerd,
+            }
+            .remove();
+        }
+        made.iter().try_for_each(|id| {
+            leftovers::none(id, &[self.bed.containerd.bundle(id)], self.deadline(15))
+        })
+    }
+
+    /// A name that no other test, and no other run on this machine, uses.
+    fn unique(&self) -> String {
+        let run = self
+            .bed
+            .containerd
+            .dir()
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy();
+        let number = self.count.fetch_add(1, Ordering::Relaxed);
+        format!(
+            "{}-{}-{number}",
+            self.name.replace(['.', '_'], "-"),
+            run.trim_start_matches("bh-")
+        )
+    }
+}
+
+/// A container, by its name.
+pub struct Container<'a> {
+    /// The name.
+    pub id: String,
+    options: Arc<Options>,
+    runtime: Runtime,
+    node: &'a Containerd,
+}
+
+impl Container<'_> {
+    /// `ctr run --rm FLAGS IMAGE ID COMMAND`, not yet started.
+    pub fn run_command(&self, flags: &[&str], command: &[&str]) -> Command {
+        let mut ctr = self.node.ctr(["run", "--runtime", self.runtime.name()]);
+        if !flags.iter().any(|flag| ["-d", "--detach"].contains(flag)) {
+            ctr.arg("--rm");
+        }
+        ctr.args(flags);
+        // With a spec of its own, a container has no image.
+        if !flags.contains(&"--config") {
+            ctr.arg(image::NAME);
+        }
+        ctr.arg(&self.id).args(command);
+        ctr
+    }
+
+    /// Runs a container to its end.
+    ///
+    /// # Errors
+    /// It is not over at the deadline.
+    pub fn run(&self, flags: &[&str], command: &[&str]) -> Outcome<Finished> {
+        self.run_with(flags, command, Input::Null)
+    }
+
+    /// Runs a container to its end, with input.
+    ///
+    /// # Errors
+    /// It is not over at the deadline.
+    pub fn run_with(&self, flags: &[&str], command: &[&str], input: Input) -> Outcome<Finished> {
+        command::run(
+            self.run_command(flags, command),
+            input,
+            self.options.deadline(60),
+        )
+    }
+
+    /// Starts a container in the foreground, to speak with its program.
+    ///
+    /// # Errors
+    /// `ctr` can't be run.
+    pub fn converse(&self, flags: &[&str], command: &[&str]) -> Outcome<Session> {
+        Session::pipes(self.run_command(flags, command), self.options.deadline(60))
+    }
+
+    /// Starts a container in the background; nobody reads its output.
+    ///
+    /// # Errors
+    /// It doesn't start.
+    pub fn start(&self, command: &[&str]) -> Outcome {
+        self.start_with(&["--null-io"], command)
+    }
+
+    /// Starts a container in the background.
+    ///
+    /// # Errors
+    /// It doesn't start.
+    pub fn start_with(&self, flags: &[&str], command: &[&str]) -> Outcome {
+        let flags = [&["-d"], flags].concat();
+        self.run(&flags, command)?.ok().map(drop)
+    }
+
+    /// `ctr container create`: a container without a task.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub fn create(&self, flags: &[&str], command: &[&str]) -> Outcome {
+        let mut ctr = self
+            .node
+            .ctr(["container", "create", "--runtime", self.runtime.name()]);
+        ctr.args(flags).arg(image::NAME).arg(&self.id).args(command);
+        command::run(ctr, Input::Null, self.options.deadline(60))?
+            .ok()
+            .map(drop)
+    }
+
+    /// The process id of the shim that looks after the container.
+    ///
+    /// # Errors
+    /// There is none, or more than one process looks like it.
+    pub fn shim_pid(&self) -> Outcome<i32> {
+        let program = shim::program(self.runtime);
+        let pids: Vec<i32> = leftovers::processes(&self.id)
+            .into_iter()
+            .filter_map(|trace| match trace {
+                Trace::Process(pid, line) if line.contains(program) => Some(pid),
+                _ => None,
+            })
+            .collect();
+        match pids[..] {
+            [pid] => Ok(pid),
+            _ => Err(Failure::new(format!(
+                "processes that look like the shim: {pids:?}"
+            ))),
+        }
+    }
+
+    /// `ctr task exec`, not yet started.
+    pub fn exec_command(&self, exec: &str, flags: &[&str], command: &[&str]) -> Command {
+        let mut ctr = self.node.ctr(["task", "exec", "--exec-id", exec]);
+        ctr.args(flags).arg(&self.id).args(command);
+        ctr
+    }
+
+    /// Runs another process in the container to its end.
+    ///
+    /// # Errors
+    /// It is not over at the deadline.
+    pub fn exec(&self, exec: &str, flags: &[&str], command: &[&str]) -> Outcome<Finished> {
+        command::run(
+            self.exec_command(exec, flags, command),
+            Input::Null,
+            self.options.deadline(60),
+        )
+    }
+
+    /// `ctr task VERB FLAGS ID`.
+    ///
+    /// # Errors
+    /// It is not over at the deadline.
+    pub fn task(&self, verb: &str, flags: &[&str]) -> Outcome<Finished> {
+        let args = [&["task", verb], flags, &[self.id.as_str()]].concat();
+        self.node.run(args)
+    }
+
+    /// `ctr container VERB ID`.
+    ///
+    /// # Errors
+    /// It is not over at the deadline.
+    pub fn container(&self, verb: &str) -> Outcome<Finished> {
+        self.node.run(["container", verb, &self.id])
+    }
+
+    /// Sends a signal to the first process.
+    ///
+    /// # Errors
+    /// The runtime refuses.
+    pub fn kill(&self, signal: &str) -> Outcome {
+        self.task("kill", &["--signal", signal])?.ok().map(drop)
+    }
+
+    /// The state that `ctr task list` shows; empty without a task.
+    ///
+    /// # Errors
+    /// `ctr` fails.
+    pub fn state(&self) -> Outcome<String> {
+        let list = self.node.run(["task", "list"])?.ok()?.out();
+        let line = list
+            .lines()
+            .find(|line| line.split_whitespace().next() == Some(&self.id));
+        Ok(line
+            .and_then(|line| line.split_whitespace().nth(2))
+            .unwrap_or_default()
+            .to_owned())
+    }
+
+    /// Waits until the first process has ended.
+    ///
+    /// # Errors
+    /// It is not over at the deadline.
+    pub fn wait_stopped(&self) -> Outcome {
+        let limit = std::time::Instant::now() + self.options.deadline(30);
+        while self.state()? != "STOPPED" {
+            crate::ensure!(
+                std::time::Instant::now() < limit,
+                "{} doesn't stop: {}",
+                self.id,
+                self.state()?
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// Deletes the stopped task and the container; returns the exit code that the task had.
+    ///
+    /// # Errors
+    /// One of them is refused.
+    pub fn delete(&self) -> Outcome<u32> {
+        // ctr tells of the code in a warning, and of none when it is 0.
+        let said = self.task("delete", &[])?.ok()?.err();
+        self.container("delete")?.ok()?;
+        let code = said
+            .split("non-zero exit code ")
+            .nth(1)
+            .map_or("0", |rest| rest.trim_end());
+        Ok(code.trim_matches(|c: char| !c.is_ascii_digit()).parse()?)
+    }
+
+    /// Takes away whatever there is of it. Failures show as leftovers.
+    pub fn remove(&self) {
+        let _ = self.task("delete", &["--force"]);
+        let _ = self.container("delete");
+    }
+
+    /// The containerd that it is on.
+    pub fn node(&self) -> &Containerd {
+        self.node
+    }
+}

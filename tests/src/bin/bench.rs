@@ -1,0 +1,202 @@
+//! The benchmarks: Bulkhead against runc, interleaved in one run on one containerd. Prints a table,
+//! and as its last line the same as JSON: a list of {name, unit, value, peer, ratio}.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bulkhead_tests::bed::{Bed, Container, Test};
+use bulkhead_tests::failure::Outcome;
+use bulkhead_tests::measure::{self, median};
+use bulkhead_tests::options::{Options, Runtime, USAGE};
+use serde_json::{Value, json};
+
+/// How often each time is taken.
+const ROUNDS: usize = 11;
+
+fn main() -> ExitCode {
+    match work() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("bench: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn work() -> Outcome {
+    let Some(options) = Options::parse(std::env::args_os().skip(1))? else {
+        println!("{USAGE}");
+        return Ok(());
+    };
+    let place = options.hypervisor.clone();
+    let bed = Bed::make(options)?;
+    let test = Test::new(&bed, "bench");
+    let mut results = Results {
+        place,
+        list: Vec::new(),
+    };
+    println!("{:<44} {:>9} {:>9} {:>7}", "", "bulkhead", "runc", "ratio");
+    cold_start(&test, &mut results)?;
+    in_a_running_sandbox(&test, &mut results)?;
+    test.close()?;
+    println!("json: {}", Value::Array(results.list));
+    Ok(())
+}
+
+/// What was measured.
+struct Results {
+    place: String,
+    list: Vec<Value>,
+}
+
+impl Results {
+    /// A value beside runc's.
+    fn pair(&mut self, name: &str, unit: &str, value: f64, peer: f64) {
+        let ratio = if peer > 0.0 { value / peer } else { 0.0 };
+        println!("{name:<44} {value:>9.2} {peer:>9.2} {ratio:>7.2}  {unit}");
+        let name = format!("{}: {name}", self.place);
+        self.list.push(
+            json!({ "name": name, "unit": unit, "value": value, "peer": peer, "ratio": ratio }),
+        );
+    }
+
+    /// A value that runc has none beside.
+    fn single(&mut self, name: &str, unit: &str, value: f64) {
+        println!("{name:<44} {value:>9.2} {:>9} {:>7}  {unit}", "", "");
+        let name = format!("{}: {name}", self.place);
+        self.list.push(
+            json!({ "name": name, "unit": unit, "value": value, "peer": null, "ratio": null }),
+        );
+    }
+}
+
+const BOTH: [Runtime; 2] = [Runtime::Bulkhead, Runtime::Runc];
+
+fn seconds(times: &[Duration]) -> f64 {
+    median(times.iter().map(Duration::as_secs_f64).collect())
+}
+
+/// `ctr run --rm`: to the first byte, to the end, and its phases.
+fn cold_start(t: &Test<'_>, results: &mut Results) -> Outcome {
+    let mut first = [Vec::new(), Vec::new()];
+    let mut end = [Vec::new(), Vec::new()];
+    let mut phases: Vec<(String, Vec<f64>)> = Vec::new();
+    // The first of each fills the page cache, and doesn't count.
+    for round in 0..=ROUNDS {
+        for (index, runtime) in BOTH.into_iter().enumerate() {
+            let container = t.container_of(runtime);
+            let times =
+                measure::times(container.run_command(&[], &["echo", "hi"]), t.deadline(60))?;
+            if round == 0 {
+                continue;
+            }
+            first[index].push(times.first_byte);
+            end[index].push(times.end);
+            for (name, milliseconds) in measure::phases(&t.bed.containerd.log(), &container.id) {
+                let value = milliseconds as f64 / 1000.0;
+                match phases.iter_mut().find(|(known, _)| *known == name) {
+                    Some((_, values)) => values.push(value),
+                    None => phases.push((name, vec![value])),
+                }
+            }
+        }
+    }
+    results.pair(
+        "ctr run, to the first byte",
+        "s",
+        seconds(&first[0]),
+        seconds(&first[1]),
+    );
+    results.pair(
+        "ctr run, to the end",
+        "s",
+        seconds(&end[0]),
+        seconds(&end[1]),
+    );
+    for (name, values) in phases {
+        results.single(&format!("  phase: {name}"), "s", median(values));
+    }
+    Ok(())
+}
+
+/// What costs a sandbox that is there: exec, a second container, memory.
+fn in_a_running_sandbox(t: &Test<'_>, results: &mut Results) -> Outcome {
+    let containers = BOTH.map(|runtime| t.container_of(runtime));
+    for container in &containers {
+        container.start_with(&grouped(container, "sandbox"), &["sleep", "100000"])?;
+    }
+    // Before anything else runs in it: this is the idle one.
+    std::thread::sleep(t.deadline(2));
+    memory(&containers, results)?;
+
+    let mut exec = [Vec::new(), Vec::new()];
+    let mut second = [Vec::new(), Vec::new()];
+    for round in 0..=ROUNDS {
+        for (index, runtime) in BOTH.into_iter().enumerate() {
+            let command =
+                containers[index].exec_command(&format!("e{round}"), &[], &["echo", "hi"]);
+            let execution = measure::times(command, t.deadline(60))?;
+            let other = t.container_of(runtime);
+            let flags = grouped(&containers[index], "container");
+            let run = measure::times(other.run_command(&flags, &["echo", "hi"]), t.deadline(60))?;
+            if round > 0 {
+                exec[index].push(execution.end);
+                second[index].push(run.first_byte);
+            }
+        }
+    }
+    results.pair(
+        "exec, to the end",
+        "s",
+        seconds(&exec[0]),
+        seconds(&exec[1]),
+    );
+    results.pair(
+        "second container, to the first byte",
+        "s",
+        seconds(&second[0]),
+        seconds(&second[1]),
+    );
+    Ok(())
+}
+
+/// The flags that put a container into the sandbox of `first`, as containerd's CRI does.
+fn grouped<'f>(first: &'f Container<'_>, kind: &'f str) -> [&'f str; 5] {
+    // Leaked on purpose: a benchmark makes a handful of them.
+    let sandbox: &'static str = format!("io.kubernetes.cri.sandbox-id={}", first.id).leak();
+    let kind: &'static str = format!("io.kubernetes.cri.container-type={kind}").leak();
+    ["--null-io", "--annotation", sandbox, "--annotation", kind]
+}
+
+/// The memory of one idle sandbox.
+fn memory(containers: &[Container<'_>; 2], results: &mut Results) -> Outcome {
+    let mib = |kib: u64| kib as f64 / 1024.0;
+    let [ours, peers] = [
+        measure::processes(&containers[0].id)?,
+        measure::processes(&containers[1].id)?,
+    ];
+    let shim = |list: &[measure::Process]| {
+        list.iter()
+            .filter(|process| process.program.contains("shim"))
+            .map(|process| process.rss)
+            .sum()
+    };
+    for process in &ours {
+        results.single(
+            &format!("  idle: {}, PSS", process.program),
+            "MiB",
+            mib(process.pss),
+        );
+    }
+    let pss = |list: &[measure::Process]| list.iter().map(|process| process.pss).sum();
+    results.pair(
+        "idle sandbox, all processes, PSS",
+        "MiB",
+        mib(pss(&ours)),
+        mib(pss(&peers)),
+    );
+    results.pair("shim, resident", "MiB", mib(shim(&ours)), mib(shim(&peers)));
+    let touched = ours.iter().map(|process| process.guest).max().unwrap_or(0);
+    results.single("idle guest, memory touched", "MiB", mib(touched));
+    Ok(())
+}

@@ -1,0 +1,34 @@
+//! The tests, by what they are about.
+
+mod api;
+mod differential;
+mod events;
+mod exec;
+mod lifecycle;
+mod refusals;
+mod run;
+mod specs;
+mod streams;
+mod terminal;
+
+use crate::runner::Case;
+
+/// Every test.
+pub fn all() -> Vec<&'static Case> {
+    // The long ones first: then none of them is left for the end.
+    [
+        streams::CASES,
+        refusals::CASES,
+        lifecycle::CASES,
+        api::CASES,
+        specs::CASES,
+        differential::CASES,
+        events::CASES,
+        exec::CASES,
+        terminal::CASES,
+        run::CASES,
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}

@@ -1,0 +1,259 @@
+//! A containerd of the tests' own: its root, state and sockets in one scratch directory, and nothing
+//! shared with a containerd that the machine may run.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::command::{self, Finished, Input};
+use crate::failure::{Context, Failure, Outcome};
+use crate::image;
+use crate::options::{Options, Runtime};
+use crate::shim;
+
+/// The containerd namespace of the tests.
+pub const NAMESPACE: &str = "e2e";
+
+/// What the plugins that stay off would do: look for devices and file systems that are not there,
+/// make directories on the host, or speak CRI.
+const DISABLED: &str = r#"[
+  "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
+  "io.containerd.internal.v1.opt", "io.containerd.internal.v1.restart", "io.containerd.nri.v1.nri",
+  "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
+  "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.erofs",
+  "io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing",
+]"#;
+
+/// A running containerd.
+pub struct Containerd {
+    dir: TempDir,
+    options: Arc<Options>,
+    path: OsString,
+    process: Mutex<Option<Child>>,
+}
+
+impl Containerd {
+    /// Starts one, with an empty configuration file for the shim.
+    ///
+    /// # Errors
+    /// A program is missing, or it doesn't serve before the deadline.
+    pub fn start(options: &Arc<Options>) -> Outcome<Self> {
+        let dir = tempfile::Builder::new()
+            .prefix("bh-")
+            .tempdir_in(&options.scratch)?;
+        let mut dirs = options.tool_dirs();
+        if options.runtime == Runtime::Bulkhead {
+            let shim = options.built(shim::program(Runtime::Bulkhead))?;
+            dirs.splice(0..0, shim.parent().map(Path::to_path_buf));
+        }
+        let system = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::env::join_paths(dirs.into_iter().chain(std::env::split_paths(&system)))?;
+        let containerd = Self {
+            dir,
+            options: Arc::clone(options),
+            path,
+            process: Mutex::new(None),
+        };
+        containerd.configure("")?;
+        let text = format!(
+            "version = 2\nroot = {:?}\nstate = {:?}\noom_score = 0\ndisabled_plugins = {DISABLED}\n\
+             [grpc]\n  address = {:?}\n[debug]\n  level = \"info\"\n",
+            containerd.at("root"),
+            containerd.state(),
+            containerd.at("c.sock")
+        );
+        fs::write(containerd.at("containerd.toml"), text)?;
+        containerd.launch()?;
+        Ok(containerd)
+    }
+
+    /// Replaces the shim's configuration file; shims that start from now on read it.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn configure(&self, text: &str) -> Outcome {
+        fs::write(self.config_file(), text).context("config.toml")
+    }
+
+    /// The shim's configuration file.
+    pub fn config_file(&self) -> PathBuf {
+        self.at("config.toml")
+    }
+
+    /// The scratch directory.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// containerd's state directory: its bundles are below it.
+    pub fn state(&self) -> PathBuf {
+        self.at("state")
+    }
+
+    /// The bundle of a running task.
+    pub fn bundle(&self, id: &str) -> PathBuf {
+        self.state()
+            .join("io.containerd.runtime.v2.task")
+            .join(NAMESPACE)
+            .join(id)
+    }
+
+    /// What containerd, and through it the shims, have logged.
+    pub fn log(&self) -> String {
+        fs::read(self.at("log"))
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> Option<i32> {
+        self.slot().as_ref().map(|child| child.id() as i32)
+    }
+
+    /// A `ctr` that speaks to this containerd.
+    pub fn ctr<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Command {
+        let mut command = self.tool("ctr");
+        command
+            .arg("--address")
+            .arg(self.at("c.sock"))
+            .args(["--namespace", NAMESPACE])
+            .args(args);
+        command
+    }
+
+    /// A program of the chosen generation, with the environment that containerd has.
+    pub fn tool(&self, name: &str) -> Command {
+        let found = std::env::split_paths(&self.path)
+            .map(|dir| dir.join(name))
+            .find(|file| file.is_file());
+        let mut command = Command::new(found.unwrap_or_else(|| name.into()));
+        command
+            .env("PATH", &self.path)
+            .env("BULKHEAD_CONFIG", self.config_file());
+        command
+    }
+
+    /// Runs `ctr` to its end.
+    ///
+    /// # Errors
+    /// It isn't over at the deadline.
+    pub fn run<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Outcome<Finished> {
+        command::run(self.ctr(args), Input::Null, self.options.deadline(60))
+    }
+
+    /// Imports the test image from its tar file.
+    ///
+    /// # Errors
+    /// containerd refuses it.
+    pub fn import(&self, tar: &Path) -> Outcome {
+        self.run(["image", "import", &tar.to_string_lossy()])?
+            .ok()?;
+        let images = self.run(["image", "list", "-q"])?.ok()?.out();
+        crate::ensure!(
+            images.contains(image::NAME),
+            "the import left these images: {images}"
+        );
+        Ok(())
+    }
+
+    /// Starts the process and waits until it serves.
+    ///
+    /// # Errors
+    /// It ends, or doesn't serve before the deadline.
+    pub fn launch(&self) -> Outcome {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.at("log"))?;
+        let mut command = self.tool("containerd");
+        command.arg("--config").arg(self.at("containerd.toml"));
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let events = Inotify::init(InitFlags::IN_NONBLOCK)?;
+        events.add_watch(self.dir(), AddWatchFlags::IN_CREATE)?;
+        let child = command
+            .spawn()
+            .context("cannot run containerd: was `make setup` run?")?;
+        *self.slot() = Some(child);
+        let limit = Instant::now() + self.options.deadline(30);
+        while UnixStream::connect(self.at("c.sock")).is_err() {
+            let ended = self
+                .slot()
+                .as_mut()
+                .map(Child::try_wait)
+                .transpose()?
+                .flatten();
+            crate::ensure!(
+                ended.is_none(),
+                "containerd ended:\n{}",
+                command::tail(&self.log())
+            );
+            crate::ensure!(
+                Instant::now() < limit,
+                "containerd doesn't serve:\n{}",
+                command::tail(&self.log())
+            );
+            // A new name in the directory, or, since nothing tells of a bind becoming a listen, soon.
+            poll(
+                &mut [PollFd::new(events.as_fd(), PollFlags::POLLIN)],
+                PollTimeout::from(20u8),
+            )?;
+            let _ = events.read_events();
+        }
+        self.run(["version"])?.ok().map(drop)
+    }
+
+    /// Ends the process, as a service manager would; the shims go on.
+    ///
+    /// # Errors
+    /// It isn't over at the deadline.
+    pub fn stop(&self) -> Outcome {
+        let Some(child) = self.slot().take() else {
+            return Ok(());
+        };
+        let pid = Pid::from_raw(child.id() as i32);
+        kill(pid, Signal::SIGTERM)?;
+        let status = command::wait(child, pid, self.options.deadline(20))?;
+        if status.is_none() {
+            // Not a leader of a group of its own, so it is not dead yet.
+            kill(pid, Signal::SIGKILL)?;
+            return Err(Failure::new("containerd ignored SIGTERM"));
+        }
+        Ok(())
+    }
+
+    /// Keeps the scratch directory, and says where it is.
+    pub fn keep(&mut self) -> PathBuf {
+        self.dir.disable_cleanup(true);
+        self.dir().to_path_buf()
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir().join(name)
+    }
+
+    fn slot(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        // A failed stop has already been told by whoever called it.
+        let _ = self.stop();
+    }
+}

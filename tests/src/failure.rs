@@ -1,0 +1,65 @@
+//! Why a test failed: a text for the person who reads the run's output.
+
+use std::fmt;
+
+/// What every step of a test returns.
+pub type Outcome<T = ()> = Result<T, Failure>;
+
+/// A failed step. Any error becomes one by `?`.
+pub struct Failure(String);
+
+impl Failure {
+    /// A failure with this text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(next) = cause {
+            text = format!("{text}: {next}");
+            cause = next.source();
+        }
+        Self(text)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Says in which step an error arose.
+pub trait Context<T> {
+    /// Puts `step` before the error's own text.
+    ///
+    /// # Errors
+    /// The error itself, with the step's name.
+    fn context(self, step: impl fmt::Display) -> Outcome<T>;
+}
+
+impl<T, E: Into<Failure>> Context<T> for Result<T, E> {
+    fn context(self, step: impl fmt::Display) -> Outcome<T> {
+        self.map_err(|error| Failure(format!("{step}: {}", error.into())))
+    }
+}
+
+/// Ends the test with a text unless the condition holds.
+#[macro_export]
+macro_rules! ensure {
+    ($condition:expr, $($text:tt)+) => {
+        if !$condition {
+            return Err($crate::failure::Failure::new(format!($($text)+)));
+        }
+    };
+}

@@ -1,0 +1,38 @@
+//! The product as the tests configure it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::containerd::Containerd;
+use crate::failure::Outcome;
+use crate::options::Options;
+
+/// A containerd whose shims find the built kernel and initramfs.
+///
+/// # Errors
+/// It doesn't start.
+pub fn containerd(options: &Arc<Options>) -> Outcome<Containerd> {
+    let containerd = Containerd::start(options)?;
+    containerd.configure(&config(options, containerd.dir()))?;
+    Ok(containerd)
+}
+
+/// The shim's configuration file for a containerd in `dir`.
+pub fn config(options: &Options, dir: &Path) -> String {
+    let guest = options.target.join("guest");
+    format!(
+        "hypervisor = {:?}\nkernel = {:?}\ninitramfs = {:?}\nstate_dir = {:?}\n\
+         agent_timeout = {}\n",
+        options.hypervisor,
+        guest.join("vmlinux"),
+        guest.join("initramfs.cpio"),
+        state_dir(dir),
+        // A guest takes its time on a slow machine too; the key allows 600 seconds at most.
+        (60 * options.patience).min(600),
+    )
+}
+
+/// Where the shims of a containerd in `dir` keep their sandboxes.
+pub fn state_dir(dir: &Path) -> PathBuf {
+    dir.join("s")
+}
