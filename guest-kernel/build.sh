@@ -20,6 +20,7 @@ tarball_url=https://cdn.kernel.org/pub/linux/kernel/v6.x/$tarball
 
 say() { echo "guest kernel: $*" >&2; }
 die() { say "$*"; exit 1; }
+digest() { sha256sum | cut -c1-16; }
 
 # The kernel's own list is in its Documentation/process/changes.rst.
 need_tools() {
@@ -33,26 +34,28 @@ need_tools() {
 
 # unpack TARBALL DIR: DIR appears whole or not at all.
 unpack() {
-    rm -rf "$2.part" && mkdir -p "$2.part" && tar -xf "$1" -C "$2.part" --strip-components=1 && mv "$2.part" "$2" ||
-        die "cannot unpack $1"
+    local part=$2.part
+    rm -rf "$part" && mkdir -p "$part" || exit
+    tar -xf "$1" -C "$part" --strip-components=1 || die "cannot unpack $1"
+    mv "$part" "$2" || exit
 }
 
-# Sets $source to a source tree.
+# Sets $tree to a source tree.
 find_source() {
     if [[ -d ${KERNEL_SRC-} ]]; then
-        source=$(cd "$KERNEL_SRC" && pwd)
+        tree=$(cd "$KERNEL_SRC" && pwd)
         return
     fi
     if [[ -n ${KERNEL_SRC-} ]]; then
         [[ -f $KERNEL_SRC ]] || die "KERNEL_SRC=$KERNEL_SRC is neither a directory nor a tarball"
-        source=$cache/source-$(sha256sum "$KERNEL_SRC" | cut -c1-16)
-        [[ -d $source ]] || unpack "$KERNEL_SRC" "$source"
+        tree=$cache/source-$(stat -Lc '%n %s %Y' "$(realpath "$KERNEL_SRC")" | digest)
+        [[ -d $tree ]] || unpack "$KERNEL_SRC" "$tree"
         return
     fi
-    source=$cache/source-debian
-    [[ -d $source ]] || debian_source "$source" || {
-        source=$cache/source-${tarball%.tar.xz}
-        [[ -d $source ]] || kernel_org_source "$source"
+    tree=$cache/source-debian
+    [[ -d $tree ]] || debian_source "$tree" || {
+        tree=$cache/source-${tarball%.tar.xz}
+        [[ -d $tree ]] || kernel_org_source "$tree"
     }
 }
 
@@ -75,7 +78,7 @@ kernel_org_source() {
 
 # configure BUILD: tinyconfig and our fragments, every option of which must come through.
 configure() {
-    (cd "$source" && scripts/kconfig/merge_config.sh -n -O "$1" kernel/configs/tiny-base.config "${fragments[@]}") \
+    (cd "$tree" && scripts/kconfig/merge_config.sh -n -O "$1" kernel/configs/tiny-base.config "${fragments[@]}") \
         >"$1/configure.log" 2>&1 || { cat "$1/configure.log" >&2; die "the configuration fails"; }
     awk 'FNR == NR { got[$0]; if (/^CONFIG_/) { split($0, o, "="); set[o[1]] } next }
          /^CONFIG_/ && !($0 in got) { print "  " $0; bad = 1 }
@@ -92,26 +95,26 @@ flock 9
 
 need_tools
 find_source
-[[ -f $source/Kbuild ]] || die "$source is not a kernel source tree"
-version=$(awk '$2 == "=" && /^(VERSION|PATCHLEVEL|SUBLEVEL) / { printf "%s%s", sep, $3; sep = "." }' "$source/Makefile")
-printf '%s\n' $oldest "$version" | sort -CV || die "$source is Linux $version; $oldest or later is needed"
+[[ -f $tree/Kbuild ]] || die "$tree is not a kernel source tree"
+version=$(awk '$2 == "=" && /^(VERSION|PATCHLEVEL|SUBLEVEL) / { printf "%s%s", sep, $3; sep = "." }' "$tree/Makefile")
+printf '%s\n' $oldest "$version" | sort -CV || die "$tree is Linux $version; $oldest or later is needed"
 
 fragments=("$here"/config/*.config)
-key=$({ echo "$source" "$version" "$(gcc -dumpfullversion)"; cat "${fragments[@]}" "$here/build.sh"; } | sha256sum | cut -c1-16)
+key=$({ echo "$tree" "$version" "$(gcc -dumpfullversion)"; cat "${fragments[@]}" "$here/build.sh"; } | digest)
 built=$cache/$key/vmlinux
 # A tree that someone works in may have changed under the same version.
-if [[ -d ${KERNEL_SRC-} && -f $built && -n $(find "$source" -newer "$built" -type f -print -quit) ]]; then
+if [[ -d ${KERNEL_SRC-} && -f $built && -n $(find "$tree" -newer "$built" -type f -print -quit) ]]; then
     rm "$built"
 fi
 if [[ ! -f $built ]]; then
-    build=$cache/build-$(sha256sum <<<"$source" | cut -c1-16)
+    build=$cache/build-$(digest <<<"$tree")
     mkdir -p "$build" "$cache/$key"
     configure "$build"
     say "building Linux $version"
     # Nothing of this machine, of the hour, or of the make that called this goes into the image.
     unset MAKEFLAGS MFLAGS MAKELEVEL
     export KBUILD_BUILD_TIMESTAMP='1970-01-01' KBUILD_BUILD_USER=bulkhead KBUILD_BUILD_HOST=bulkhead KBUILD_BUILD_VERSION=1
-    make -s -C "$source" O="$build" -j"$(nproc)" vmlinux >"$build/build.log" 2>&1 ||
+    make -s -C "$tree" O="$build" -j"$(nproc)" vmlinux >"$build/build.log" 2>&1 ||
         { tail -n 30 "$build/build.log" >&2; die "the build failed: $build/build.log"; }
     strip --strip-all -o "$built.part" "$build/vmlinux"
     mv "$built.part" "$built"
