@@ -45,7 +45,8 @@ fn priority(level: Level) -> u8 {
     const DAEMON: u8 = 3 << 3;
     DAEMON
         | match level {
-            Level::Error => 3,
+            // What ends the guest must be seen on the console, which shows no more than this.
+            Level::Error => 2,
             Level::Warn => 4,
             Level::Info => 6,
             Level::Debug | Level::Trace => 7,
@@ -80,7 +81,7 @@ mod tests {
 
     #[test]
     fn severities_are_those_of_syslog() {
-        assert_eq!(priority(Level::Error), 27);
+        assert_eq!(priority(Level::Error), 26);
         assert_eq!(priority(Level::Info), 30);
     }
 }

@@ -78,6 +78,7 @@ pub mod tests {
             id: id.to_owned(),
             created_ms: 1_700_000_000_000,
             shim: gone,
+            socket: PathBuf::from("/nowhere/shim"),
             processes: vec![vmm],
             hypervisor: "qemu".to_owned(),
             accel: "tcg".to_owned(),

@@ -1,17 +1,19 @@
 //! `bulkhead inspect`: the record of a sandbox, and what its processes hold now.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::{Duration, UNIX_EPOCH};
 
 use bulkhead_shim::record::{Entry, Phase, ProcessId, Record};
+use bulkhead_shim::service::{AskError, ask};
 use bulkhead_shim::vmm::{Api, VmInfo};
 use serde_json::{Value, json};
 
 use crate::memory::Memory;
 use crate::{chain, list, text};
 
-/// How long a VMM may take to say what its VM consists of.
-const API_DEADLINE: Duration = Duration::from_secs(2);
+/// How long a VMM may take to say what its VM consists of, and a guest how it is.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Phases of the guest's own clock start with this.
 const GUEST: &str = "guest.";
@@ -36,6 +38,32 @@ struct Live<'a> {
     state: &'static str,
     processes: Vec<(&'a ProcessId, Option<Memory>)>,
     vm: Option<Result<VmInfo, String>>,
+    guest: Result<Guest, String>,
+}
+
+/// What the guest says of itself.
+struct Guest {
+    /// /proc/meminfo, in bytes.
+    memory: BTreeMap<String, u64>,
+    /// The agent's resident set, in bytes.
+    agent: u64,
+    /// The last lines of its kernel's log.
+    log: Vec<String>,
+}
+
+impl Guest {
+    fn of(record: &Record) -> Result<Self, AskError> {
+        let answer = ask(&record.socket, ANSWER_DEADLINE)?;
+        Ok(Self {
+            memory: answer.memory.into_iter().collect(),
+            agent: answer.agent_rss,
+            log: answer.kernel_log,
+        })
+    }
+
+    fn size(&self, name: &str) -> String {
+        self.memory.get(name).map_or_else(|| "?".to_owned(), |bytes| text::mib(*bytes))
+    }
 }
 
 impl Live<'_> {
@@ -45,11 +73,12 @@ impl Live<'_> {
             .all_processes()
             .map(|p| (p, memory(p).flatten()))
             .collect();
-        let ask = |socket| Api::new(socket, API_DEADLINE).info().map_err(|e| chain(&e));
+        let info = |socket| Api::new(socket, ANSWER_DEADLINE).info().map_err(|e| chain(&e));
         Live {
             state: list::state(record),
             processes,
-            vm: record.api.as_deref().map(ask),
+            vm: record.api.as_deref().map(info),
+            guest: Guest::of(record).map_err(|e| chain(&e)),
         }
     }
 }
@@ -79,6 +108,12 @@ fn value(entry: &Entry, record: &Record, live: &Live<'_>) -> Value {
     value["state"] = json!(live.state);
     value["processes"] = json!(processes);
     value["vm"] = json!(vm);
+    value["guest"] = match &live.guest {
+        Ok(guest) => {
+            json!({ "memory": guest.memory, "agent_rss": guest.agent, "kernel_log": guest.log })
+        }
+        Err(error) => json!({ "error": error }),
+    };
     value
 }
 
@@ -132,6 +167,16 @@ fn show(entry: &Entry, record: &Record, live: &Live<'_>, out: &mut impl Write) -
         Some(Err(error)) => facts.push(("vm", error.clone())),
         None => {}
     }
+    let inside = match &live.guest {
+        Ok(guest) => format!(
+            "{} of {} available, agent {}",
+            guest.size("MemAvailable"),
+            guest.size("MemTotal"),
+            text::mib(guest.agent)
+        ),
+        Err(error) => error.clone(),
+    };
+    facts.push(("inside", inside));
     let facts = facts
         .into_iter()
         .map(|(name, fact)| vec![name.to_owned(), fact]);
@@ -234,6 +279,7 @@ mod tests {
             "guest       2 vCPUs, 256.0 MiB",
             "device      vsock on /v",
             "vm          cloud-hypervisor's API at /nowhere/api cannot be used: No such file",
+            "inside      the shim cannot be reached: No such file",
             "gone",
         ] {
             assert!(text.contains(part), "{part:?} not in\n{text}");
@@ -268,5 +314,6 @@ mod tests {
         assert_eq!(value["processes"][1]["alive"], false);
         assert_eq!(value["phases"][2]["micros"], 9500);
         assert!(value["vm"]["error"].is_string());
+        assert!(value["guest"]["error"].is_string());
     }
 }

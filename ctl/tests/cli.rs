@@ -51,6 +51,7 @@ impl Host {
             id: id.to_owned(),
             created_ms: now_ms(),
             shim,
+            socket: PathBuf::from("/nowhere/shim"),
             processes: vec![vmm],
             hypervisor: "qemu".to_owned(),
             accel: "tcg".to_owned(),

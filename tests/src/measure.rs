@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::command;
 use crate::failure::{Failure, Outcome};
-use crate::leftovers::{self, Trace};
+use crate::leftovers;
 use crate::session::Session;
 
 /// The times of one program.
@@ -83,20 +83,23 @@ pub struct Process {
     pub guest: u64,
 }
 
-/// The processes of the sandbox of container `id`.
+/// A shim and everything that it has started, the shim first.
 ///
 /// # Errors
-/// There is none, or its memory can't be read.
-pub fn processes(id: &str) -> Outcome<Vec<Process>> {
-    let pids = leftovers::processes(id)
-        .into_iter()
-        .filter_map(|trace| match trace {
-            Trace::Process(pid, _) => Some(pid),
-            _ => None,
-        });
-    let processes = pids.map(process).collect::<Outcome<Vec<Process>>>()?;
-    crate::ensure!(!processes.is_empty(), "there is no process of {id}");
-    Ok(processes)
+/// It is gone, or memory can't be read.
+pub fn processes(shim: i32) -> Outcome<Vec<Process>> {
+    let mut family = vec![shim];
+    let mut next = 0;
+    while let Some(parent) = family.get(next) {
+        // A process whose threads have children has a list for each of them.
+        for thread in leftovers::entries(&Path::new("/proc").join(parent.to_string()).join("task"))
+        {
+            let children = fs::read_to_string(thread.join("children"))?;
+            family.extend(children.split_whitespace().flat_map(str::parse::<i32>));
+        }
+        next += 1;
+    }
+    family.into_iter().map(process).collect()
 }
 
 fn process(pid: i32) -> Outcome<Process> {

@@ -95,6 +95,8 @@ pub struct Record {
     pub created_ms: u64,
     /// The shim that serves it.
     pub shim: ProcessId,
+    /// The socket on which the shim listens.
+    pub socket: PathBuf,
     /// Its other processes, the VMM first.
     pub processes: Vec<ProcessId>,
     /// The VMM.
@@ -169,6 +171,7 @@ impl Record {
     pub fn new(
         namespace: &str,
         id: &str,
+        socket: &Path,
         spec: &VmSpec,
         selection: &Selection,
     ) -> io::Result<Record> {
@@ -177,6 +180,7 @@ impl Record {
             id: id.to_owned(),
             created_ms: now_ms(),
             shim: ProcessId::own("shim")?,
+            socket: socket.to_owned(),
             processes: Vec::new(),
             hypervisor: selection.vmm.name().to_owned(),
             accel: selection.accel.name().to_owned(),
@@ -295,6 +299,7 @@ pub(crate) mod tests {
             id: "web".to_owned(),
             created_ms: now_ms(),
             shim: process("shim", u32::MAX),
+            socket: PathBuf::from("/s"),
             processes: vec![process("qemu", u32::MAX)],
             hypervisor: "qemu".to_owned(),
             accel: "tcg".to_owned(),

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::console::Console;
 use super::phases::Phases;
-use super::{SandboxError, directory};
+use super::{Identity, SandboxError, directory};
 use crate::config::Config;
 use crate::guest::Guest;
 use crate::process::Status;
@@ -103,12 +103,11 @@ impl Drop for NewDirectory {
 /// the agent will dial.
 pub async fn devices(
     config: &Config,
-    namespace: &str,
-    id: &str,
+    identity: &Identity,
     phases: &Phases,
     log: &Logger,
 ) -> Result<(Parts, UnixListener), SandboxError> {
-    let dir = directory::path(&config.state_dir, namespace, id);
+    let dir = directory::path(&config.state_dir, &identity.namespace, &identity.id);
     let failed = |source| SandboxError::Directory {
         path: dir.clone(),
         source,
@@ -126,18 +125,6 @@ pub async fn devices(
         kept: false,
     };
     let console = Console::open(&dir, config.console_limit).map_err(failed)?;
-    let share = new.share.insert(Share::create(&dir)?);
-    phases.stamp("share");
-    let socket = dir.join("fs");
-    let virtiofsd = Virtiofsd {
-        program: &virtiofsd,
-        dir: share.served(),
-        socket: &socket,
-        cache: config.virtiofsd_cache,
-        threads: config.virtiofsd_threads,
-    }
-    .start()?;
-    phases.stamp("virtiofsd");
     let spec = VmSpec {
         dir: dir.clone(),
         kernel,
@@ -149,9 +136,26 @@ pub async fn devices(
         console: console.pipe().to_owned(),
         share: vmm::Share {
             tag: SHARE_TAG.to_owned(),
-            socket,
+            socket: dir.join("fs"),
         },
     };
+    // From here on whoever finds the directory knows whose it is.
+    let record = Record::new(&identity.namespace, &identity.id, &identity.socket, &spec, &selection)
+        .map_err(failed)?;
+    if let Err(error) = record.write(&dir) {
+        warn!(log, "{error}");
+    }
+    let share = new.share.insert(Share::create(&dir)?);
+    phases.stamp("share");
+    let virtiofsd = Virtiofsd {
+        program: &virtiofsd,
+        dir: share.served(),
+        socket: &spec.share.socket,
+        cache: config.virtiofsd_cache,
+        threads: config.virtiofsd_threads,
+    }
+    .start()?;
+    phases.stamp("virtiofsd");
     let control = hybrid_vsock::host_port(&spec.vsock(), CONTROL_PORT);
     let listener = UnixListener::bind(control).map_err(failed)?;
     let vm = selection.start(&spec).await?;
@@ -161,7 +165,7 @@ pub async fn devices(
         .share
         .take()
         .ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-    let record = Mutex::new(Record::new(namespace, id, &spec, &selection).map_err(failed)?);
+    let record = Mutex::new(record);
     let parts = Parts {
         dir,
         share,

@@ -132,10 +132,22 @@ struct Running {
     guest: Guest,
 }
 
+/// Who a sandbox is.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// containerd's namespace.
+    pub namespace: String,
+    /// The id of its first container.
+    pub id: String,
+    /// The socket on which its shim listens.
+    pub socket: PathBuf,
+    /// What its guest is called.
+    pub hostname: String,
+}
+
 /// One sandbox.
 pub struct Sandbox {
-    namespace: String,
-    id: String,
+    identity: Identity,
     log: Logger,
     publisher: Publisher,
     phases: Phases,
@@ -146,17 +158,10 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Starts to build a sandbox; returns at once. `hostname` is what the guest is called.
-    pub fn launch(
-        namespace: &str,
-        id: &str,
-        hostname: String,
-        publisher: Publisher,
-        log: &Logger,
-    ) -> Arc<Self> {
+    /// Starts to build a sandbox; returns at once.
+    pub fn launch(identity: Identity, publisher: Publisher, log: &Logger) -> Arc<Self> {
         let sandbox = Arc::new(Self {
-            namespace: namespace.to_owned(),
-            id: id.to_owned(),
+            identity,
             log: log.clone(),
             publisher,
             phases: Phases::start(),
@@ -165,13 +170,13 @@ impl Sandbox {
             containers: Mutex::default(),
             life: Mutex::default(),
         });
-        let life = tokio::spawn(sandbox.clone().live(hostname));
+        let life = tokio::spawn(sandbox.clone().live());
         *sandbox.life.lock().unwrap_or_else(PoisonError::into_inner) = Some(life);
         sandbox
     }
 
-    async fn live(self: Arc<Self>, hostname: String) {
-        match self.build(&hostname).await {
+    async fn live(self: Arc<Self>) {
+        match self.build().await {
             Ok((running, events)) => {
                 let running = Arc::new(running);
                 self.host_pid
@@ -188,7 +193,6 @@ impl Sandbox {
 
     async fn build(
         &self,
-        hostname: &str,
     ) -> Result<
         (
             Running,
@@ -198,7 +202,8 @@ impl Sandbox {
     > {
         let config = Config::load()?;
         let (parts, listener) =
-            launch::devices(&config, &self.namespace, &self.id, &self.phases, &self.log).await?;
+            launch::devices(&config, &self.identity, &self.phases, &self.log).await?;
+        let hostname = &self.identity.hostname;
         let guest =
             launch::guest(&parts, listener, &config, hostname, &self.phases, &self.log).await?;
         let events = guest.events().await?;
@@ -315,7 +320,7 @@ impl Sandbox {
     /// Runs a container, or an exec in one.
     pub async fn start(&self, id: &str, exec: &str) -> Result<u32, SandboxError> {
         self.container(id)?.start(exec).await?;
-        if id == self.id && exec.is_empty() {
+        if id == self.identity.id && exec.is_empty() {
             self.phases.stamp("started");
             self.running().await?.parts.record_phases(&self.phases);
             info!(self.log, "cold start"; "phases" => self.phases.line());
@@ -350,6 +355,11 @@ impl Sandbox {
             self.table().remove(id);
         }
         Ok(exit)
+    }
+
+    /// How the guest sees itself.
+    pub async fn diagnostics(&self) -> Result<agent::DiagnosticsResponse, SandboxError> {
+        Ok(self.running().await?.guest.diagnostics().await?)
     }
 
     /// A container by its id.

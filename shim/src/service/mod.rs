@@ -1,8 +1,10 @@
 //! What containerd talks to: requests in, sandbox calls out, errors mapped. No logic.
 
+mod diagnostics;
 mod error;
 mod metrics;
 mod server;
 mod task;
 
+pub use diagnostics::{AskError, ask};
 pub use server::{ServeError, serve};

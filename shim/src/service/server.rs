@@ -3,10 +3,11 @@
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_protocols::agent_ttrpc::create_sandbox;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use slog::{Logger, info, warn};
 use thiserror::Error;
@@ -16,13 +17,14 @@ use tokio::time::timeout;
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
+use super::diagnostics::Diagnostics;
 use super::task::services;
 use crate::args::Args;
 use crate::bootstrap::LISTENER_FD;
 use crate::container::spec;
 use crate::events::Publisher;
 use crate::logging;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Identity, Sandbox};
 use crate::storage::share::enter_mount_namespace;
 
 /// How long containerd may leave a server without a container. It asks for the first one at once;
@@ -52,11 +54,9 @@ pub enum ServeError {
 /// Serves until containerd says that it may end, or a signal does.
 pub fn serve(args: &Args) -> Result<(), ServeError> {
     let listener = inherited_listener().map_err(ServeError::Listener)?;
-    let socket = listener
-        .local_addr()
-        .map_err(ServeError::Listener)?
-        .as_pathname()
-        .map(PathBuf::from);
+    let address = listener.local_addr().map_err(ServeError::Listener)?;
+    let socket = address.as_pathname().map(PathBuf::from);
+    let socket = socket.ok_or_else(|| ServeError::Listener(io::ErrorKind::AddrNotAvailable.into()))?;
     // Both want a process with one thread.
     enter_mount_namespace().map_err(ServeError::Namespace)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -64,14 +64,17 @@ pub fn serve(args: &Args) -> Result<(), ServeError> {
         .build()
         .map_err(ServeError::Runtime)?;
     let log = logging::start(&args.bundle, &args.namespace, &args.id, args.debug);
-    let served = runtime.block_on(run(args, listener, &log));
-    if let Some(socket) = socket {
-        let _ = std::fs::remove_file(socket);
-    }
+    let served = runtime.block_on(run(args, listener, &socket, &log));
+    let _ = std::fs::remove_file(socket);
     served
 }
 
-async fn run(args: &Args, listener: UnixListener, log: &Logger) -> Result<(), ServeError> {
+async fn run(
+    args: &Args,
+    listener: UnixListener,
+    socket: &Path,
+    log: &Logger,
+) -> Result<(), ServeError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
     let (publisher, forwarding) =
@@ -81,12 +84,19 @@ async fn run(args: &Args, listener: UnixListener, log: &Logger) -> Result<(), Se
         .ok()
         .and_then(|spec| spec.hostname().clone())
         .unwrap_or_default();
-    let sandbox = Sandbox::launch(&args.namespace, &args.id, hostname, publisher, log);
+    let identity = Identity {
+        namespace: args.namespace.clone(),
+        id: args.id.clone(),
+        socket: socket.to_owned(),
+        hostname,
+    };
+    let sandbox = Sandbox::launch(identity, publisher, log);
     let stop = Arc::new(Notify::new());
     let listener = tokio::net::UnixListener::from_std(listener).map_err(ServeError::Listener)?;
     let mut server = Server::new()
         .add_listener(Listener::from(listener))
-        .register_service(services(&sandbox, &stop));
+        .register_service(services(&sandbox, &stop))
+        .register_service(create_sandbox(Arc::new(Diagnostics(sandbox.clone()))));
     server.start().await?;
 
     tokio::select! {

@@ -25,6 +25,9 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// There is no file for the guest's memory.
+    #[error("the guest's memory cannot be set up")]
+    Memory(#[source] io::Error),
     /// A device process ended before the VM could start.
     #[error("{role} {} before the VM started: {}", ended.status, ended.output)]
     Ended {

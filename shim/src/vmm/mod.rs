@@ -4,6 +4,7 @@ mod cloud_hypervisor;
 mod error;
 mod exit;
 mod machine;
+mod memory;
 mod qemu;
 mod select;
 

@@ -36,9 +36,11 @@ fn work() -> Outcome {
         list: Vec::new(),
     };
     println!("{:<44} {:>9} {:>9} {:>7}", "", "bulkhead", "runc", "ratio");
-    cold_start(&test, &mut results)?;
-    in_a_running_sandbox(&test, &mut results)?;
+    let measured =
+        cold_start(&test, &mut results).and_then(|()| in_a_running_sandbox(&test, &mut results));
+    // Containers don't stay behind, whatever went wrong.
     test.close()?;
+    measured?;
     println!("json: {}", Value::Array(results.list));
     Ok(())
 }
@@ -123,7 +125,9 @@ fn cold_start(t: &Test<'_>, results: &mut Results) -> Outcome {
 fn in_a_running_sandbox(t: &Test<'_>, results: &mut Results) -> Outcome {
     let containers = BOTH.map(|runtime| t.container_of(runtime));
     for container in &containers {
-        container.start_with(&grouped(container, "sandbox"), &["sleep", "100000"])?;
+        let group = grouped(container, "sandbox");
+        let flags = [&["--null-io"], &group.each_ref().map(String::as_str)[..]].concat();
+        container.start_with(&flags, &["sleep", "100000"])?;
     }
     // Before anything else runs in it: this is the idle one.
     std::thread::sleep(t.deadline(2));
@@ -137,7 +141,8 @@ fn in_a_running_sandbox(t: &Test<'_>, results: &mut Results) -> Outcome {
                 containers[index].exec_command(&format!("e{round}"), &[], &["echo", "hi"]);
             let execution = measure::times(command, t.deadline(60))?;
             let other = t.container_of(runtime);
-            let flags = grouped(&containers[index], "container");
+            let group = grouped(&containers[index], "container");
+            let flags = group.each_ref().map(String::as_str);
             let run = measure::times(other.run_command(&flags, &["echo", "hi"]), t.deadline(60))?;
             if round > 0 {
                 exec[index].push(execution.end);
@@ -161,19 +166,22 @@ fn in_a_running_sandbox(t: &Test<'_>, results: &mut Results) -> Outcome {
 }
 
 /// The flags that put a container into the sandbox of `first`, as containerd's CRI does.
-fn grouped<'f>(first: &'f Container<'_>, kind: &'f str) -> [&'f str; 5] {
-    // Leaked on purpose: a benchmark makes a handful of them.
-    let sandbox: &'static str = format!("io.kubernetes.cri.sandbox-id={}", first.id).leak();
-    let kind: &'static str = format!("io.kubernetes.cri.container-type={kind}").leak();
-    ["--null-io", "--annotation", sandbox, "--annotation", kind]
+fn grouped(first: &Container<'_>, kind: &str) -> [String; 4] {
+    let annotation = || "--annotation".to_owned();
+    [
+        annotation(),
+        format!("io.kubernetes.cri.sandbox-id={}", first.id),
+        annotation(),
+        format!("io.kubernetes.cri.container-type={kind}"),
+    ]
 }
 
 /// The memory of one idle sandbox.
 fn memory(containers: &[Container<'_>; 2], results: &mut Results) -> Outcome {
     let mib = |kib: u64| kib as f64 / 1024.0;
     let [ours, peers] = [
-        measure::processes(&containers[0].id)?,
-        measure::processes(&containers[1].id)?,
+        measure::processes(containers[0].shim_pid()?)?,
+        measure::processes(containers[1].shim_pid()?)?,
     ];
     let shim = |list: &[measure::Process]| {
         list.iter()

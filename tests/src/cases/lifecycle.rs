@@ -55,6 +55,11 @@ pub const CASES: &[Case] = &[
         "metrics tell what the container uses",
         metrics,
     ),
+    Case::bulkhead(
+        "lifecycle.second_container",
+        "a container of a running sandbox shares its VM and nothing else, and ends alone",
+        second_container,
+    ),
     Case::any(
         "lifecycle.attach",
         "a container started in the background is attached to later",
@@ -276,6 +281,34 @@ fn number(value: &Value) -> u64 {
         .or_else(text)
         .or_else(|| value.get("usage").map(number))
         .unwrap_or(0)
+}
+
+fn second_container(t: &Test<'_>) -> Outcome {
+    const BOOT: &str = "/proc/sys/kernel/random/boot_id";
+    let (first, second) = (t.container(), t.container());
+    let group = format!("io.kubernetes.cri.sandbox-id={}", first.id);
+    let flags = |kind| ["--annotation", group.as_str(), "--annotation", kind];
+    let sandbox = flags("io.kubernetes.cri.container-type=sandbox");
+    let script = "echo first > /who; exec sleep 100000";
+    first.start_with(&[&["--null-io"], &sandbox[..]].concat(), &["sh", "-c", script])?;
+    let boot = first.exec("boot", &[], &["cat", BOOT])?.ok()?.out();
+
+    let inside = flags("io.kubernetes.cri.container-type=container");
+    let script = format!("cat {BOOT}; ls /who; echo $$");
+    let done = second.run(&inside, &["sh", "-c", &script])?.ok()?;
+    ensure!(
+        done.out() == format!("{boot}1\n"),
+        "the first has {boot:?}, the second printed {:?}",
+        done.out()
+    );
+    ensure!(
+        done.err().contains("/who"),
+        "the second sees the first one's files: {}",
+        done.err()
+    );
+    let done = first.exec("after", &[], &["cat", "/who"])?.ok()?;
+    ensure!(done.out() == "first\n", "printed {:?}", done.out());
+    Ok(())
 }
 
 fn attach(t: &Test<'_>) -> Outcome {

@@ -10,6 +10,7 @@ mod run;
 mod specs;
 mod streams;
 mod terminal;
+mod tool;
 
 use crate::runner::Case;
 
@@ -26,6 +27,7 @@ pub fn all() -> Vec<&'static Case> {
         events::CASES,
         exec::CASES,
         terminal::CASES,
+        tool::CASES,
         run::CASES,
     ]
     .into_iter()

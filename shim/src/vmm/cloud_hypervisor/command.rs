@@ -4,14 +4,15 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::Path;
 
-use crate::vmm::VmSpec;
+use crate::vmm::{VmSpec, memory};
 
 /// The guest's context id. It is the VMM's own affair: two VMs may have the same.
 const GUEST_CID: u32 = 3;
 
-/// What the kernel is told on this VMM besides the sandbox's own parameters: the console, and to
-/// reset at once on a panic, in case it cannot reach the panic device.
-const CMDLINE: [&str; 3] = ["console=ttyS0", "quiet", "panic=-1"];
+/// What the kernel is told on this VMM besides the sandbox's own parameters: the console and what is
+/// worth to be shown there; to reset at once on a panic, in case it cannot reach the panic device; and
+/// to read PCI's registers by memory, which takes one exit for each where ports take two.
+const CMDLINE: [&str; 4] = ["console=ttyS0", "loglevel=3", "panic=-1", "pci=noconf1"];
 
 /// The descriptors that the VMM inherits.
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +21,8 @@ pub(super) struct Inherited {
     pub(super) api: RawFd,
     /// A pipe for events.
     pub(super) events: RawFd,
+    /// The guest's memory.
+    pub(super) memory: RawFd,
 }
 
 /// The arguments for a VM.
@@ -38,7 +41,14 @@ pub(super) fn arguments(spec: &VmSpec, inherited: Inherited, landlock: bool) -> 
         format!("boot={},nested={nested}", spec.vcpus).into(),
         // vhost-user devices need memory that another process can map.
         "--memory".into(),
-        format!("size={},shared=on", spec.memory).into(),
+        "size=0".into(),
+        "--memory-zone".into(),
+        format!(
+            "id=mem0,size={},file={},shared=on",
+            spec.memory,
+            memory::path(inherited.memory)
+        )
+        .into(),
         "--fs".into(),
         option(
             &format!("tag={},socket=", spec.share.tag),
@@ -83,6 +93,12 @@ mod tests {
     use super::*;
     use crate::vmm::Share;
 
+    const INHERITED: Inherited = Inherited {
+        api: 7,
+        events: 8,
+        memory: 9,
+    };
+
     fn spec() -> VmSpec {
         VmSpec {
             dir: PathBuf::from("/run/b/1"),
@@ -107,13 +123,19 @@ mod tests {
 
     #[test]
     fn the_specification_stands_on_the_command_line() {
-        let args = arguments(&spec(), Inherited { api: 7, events: 8 }, false);
+        let args = arguments(&spec(), INHERITED, false);
         let is = |name, expected: &str| assert_eq!(value(&args, name).as_deref(), Some(expected));
         is("--kernel", "/k");
         is("--initramfs", "/i");
-        is("--cmdline", "console=ttyS0 quiet panic=-1 a=b c");
+        is(
+            "--cmdline",
+            "console=ttyS0 loglevel=3 panic=-1 pci=noconf1 a=b c",
+        );
         is("--cpus", "boot=2,nested=off");
-        is("--memory", "size=268435456,shared=on");
+        is(
+            "--memory-zone",
+            "id=mem0,size=268435456,file=/proc/self/fd/9,shared=on",
+        );
         is("--fs", "tag=share,socket=/run/b/1/fs");
         is("--vsock", "cid=3,socket=/run/b/1/vsock");
         is("--serial", "file=/run/b/1/console");
@@ -128,13 +150,13 @@ mod tests {
             nested: true,
             ..spec()
         };
-        let args = arguments(&spec, Inherited { api: 7, events: 8 }, false);
+        let args = arguments(&spec, INHERITED, false);
         assert_eq!(value(&args, "--cpus").as_deref(), Some("boot=2,nested=on"));
     }
 
     #[test]
     fn landlock_is_told_of_the_sandboxs_directory() {
-        let args = arguments(&spec(), Inherited { api: 7, events: 8 }, true);
+        let args = arguments(&spec(), INHERITED, true);
         assert_eq!(
             value(&args, "--landlock-rules").as_deref(),
             Some("path=/run/b/1,access=rw")

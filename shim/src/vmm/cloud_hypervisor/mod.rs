@@ -16,7 +16,7 @@ use tokio::net::unix::pipe;
 pub use api::{API_SOCKET, Api, ApiError, VmInfo};
 
 use super::machine::Machine;
-use super::{StartError, VmExit, VmSpec};
+use super::{StartError, VmExit, VmSpec, memory};
 use crate::process::{Ended, HelperCommand, Status};
 use crate::version::Version;
 
@@ -45,10 +45,12 @@ pub(super) fn start(program: &Path, spec: &VmSpec) -> Result<Machine, StartError
     };
     let (events, event_writer) = event_pipe().map_err(socket("event pipe", &spec.dir))?;
 
+    let memory = memory::file(spec.memory).map_err(StartError::Memory)?;
     let mut command = HelperCommand::new(ROLE, program);
     let inherited = command::Inherited {
         api: command.inherit(api),
         events: command.inherit(event_writer),
+        memory: command.inherit(memory),
     };
     command.args(command::arguments(spec, inherited, landlock::usable()));
     let vmm = command.spawn()?;

@@ -6,7 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use crate::config::QemuMachine;
-use crate::vmm::{Accel, VmSpec};
+use crate::vmm::{Accel, VmSpec, memory};
 
 /// The descriptors that QEMU inherits.
 #[derive(Debug, Clone, Copy)]
@@ -15,6 +15,8 @@ pub(super) struct Inherited {
     pub(super) qmp: RawFd,
     /// A connection to the vsock daemon.
     pub(super) vsock: RawFd,
+    /// The guest's memory.
+    pub(super) memory: RawFd,
 }
 
 /// What the VM runs on.
@@ -52,7 +54,12 @@ pub(super) fn arguments(spec: &VmSpec, platform: Platform, inherited: Inherited)
     // vhost-user devices need memory that another process can map.
     add(
         "-object",
-        format!("memory-backend-memfd,id=mem,size={},share=on", spec.memory).into(),
+        format!(
+            "memory-backend-file,id=mem,size={},mem-path={},share=on",
+            spec.memory,
+            memory::path(inherited.memory)
+        )
+        .into(),
     );
     add("-kernel", spec.kernel.clone().into());
     add("-initrd", spec.initramfs.clone().into());
@@ -133,7 +140,7 @@ fn processor(accel: Accel, nested: bool) -> String {
 /// Without ACPI and keyboard controller the kernel resets by a triple fault, which `-no-reboot`
 /// turns into QEMU's end; and it need not search for ACPI's tables.
 fn cmdline(spec: &VmSpec, machine: QemuMachine, tsc_khz: Option<u64>) -> String {
-    let mut words = vec!["console=ttyS0", "quiet", "panic=-1"];
+    let mut words = vec!["console=ttyS0", "loglevel=3", "panic=-1"];
     if machine == QemuMachine::Microvm {
         words.extend(["acpi=off", "reboot=t"]);
     }
@@ -188,7 +195,12 @@ mod tests {
             accel,
             tsc_khz,
         };
-        let args = arguments(spec, platform, Inherited { qmp: 7, vsock: 8 });
+        let inherited = Inherited {
+            qmp: 7,
+            vsock: 8,
+            memory: 9,
+        };
+        let args = arguments(spec, platform, inherited);
         let words: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
         words.join(" ") + " "
     }
@@ -204,7 +216,7 @@ mod tests {
         has(&line, "-m 268435456B");
         has(
             &line,
-            "-append console=ttyS0 quiet panic=-1 acpi=off reboot=t tsc=reliable tsc_early_khz=2500000 a=b",
+            "-append console=ttyS0 loglevel=3 panic=-1 acpi=off reboot=t tsc=reliable tsc_early_khz=2500000 a=b",
         );
         has(&line, "-accel tcg,thread=multi");
         has(&line, "-cpu max,-vmx,-svm");
@@ -222,7 +234,7 @@ mod tests {
     #[test]
     fn q35_takes_them_on_its_bus_and_a_panic_device() {
         let line = line(&spec(), QemuMachine::Q35, Accel::Kvm);
-        has(&line, "-append console=ttyS0 quiet panic=-1 a=b");
+        has(&line, "-append console=ttyS0 loglevel=3 panic=-1 a=b");
         has(&line, "-accel kvm");
         has(&line, "-cpu host,-vmx,-svm");
         has(&line, "vhost-user-vsock-pci,chardev=vsock");

@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use super::machine::Machine;
-use super::{Accel, StartError, VmExit, VmSpec};
+use super::{Accel, StartError, VmExit, VmSpec, memory};
 use crate::config::QemuMachine;
 use crate::process::{Ended, HelperCommand, Status};
 use crate::version::Version;
@@ -46,10 +46,12 @@ pub(super) async fn start(settings: &Settings<'_>, spec: &VmSpec) -> Result<Mach
         path: spec.dir.clone(),
         source,
     })?;
+    let memory = memory::file(spec.memory).map_err(StartError::Memory)?;
     let mut command = HelperCommand::new(ROLE, settings.program);
     let inherited = command::Inherited {
         qmp: command.inherit(theirs),
         vsock: command.inherit(connection),
+        memory: command.inherit(memory),
     };
     let platform = command::Platform {
         machine: settings.machine,

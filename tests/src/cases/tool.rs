@@ -1,0 +1,133 @@
+//! `bulkhead`, the operator's tool, beside sandboxes that run and sandboxes whose shim is gone.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::bed::{Container, Test};
+use crate::command::{self, Finished, Input};
+use crate::ensure;
+use crate::failure::Outcome;
+use crate::leftovers;
+use crate::product;
+use crate::runner::Case;
+
+/// The tests of this file.
+pub const CASES: &[Case] = &[
+    Case::bulkhead(
+        "tool.inspect",
+        "inspect shows a running sandbox: VMM, devices, processes, phases, and the guest from inside",
+        inspect,
+    ),
+    Case::bulkhead(
+        "tool.list",
+        "list shows the sandboxes that run, and no longer those that are gone",
+        list,
+    ),
+    Case::bulkhead(
+        "tool.gc",
+        "gc takes away what a killed shim left, and touches nothing that runs",
+        gc,
+    ),
+];
+
+fn bulkhead(t: &Test<'_>, args: &[&str]) -> Outcome<Finished> {
+    let mut tool = t.bed.containerd.tool("bulkhead");
+    tool.args(args);
+    command::run(tool, Input::Null, t.deadline(30))
+}
+
+fn inspect(t: &Test<'_>) -> Outcome {
+    let c = t.container();
+    c.start(&["sleep", "100000"])?;
+    let text = bulkhead(t, &["inspect", &c.id, "--json"])?.ok()?.out();
+    let seen: Value = serde_json::from_str(&text)?;
+    ensure!(seen["state"] == "running", "state: {}", seen["state"]);
+    ensure!(
+        seen["hypervisor"] == t.bed.options.hypervisor.as_str(),
+        "hypervisor: {}",
+        seen["hypervisor"]
+    );
+    let roles: Vec<&str> = list_of(&seen["processes"])
+        .iter()
+        .filter(|process| process["alive"] == true && process["memory"]["pss"].as_u64() > Some(0))
+        .filter_map(|process| process["role"].as_str())
+        .collect();
+    for role in ["shim", "virtiofsd", &t.bed.options.hypervisor] {
+        ensure!(roles.contains(&role), "{role} is not among {roles:?}");
+    }
+    ensure!(
+        list_of(&seen["devices"]).len() >= 3,
+        "devices: {}",
+        seen["devices"]
+    );
+    let phases: Vec<&str> = list_of(&seen["phases"])
+        .iter()
+        .filter_map(|phase| phase["name"].as_str())
+        .collect();
+    ensure!(
+        phases.contains(&"guest.kernel") && phases.contains(&"started"),
+        "phases: {phases:?}"
+    );
+    let guest = &seen["guest"];
+    ensure!(
+        guest["agent_rss"].as_u64() > Some(0) && guest["memory"]["MemTotal"].as_u64() > Some(0),
+        "the guest from inside: {guest}"
+    );
+    let text = bulkhead(t, &["inspect", &c.id])?.ok()?.out();
+    ensure!(text.contains(" available, agent "), "{text}");
+    Ok(())
+}
+
+fn list(t: &Test<'_>) -> Outcome {
+    let c = t.container();
+    c.start(&["sleep", "100000"])?;
+    let listed = |c: &Container<'_>| -> Outcome<bool> {
+        let text = bulkhead(t, &["list"])?.ok()?.out();
+        Ok(text
+            .lines()
+            .any(|line| line.starts_with(&c.id) && line.contains("running")))
+    };
+    ensure!(listed(&c)?, "a running sandbox is not listed");
+    c.task("delete", &["--force"])?.ok()?;
+    leftovers::none(&c.id, &[], t.deadline(15))?;
+    ensure!(!listed(&c)?, "a sandbox that is gone is still listed");
+    Ok(())
+}
+
+fn gc(t: &Test<'_>) -> Outcome {
+    // With containerd away: it would clean up itself.
+    let node = t.bed.another()?;
+    let (dead, alive) = (t.container_on(&node), t.container_on(&node));
+    for c in [&dead, &alive] {
+        c.start(&["sleep", "100000"])?;
+    }
+    let shim = dead.shim_pid()?;
+    node.stop()?;
+    kill(Pid::from_raw(shim), Signal::SIGKILL)?;
+    leftovers::await_end(shim, t.deadline(10));
+
+    let run = |args: &[&str]| -> Outcome<String> {
+        let mut tool = node.tool("bulkhead");
+        tool.args(args);
+        Ok(command::run(tool, Input::Null, t.deadline(30))?.ok()?.out())
+    };
+    run(&["gc"])?;
+    let list = run(&["list"])?;
+    ensure!(!list.contains(&dead.id), "left: {list}");
+    ensure!(list.contains(&alive.id), "gone: {list}");
+    let directories = leftovers::entries(&product::state_dir(node.dir()));
+    ensure!(directories.len() == 1, "directories: {directories:?}");
+
+    node.launch()?;
+    let done = alive.exec("e", &[], &["echo", "still here"])?.ok()?;
+    ensure!(done.out() == "still here\n", "printed {:?}", done.out());
+    dead.remove();
+    alive.remove();
+    node.stop()?;
+    leftovers::none(&node.dir().to_string_lossy(), &[], t.deadline(20))
+}
+
+fn list_of(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
