@@ -120,15 +120,15 @@ fn process(pid: i32) -> Outcome<Process> {
     })
 }
 
-/// The resident part of memory-backed files of at least 64 MiB: the guest's memory is one.
+/// The resident part of files of at least 64 MiB that are mapped shared: the guest's memory is one.
 fn guest_memory(smaps: &str) -> u64 {
     let mut total = 0;
     let mut inside = false;
     for line in smaps.lines() {
-        if line.contains("/memfd:") || line.contains("/dev/shm/") {
-            inside = size_of(line) >= 64 << 20;
-        } else if !line.contains(": ") && !line.contains(":  ") {
-            inside = false;
+        // A mapping starts with its addresses and its permissions, all else with a name and a colon.
+        let mut words = line.split(' ');
+        if words.next().is_some_and(|word| word.contains('-')) {
+            inside = words.next() == Some("rw-s") && size_of(line) >= 64 << 20;
         } else if inside && line.starts_with("Rss:") {
             total += field(line, "Rss:").unwrap_or(0);
         }
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn guest_memory_counts_large_memory_files_only() {
-        let smaps = "7f0000000000-7f0010000000 rw-s 00000000 00:01 1 /memfd:mem (deleted)\n\
+        let smaps = "7f0000000000-7f0010000000 rw-s 00000000 00:01 1 /#1 (deleted)\n\
                      Size:             262144 kB\nRss:               40000 kB\nVmFlags: rd wr\n\
                      7f1000000000-7f1000001000 rw-s 00000000 00:01 2 /memfd:small (deleted)\n\
                      Size:                  4 kB\nRss:                   4 kB\n\

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bulkhead_tests::bed::{Bed, Container, Test};
+use bulkhead_tests::command::{self, Input};
 use bulkhead_tests::failure::Outcome;
 use bulkhead_tests::measure::{self, median};
 use bulkhead_tests::options::{Options, Runtime, USAGE};
@@ -204,6 +205,12 @@ fn memory(containers: &[Container<'_>; 2], results: &mut Results) -> Outcome {
         mib(pss(&peers)),
     );
     results.pair("shim, resident", "MiB", mib(shim(&ours)), mib(shim(&peers)));
+    let mut inspect = containers[0].node().tool("bulkhead");
+    inspect.args(["inspect", "--json", &containers[0].id]);
+    let seen = command::run(inspect, Input::Null, Duration::from_secs(30))?.ok()?;
+    let seen: Value = serde_json::from_str(&seen.out())?;
+    let agent = seen["guest"]["agent_rss"].as_u64().unwrap_or(0);
+    results.single("agent, resident", "MiB", mib(agent >> 10));
     let touched = ours.iter().map(|process| process.guest).max().unwrap_or(0);
     results.single("idle guest, memory touched", "MiB", mib(touched));
     Ok(())
