@@ -62,7 +62,9 @@ impl Guest {
     }
 
     fn size(&self, name: &str) -> String {
-        self.memory.get(name).map_or_else(|| "?".to_owned(), |bytes| text::mib(*bytes))
+        self.memory
+            .get(name)
+            .map_or_else(|| "?".to_owned(), |bytes| text::mib(*bytes))
     }
 }
 
@@ -73,7 +75,11 @@ impl Live<'_> {
             .all_processes()
             .map(|p| (p, memory(p).flatten()))
             .collect();
-        let info = |socket| Api::new(socket, ANSWER_DEADLINE).info().map_err(|e| chain(&e));
+        let info = |socket| {
+            Api::new(socket, ANSWER_DEADLINE)
+                .info()
+                .map_err(|e| chain(&e))
+        };
         Live {
             state: list::state(record),
             processes,

@@ -140,8 +140,14 @@ pub async fn devices(
         },
     };
     // From here on whoever finds the directory knows whose it is.
-    let record = Record::new(&identity.namespace, &identity.id, &identity.socket, &spec, &selection)
-        .map_err(failed)?;
+    let record = Record::new(
+        &identity.namespace,
+        &identity.id,
+        &identity.socket,
+        &spec,
+        &selection,
+    )
+    .map_err(failed)?;
     if let Err(error) = record.write(&dir) {
         warn!(log, "{error}");
     }

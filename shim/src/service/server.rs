@@ -56,7 +56,8 @@ pub fn serve(args: &Args) -> Result<(), ServeError> {
     let listener = inherited_listener().map_err(ServeError::Listener)?;
     let address = listener.local_addr().map_err(ServeError::Listener)?;
     let socket = address.as_pathname().map(PathBuf::from);
-    let socket = socket.ok_or_else(|| ServeError::Listener(io::ErrorKind::AddrNotAvailable.into()))?;
+    let socket =
+        socket.ok_or_else(|| ServeError::Listener(io::ErrorKind::AddrNotAvailable.into()))?;
     // Both want a process with one thread.
     enter_mount_namespace().map_err(ServeError::Namespace)?;
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -5,7 +5,8 @@ use std::os::fd::{OwnedFd, RawFd};
 
 use rustix::fs::{MemfdFlags, Mode, OFlags, ftruncate, memfd_create, openat};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
+    fsopen,
 };
 
 /// A new file of this many bytes, all zero, none of them held yet.

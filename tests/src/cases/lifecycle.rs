@@ -290,7 +290,10 @@ fn second_container(t: &Test<'_>) -> Outcome {
     let flags = |kind| ["--annotation", group.as_str(), "--annotation", kind];
     let sandbox = flags("io.kubernetes.cri.container-type=sandbox");
     let script = "echo first > /who; exec sleep 100000";
-    first.start_with(&[&["--null-io"], &sandbox[..]].concat(), &["sh", "-c", script])?;
+    first.start_with(
+        &[&["--null-io"], &sandbox[..]].concat(),
+        &["sh", "-c", script],
+    )?;
     let boot = first.exec("boot", &[], &["cat", BOOT])?.ok()?.out();
 
     let inside = flags("io.kubernetes.cri.container-type=container");
