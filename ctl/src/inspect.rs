@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::time::{Duration, UNIX_EPOCH};
 
 use bulkhead_shim::record::{Entry, Phase, ProcessId, Record};
-use bulkhead_shim::service::{AskError, ask};
+use bulkhead_shim::service::{self, AskError};
 use bulkhead_shim::vmm::{Api, VmInfo};
 use serde_json::{Value, json};
 
@@ -53,7 +53,7 @@ struct Guest {
 
 impl Guest {
     fn of(record: &Record) -> Result<Self, AskError> {
-        let answer = ask(&record.socket, ANSWER_DEADLINE)?;
+        let answer = service::inspect(&record.socket, ANSWER_DEADLINE)?;
         Ok(Self {
             memory: answer.memory.into_iter().collect(),
             agent: answer.agent_rss,

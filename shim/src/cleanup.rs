@@ -3,7 +3,7 @@
 
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::api::DeleteResponse;
 use protobuf::{Message, MessageField};
@@ -14,8 +14,15 @@ use crate::bootstrap::{self, BootstrapError};
 use crate::config::{Config, ConfigError};
 use crate::container::LOST;
 use crate::events::timestamp;
-use crate::record::{RecordError, reap};
+use crate::record::{Record, RecordError, reap};
 use crate::sandbox::directory_path;
+use crate::service;
+
+/// How long a shim may take to say which containers it has.
+const ANSWER: Duration = Duration::from_secs(1);
+
+/// How long a shim that ends may take for it. containerd gives `delete` five seconds in all.
+const LAST_WORK: Duration = Duration::from_secs(3);
 
 /// Why the rests of a sandbox stay.
 #[derive(Debug, Error)]
@@ -39,12 +46,43 @@ pub fn delete(args: &Args) -> Result<(), CleanupError> {
     // A later container of a pod owns nothing on the host: its mounts end with the sandbox's shim.
     if bootstrap::group(&args.bundle)?.is_none_or(|group| group == args.id) {
         let directory = directory_path(&Config::load()?.state_dir, &args.namespace, &args.id);
+        let record = Record::read(&directory).ok();
+        if let Some(record) = &record
+            && goes_on(record, &args.id)
+        {
+            return answer();
+        }
         reap(&directory)?;
+        if let Some(record) = &record {
+            let _ = std::fs::remove_file(&record.socket);
+        }
         let socket = bootstrap::default_socket_path(&args.address, &args.namespace, &args.id);
         if UnixStream::connect(&socket).is_err() {
             let _ = std::fs::remove_file(&socket);
         }
     }
+    answer()
+}
+
+/// Whether the shim is there and has containers other than this one, which then is only the first
+/// that it had. A shim that is about to end gets the time for it: containerd runs `delete` after each
+/// ordinary end too.
+fn goes_on(record: &Record, id: &str) -> bool {
+    if !record.shim.is_alive() {
+        return false;
+    }
+    match service::containers(&record.socket, ANSWER) {
+        Ok(ids) if !ids.is_empty() => !ids.iter().any(|other| other == id),
+        // It ends, or it is stuck.
+        Ok(_) | Err(_) => {
+            // What it has not done by then is done here.
+            let _ = record.shim.wait(LAST_WORK);
+            false
+        }
+    }
+}
+
+fn answer() -> Result<(), CleanupError> {
     let response = DeleteResponse {
         exit_status: LOST,
         exited_at: MessageField::some(timestamp(SystemTime::now())),

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bulkhead_protocols::agent::{
     ContainerRef, CreateRequest, ExecRequest, ResizeRequest, SignalRequest, StatsResponse,
@@ -17,8 +17,9 @@ use bulkhead_protocols::agent::{
 use containerd_shim_protos::api::Mount;
 use containerd_shim_protos::events::task;
 use protobuf::MessageField;
-use slog::{Logger, info};
+use slog::{Logger, info, warn};
 use thiserror::Error;
+use tokio::time::timeout;
 use ttrpc::Code;
 
 use crate::events::{Publisher, timestamp};
@@ -40,6 +41,24 @@ pub const SIGKILL: u32 = 9;
 
 /// How long a process that is deleted may have output left that nobody reads.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// How long the guest may take to deliver a signal, or to forget a process that is over.
+const PROMPT: Duration = Duration::from_secs(10);
+
+/// How long a process may take to end after SIGKILL, under software emulation on a busy host.
+pub const KILL_GRACE: Duration = Duration::from_secs(20);
+
+/// How long the list of processes may take: containerd asks for it while it starts.
+const LIST: Duration = Duration::from_secs(2);
+
+/// More processes than these are not listed.
+const LISTED: usize = 4096;
+
+/// More block devices than these are not counted.
+const DEVICES: usize = 64;
+
+/// The least time between two notices that a container is out of memory.
+const OOM_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What can go wrong with a container.
 #[derive(Debug, Error)]
@@ -101,6 +120,7 @@ pub struct Container {
     tree: Mutex<Option<ContainerTree>>,
     init: Arc<Process>,
     execs: Mutex<HashMap<String, Arc<Process>>>,
+    last_oom: Mutex<Option<Instant>>,
 }
 
 impl Container {
@@ -161,6 +181,7 @@ impl Container {
             tree: Mutex::new(Some(tree)),
             init: Arc::new(init),
             execs: Mutex::default(),
+            last_oom: Mutex::default(),
         })
     }
 
@@ -202,10 +223,13 @@ impl Container {
             .call(async |agent, context| agent.start(context, &key).await)
             .await
         {
-            process.set(Status::Stopped(Exit {
-                status: NOT_STARTED,
-                at: SystemTime::now(),
-            }));
+            // Only what the guest has refused is known not to run.
+            if matches!(error, GuestError::Refused { .. }) {
+                process.set(Status::Stopped(Exit {
+                    status: NOT_STARTED,
+                    at: SystemTime::now(),
+                }));
+            }
             return Err(error.into());
         }
         process.set(Status::Running);
@@ -300,18 +324,25 @@ impl Container {
             ..Default::default()
         };
         self.guest
-            .call(async |agent, context| agent.signal(context, &request).await)
+            .call_within(PROMPT, async |agent, context| {
+                agent.signal(context, &request).await
+            })
             .await?;
         Ok(())
     }
 
     /// Forgets a process that is over, and with the first one the container. Returns how it ended.
+    /// The guest is told, and has no say in it.
     pub async fn delete(&self, exec: &str) -> Result<Exit, ContainerError> {
         let process = self.process(exec)?;
         if exec.is_empty() && process.status() == Status::Created {
             // It waits in the guest for a start that will not come.
-            self.kill(exec, SIGKILL, false).await?;
-            process.wait().await;
+            match self.kill(exec, SIGKILL, false).await {
+                Ok(()) | Err(ContainerError::Finished(_)) => {
+                    let _ = timeout(KILL_GRACE, process.wait()).await;
+                }
+                Err(error) => warn!(self.log, "the guest does not end it: {error}"),
+            }
         }
         let _turn = process.turn().await;
         let exit = match process.status() {
@@ -334,7 +365,9 @@ impl Container {
         let key = process.key.clone();
         match self
             .guest
-            .call(async |agent, context| agent.delete(context, &key).await)
+            .call_within(PROMPT, async |agent, context| {
+                agent.delete(context, &key).await
+            })
             .await
         {
             // It is gone with its guest, or it never got as far as being known there.
@@ -346,10 +379,16 @@ impl Container {
                     ..
                 },
             ) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                warn!(self.log, "the guest does not forget it: {error}"; "exec" => exec.to_owned());
+            }
         }
         process.set(Status::Stopped(exit));
         if exec.is_empty() {
+            // They ended with the container; whoever waits for them must hear of it.
+            for exec in self.exec_ids() {
+                self.exited(&exec, LOST).await;
+            }
             self.tree
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -378,10 +417,14 @@ impl Container {
             return;
         }
         let exit = Exit {
-            status,
+            // Codes end at 255, whatever a guest says.
+            status: status.min(255),
             at: SystemTime::now(),
         };
         process.set(Status::Stopped(exit));
+        if let (true, Some(streams)) = (exec.is_empty(), process.streams()) {
+            streams.source_ended();
+        }
         self.publisher.publish(&task::TaskExit {
             container_id: self.id.clone(),
             id: if exec.is_empty() {
@@ -399,18 +442,25 @@ impl Container {
 
     /// Takes note that the VM is gone, and every process with it.
     pub async fn lost(&self) {
-        let execs: Vec<String> = {
-            let execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
-            execs.keys().cloned().collect()
-        };
-        for exec in execs {
+        for exec in self.exec_ids() {
             self.exited(&exec, LOST).await;
         }
         self.exited("", LOST).await;
     }
 
-    /// Takes note that the kernel killed a process for want of memory.
+    fn exec_ids(&self) -> Vec<String> {
+        let execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
+        execs.keys().cloned().collect()
+    }
+
+    /// Takes note that the kernel killed a process for want of memory; at most once a second.
     pub fn out_of_memory(&self) {
+        let now = Instant::now();
+        let mut last = self.last_oom.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_some_and(|last| now.duration_since(last) < OOM_INTERVAL) {
+            return;
+        }
+        *last = Some(now);
         self.publisher.publish(&task::TaskOOM {
             container_id: self.id.clone(),
             ..Default::default()
@@ -461,23 +511,34 @@ impl Container {
         Ok(())
     }
 
-    /// Its processes, as the guest numbers them.
-    pub async fn pids(&self) -> Result<Vec<u32>, ContainerError> {
+    /// Its processes, as the guest numbers them; where the guest does not say, the one that stands
+    /// for them on the host. containerd takes a container without processes for one that is lost.
+    pub async fn pids(&self) -> Vec<u32> {
         let container = self.reference();
         let answer = self
             .guest
-            .call(async |agent, context| agent.pids(context, &container).await)
-            .await?;
-        Ok(answer.pids)
+            .call_within(LIST, async |agent, context| {
+                agent.pids(context, &container).await
+            })
+            .await;
+        match answer {
+            Ok(mut answer) if !answer.pids.is_empty() => {
+                answer.pids.truncate(LISTED);
+                answer.pids
+            }
+            _ => vec![self.host_pid],
+        }
     }
 
     /// What it uses.
     pub async fn stats(&self) -> Result<StatsResponse, ContainerError> {
         let container = self.reference();
-        Ok(self
+        let mut stats = self
             .guest
             .call(async |agent, context| agent.stats(context, &container).await)
-            .await?)
+            .await?;
+        stats.io.truncate(DEVICES);
+        Ok(stats)
     }
 
     /// Changes its limits; `resources` is an OCI `linux.resources` object.

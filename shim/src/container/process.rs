@@ -1,6 +1,7 @@
 //! One process of a container, the first one or an exec, and its states.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use bulkhead_protocols::agent::ProcessRef;
@@ -37,6 +38,7 @@ pub struct Process {
     streams: OnceLock<Streams>,
     status: watch::Sender<Status>,
     turn: Mutex<()>,
+    ending: AtomicBool,
 }
 
 impl Process {
@@ -52,6 +54,7 @@ impl Process {
             streams: OnceLock::new(),
             status: watch::Sender::new(Status::Created),
             turn: Mutex::new(()),
+            ending: AtomicBool::new(false),
         }
     }
 
@@ -78,6 +81,11 @@ impl Process {
             }
             moves
         });
+    }
+
+    /// Whether this is the first word of its end. A guest may say it as often as it likes.
+    pub fn ends_now(&self) -> bool {
+        !self.ending.swap(true, Ordering::Relaxed)
     }
 
     /// Returns once it is over.

@@ -81,6 +81,12 @@ pub fn root(spec: &Spec, bundle: &Path) -> Result<PathBuf, SpecError> {
     Ok(bundle.join(root.path()))
 }
 
+/// Whether the container may not write to its root file system.
+pub fn read_only(spec: &Spec) -> bool {
+    let root = spec.root().as_ref();
+    root.and_then(|root| root.readonly()).unwrap_or(false)
+}
+
 /// Rewrites `spec` for the guest, whose root file system is at `rootfs` there; makes the bind
 /// mounts that it names. Returns the JSON document.
 pub fn for_guest(
@@ -340,12 +346,17 @@ fn guest_mount(
             "a socket of the host cannot be reached from a guest",
         ));
     }
-    let read_only = options
-        .iter()
-        .any(|option| option == "ro" || option == "rro");
-    let mut host_options = vec!["rbind".to_owned()];
-    if read_only {
-        host_options.push("ro".to_owned());
+    let asks = |wanted: &str| options.iter().any(|option| option == wanted);
+    let depth = if asks("bind") && !asks("rbind") {
+        "bind"
+    } else {
+        "rbind"
+    };
+    let mut host_options = vec![depth.to_owned()];
+    for option in ["ro", "rro"] {
+        if asks(option) {
+            host_options.push(option.to_owned());
+        }
     }
     let guest = tree
         .bind(&source, &host_options)

@@ -17,13 +17,18 @@ use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::guest::{Guest, GuestError};
 
 /// Bytes of stdin in flight in the shim; also what a FIFO holds.
 const BUFFER: usize = 64 << 10;
+
+/// How long, all in all, an output may be waited for once its container has ended: what the guest
+/// still had is under way then.
+const AFTER_END: Duration = Duration::from_secs(30);
 
 /// A stdio path that cannot be used.
 #[derive(Debug, Error)]
@@ -113,11 +118,12 @@ impl Prepared {
     /// Joins the host's ends to the guest's, which the agent knows by now.
     pub async fn connect(self, guest: &Guest) -> Result<Streams, GuestError> {
         let mut outputs = Vec::new();
+        let mut streams = Streams::default();
         for (number, output) in self.outputs {
             let stream = guest.open_stream(number).await?;
-            outputs.push(tokio::spawn(copy_output(stream, output)));
+            let ended = streams.ended.subscribe();
+            outputs.push(tokio::spawn(copy_output(stream, output, ended)));
         }
-        let mut streams = Streams::default();
         if let Some((fifo, keeper)) = self.stdin {
             let stream = guest.open_stream(self.numbers.stdin).await?;
             streams.stdin = Mutex::new(Some(keeper));
@@ -135,9 +141,16 @@ pub struct Streams {
     stdin: Mutex<Option<OwnedFd>>,
     input: Option<JoinHandle<()>>,
     outputs: Mutex<Vec<JoinHandle<()>>>,
+    ended: watch::Sender<bool>,
 }
 
 impl Streams {
+    /// The container has ended, and all who could write with it. A guest that keeps an output open
+    /// all the same is not waited for.
+    pub fn source_ended(&self) {
+        self.ended.send_replace(true);
+    }
+
     /// Ends stdin once the clients that have it open have ended theirs.
     pub fn close_stdin(&self) {
         self.stdin
@@ -148,7 +161,7 @@ impl Streams {
 
     /// Waits for the last byte of every output, at most this long.
     pub async fn drain(&self, at_most: Duration) {
-        let deadline = tokio::time::Instant::now() + at_most;
+        let deadline = Instant::now() + at_most;
         let outputs =
             std::mem::take(&mut *self.outputs.lock().unwrap_or_else(PoisonError::into_inner));
         for mut output in outputs {
@@ -175,21 +188,26 @@ impl Drop for Streams {
     }
 }
 
-async fn copy_output(stream: UnixStream, output: Output) {
+async fn copy_output(stream: UnixStream, output: Output, ended: watch::Receiver<bool>) {
     // An error of either side is the end: the client is gone, or the process, or the VM, and each of
     // these is reported where it happens.
     let _ = match output {
-        Output::Fifo(fifo) => hand_on(stream, fifo).await,
-        Output::File(file) => hand_on(stream, file).await,
+        Output::Fifo(fifo) => hand_on(stream, fifo, ended).await,
+        Output::File(file) => hand_on(stream, file, ended).await,
     };
 }
 
 /// Copies to the end, and acknowledges what the far side has taken.
-async fn hand_on(mut stream: UnixStream, mut to: impl AsyncWrite + Unpin) -> io::Result<()> {
+async fn hand_on(
+    mut stream: UnixStream,
+    mut to: impl AsyncWrite + Unpin,
+    mut ended: watch::Receiver<bool>,
+) -> io::Result<()> {
     let mut buffer = vec![0; STREAM_WINDOW];
     let mut taken = 0;
+    let mut patience = AFTER_END;
     loop {
-        let count = stream.read(&mut buffer).await?;
+        let count = read(&mut stream, &mut buffer, &mut ended, &mut patience).await?;
         if count == 0 {
             return to.shutdown().await;
         }
@@ -198,6 +216,31 @@ async fn hand_on(mut stream: UnixStream, mut to: impl AsyncWrite + Unpin) -> io:
         // As many bytes as it is; their value means nothing.
         stream.write_all(&buffer[..taken / STREAM_ACK]).await?;
         taken %= STREAM_ACK;
+    }
+}
+
+/// Reads what there is; 0 at the end. Once the source has ended, waiting uses up `patience`: the
+/// client's slowness does not, the guest's does.
+async fn read(
+    stream: &mut UnixStream,
+    buffer: &mut [u8],
+    ended: &mut watch::Receiver<bool>,
+    patience: &mut Duration,
+) -> io::Result<usize> {
+    let reading = stream.read(buffer);
+    tokio::pin!(reading);
+    tokio::select! {
+        count = &mut reading => return count,
+        // An error means that the streams are being dropped.
+        _ = ended.wait_for(|ended| *ended) => {}
+    }
+    let since = Instant::now();
+    match timeout(*patience, reading).await {
+        Ok(count) => {
+            *patience = patience.saturating_sub(since.elapsed());
+            count
+        }
+        Err(_) => Ok(0),
     }
 }
 
@@ -303,13 +346,47 @@ mod tests {
         }
     }
 
+    /// A container that has not ended.
+    fn running() -> watch::Receiver<bool> {
+        let (sender, receiver) = watch::channel(false);
+        // Its end is not told.
+        std::mem::forget(sender);
+        receiver
+    }
+
+    #[tokio::test]
+    async fn an_output_that_a_guest_keeps_open_ends_after_its_container() {
+        let dir = Dir::new("kept");
+        let path = dir.0.join("out").display().to_string();
+        let output = open_output("stdout", &format!("file://{path}")).unwrap();
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        let (ended, receiver) = watch::channel(false);
+        let copying = tokio::spawn(copy_output(host, output, receiver));
+        guest.write_all(b"last words").await.unwrap();
+        ended.send_replace(true);
+        tokio::time::pause();
+        // It never closes its end, and says something now and then.
+        for _ in 0..10 {
+            tokio::time::sleep(AFTER_END / 4).await;
+            if guest.write_all(b".").await.is_err() {
+                break;
+            }
+        }
+        copying.await.unwrap();
+        assert!(
+            std::fs::read_to_string(&path)
+                .unwrap()
+                .starts_with("last words")
+        );
+    }
+
     #[tokio::test]
     async fn output_survives_a_client_that_detaches() {
         let dir = Dir::new("detach");
         let path = dir.fifo("out");
         let output = open_output("stdout", &path).unwrap();
         let (mut guest, host) = UnixStream::pair().unwrap();
-        let copying = tokio::spawn(copy_output(host, output));
+        let copying = tokio::spawn(copy_output(host, output, running()));
 
         let first = pipe::OpenOptions::new().open_receiver(&path).unwrap();
         drop(first);
@@ -328,7 +405,7 @@ mod tests {
         let path = dir.fifo("out");
         let output = open_output("stdout", &path).unwrap();
         let (guest, host) = UnixStream::pair().unwrap();
-        let _copying = tokio::spawn(copy_output(host, output));
+        let _copying = tokio::spawn(copy_output(host, output, running()));
         let block = vec![7; 1 << 20];
         let mut sent = 0;
         loop {
@@ -352,7 +429,7 @@ mod tests {
         let path = dir.0.join("out").display().to_string();
         let output = open_output("stdout", &format!("file://{path}")).unwrap();
         let (mut guest, host) = UnixStream::pair().unwrap();
-        let copying = tokio::spawn(copy_output(host, output));
+        let copying = tokio::spawn(copy_output(host, output, running()));
         let mut acks = [0; 8];
         guest.write_all(&vec![1; 2 * STREAM_ACK + 1]).await.unwrap();
         guest.read_exact(&mut acks[..2]).await.unwrap();

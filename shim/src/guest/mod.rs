@@ -126,7 +126,16 @@ impl Guest {
         &self,
         call: impl AsyncFnOnce(&AgentClient, Context) -> ttrpc::Result<T>,
     ) -> Result<T, GuestError> {
-        bounded(CALL_DEADLINE, call(&self.client, Context::default())).await
+        self.call_within(CALL_DEADLINE, call).await
+    }
+
+    /// Makes one call with a deadline of its own.
+    pub async fn call_within<T>(
+        &self,
+        deadline: Duration,
+        call: impl AsyncFnOnce(&AgentClient, Context) -> ttrpc::Result<T>,
+    ) -> Result<T, GuestError> {
+        bounded(deadline, call(&self.client, Context::default())).await
     }
 
     /// A number for a stdio stream, never used before.

@@ -3,10 +3,14 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
-use crate::process::start_time;
+use crate::process::{pidfd, start_time};
 use crate::vmm::Process;
 
 /// A process for good: its id and when it started.
@@ -40,10 +44,36 @@ impl ProcessId {
         self.is_same() && !is_zombie(self.pid)
     }
 
+    /// Waits for its end, at most this long. Returns whether it has ended.
+    #[must_use]
+    pub fn wait(&self, at_most: Duration) -> bool {
+        let Ok(handle) = pidfd(self.pid) else {
+            return true;
+        };
+        let deadline = Instant::now() + at_most;
+        !self.is_same() || wait_until(&handle, deadline).unwrap_or(false)
+    }
+
     /// Whether the process that has the id now is still this one.
     #[must_use]
     pub(super) fn is_same(&self) -> bool {
         start_time(self.pid).is_ok_and(|now| now == self.start_time)
+    }
+}
+
+/// Waits for the end of a process, at most until the deadline; a pidfd is readable then.
+pub(super) fn wait_until(handle: &OwnedFd, deadline: Instant) -> io::Result<bool> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+        match poll(
+            &mut [PollFd::new(handle.as_fd(), PollFlags::POLLIN)],
+            timeout,
+        ) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
     }
 }
 

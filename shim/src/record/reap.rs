@@ -1,13 +1,9 @@
 //! The end of a sandbox whose shim is gone.
 
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
+use super::process::wait_until;
 use super::{ProcessId, Record, RecordError, remove_directory};
 use crate::process::{kill, pidfd};
 use crate::storage::virtiofsd;
@@ -78,7 +74,7 @@ fn end(processes: Vec<ProcessId>) -> Result<Vec<ProcessId>, RecordError> {
     let deadline = Instant::now() + PATIENCE;
     let mut ended = Vec::new();
     for (process, handle, alive) in ending {
-        match wait(&handle, deadline) {
+        match wait_until(&handle, deadline) {
             Ok(true) => ended.extend(alive.then_some(process)),
             Ok(false) => {
                 return Err(RecordError::Unkillable {
@@ -90,22 +86,6 @@ fn end(processes: Vec<ProcessId>) -> Result<Vec<ProcessId>, RecordError> {
         }
     }
     Ok(ended)
-}
-
-/// Waits for the end of a process, at most until the deadline; a pidfd is readable then.
-fn wait(handle: &OwnedFd, deadline: Instant) -> io::Result<bool> {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
-        match poll(
-            &mut [PollFd::new(handle.as_fd(), PollFlags::POLLIN)],
-            timeout,
-        ) {
-            Ok(ready) => return Ok(ready > 0),
-            Err(Errno::EINTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ mod phases;
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,11 +22,11 @@ use bulkhead_protocols::agent::{self, event};
 use slog::{Logger, error, info, warn};
 use thiserror::Error;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 
 use crate::config::{AssetError, Config, ConfigError};
-use crate::container::{Container, ContainerError, Exit, NewContainer, SIGKILL, spec};
+use crate::container::{Container, ContainerError, Exit, KILL_GRACE, NewContainer, SIGKILL, spec};
 use crate::events::Publisher;
 use crate::guest::{Guest, GuestError};
 use crate::storage::share::{ContainerTree, ShareError};
@@ -108,6 +108,9 @@ pub enum SandboxError {
         /// How it ended.
         reason: String,
     },
+    /// The task that carried out a call broke off.
+    #[error("the call was interrupted")]
+    Interrupted,
     /// The start failed, as an earlier caller was told too.
     #[error(transparent)]
     Launch(Arc<SandboxError>),
@@ -154,6 +157,7 @@ pub struct Sandbox {
     state: watch::Sender<State>,
     host_pid: AtomicU32,
     containers: Mutex<HashMap<String, Arc<Container>>>,
+    creating: AtomicUsize,
     life: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -168,6 +172,7 @@ impl Sandbox {
             state: watch::Sender::new(State::Starting),
             host_pid: AtomicU32::new(0),
             containers: Mutex::default(),
+            creating: AtomicUsize::new(0),
             life: Mutex::default(),
         });
         let life = tokio::spawn(sandbox.clone().live());
@@ -217,13 +222,15 @@ impl Sandbox {
         mut events: ttrpc::asynchronous::ClientStreamReceiver<agent::Event>,
     ) {
         let parts = &running.parts;
+        let over = launch::over(parts);
+        tokio::pin!(over);
         let exit = loop {
             tokio::select! {
                 event = events.recv() => match event {
                     Ok(Some(event)) => self.dispatch(event),
                     Ok(None) | Err(_) => break self.hung_up(parts).await,
                 },
-                reason = launch::over(parts) => break reason,
+                reason = &mut over => break reason,
             }
         };
         parts.vm.kill();
@@ -251,10 +258,13 @@ impl Sandbox {
     fn dispatch(self: &Arc<Self>, event: agent::Event) {
         match event.kind {
             Some(event::Kind::Exit(exit)) => {
-                let process = exit.process.unwrap_or_default();
-                if let Ok(container) = self.container(&process.container) {
+                let name = exit.process.unwrap_or_default();
+                if let Ok(container) = self.container(&name.container)
+                    && let Ok(process) = container.process(&name.exec)
+                    && process.ends_now()
+                {
                     tokio::spawn(async move {
-                        container.exited(&process.exec, exit.status).await;
+                        container.exited(&name.exec, exit.status).await;
                     });
                 }
             }
@@ -291,6 +301,13 @@ impl Sandbox {
 
     /// Makes a container. Returns the pid that stands for it on the host.
     pub async fn create(&self, new: NewContainer) -> Result<u32, SandboxError> {
+        self.creating.fetch_add(1, Ordering::Relaxed);
+        let created = self.make(new).await;
+        self.creating.fetch_sub(1, Ordering::Relaxed);
+        created
+    }
+
+    async fn make(&self, new: NewContainer) -> Result<u32, SandboxError> {
         let id = new.id.clone();
         check_id(&id)?;
         if self.container(&id).is_ok() {
@@ -298,7 +315,11 @@ impl Sandbox {
         }
         self.phases.stamp("create");
         let running = self.running().await?;
-        let (spec, tree) = prepare(&running, &new)?;
+        // A thread of its own: a mount from a dead server must not stop the others' calls.
+        let sandbox = running.clone();
+        let prepared = spawn_blocking(move || (prepare(&sandbox, &new), new)).await;
+        let (prepared, new) = prepared.map_err(|_| SandboxError::Interrupted)?;
+        let (spec, tree) = prepared?;
         self.phases.stamp("rootfs");
         let pid = running.parts.vm.pid();
         let guest = running.guest.clone();
@@ -319,7 +340,14 @@ impl Sandbox {
 
     /// Runs a container, or an exec in one.
     pub async fn start(&self, id: &str, exec: &str) -> Result<u32, SandboxError> {
-        self.container(id)?.start(exec).await?;
+        if let Err(error) = self.container(id)?.start(exec).await {
+            if let ContainerError::Guest(GuestError::Deadline(_)) = error {
+                // It may run or not; nobody could tell, or end it, from now on.
+                warn!(self.log, "the guest does not answer: its VM is ended"; "container" => id);
+                self.kill_vm();
+            }
+            return Err(error.into());
+        }
         if id == self.identity.id && exec.is_empty() {
             self.phases.stamp("started");
             self.running().await?.parts.record_phases(&self.phases);
@@ -328,20 +356,35 @@ impl Sandbox {
         Ok(self.host_pid())
     }
 
-    /// Sends a signal. SIGKILL to a container whose guest does not answer ends the VM.
+    /// Sends a signal. Where SIGKILL does not end a container, whatever the guest says, it ends
+    /// the VM.
     pub async fn kill(
-        &self,
+        self: &Arc<Self>,
         id: &str,
         exec: &str,
         signal: u32,
         all: bool,
     ) -> Result<(), SandboxError> {
-        match self.container(id)?.kill(exec, signal, all).await {
-            Err(ContainerError::Guest(GuestError::Deadline(_)))
-                if signal == SIGKILL && exec.is_empty() =>
+        let container = self.container(id)?;
+        let for_good = signal == SIGKILL && exec.is_empty();
+        if for_good {
+            let (sandbox, process) = (self.clone(), container.process(exec)?);
+            tokio::spawn(async move {
+                if timeout(KILL_GRACE, process.wait()).await.is_err() {
+                    warn!(
+                        sandbox.log,
+                        "the guest does not end {}: its VM is ended",
+                        process.name()
+                    );
+                    sandbox.kill_vm();
+                }
+            });
+        }
+        match container.kill(exec, signal, all).await {
+            // It will be over soon, one way or the other.
+            Err(ContainerError::Guest(GuestError::Deadline(_) | GuestError::Lost(_)))
+                if for_good =>
             {
-                warn!(self.log, "the guest does not answer: its VM is ended"; "container" => id);
-                self.kill_vm();
                 Ok(())
             }
             result => Ok(result?),
@@ -370,9 +413,14 @@ impl Sandbox {
             .ok_or_else(|| SandboxError::NoContainer(id.to_owned()))
     }
 
-    /// Whether there is no container.
+    /// Whether there is no container, and none is being made.
     pub fn is_empty(&self) -> bool {
-        self.table().is_empty()
+        self.creating.load(Ordering::Relaxed) == 0 && self.table().is_empty()
+    }
+
+    /// The ids of the containers.
+    pub fn ids(&self) -> Vec<String> {
+        self.table().keys().cloned().collect()
     }
 
     /// The pid that stands for the sandbox's processes on the host: the VMM's, 0 before there is one.
@@ -438,7 +486,11 @@ fn prepare(
         .map_err(ContainerError::Rootfs)?;
     let root = spec::root(&document, &new.bundle)?;
     let rootfs = tree
-        .rootfs(&spec::rootfs_mounts(&new.rootfs), &root)
+        .rootfs(
+            &spec::rootfs_mounts(&new.rootfs),
+            &root,
+            spec::read_only(&document),
+        )
         .map_err(ContainerError::Rootfs)?;
     let spec = spec::for_guest(document, rootfs, &new.bundle, &mut tree)?;
     Ok((spec, tree))

@@ -1,4 +1,4 @@
-//! What the operator's tool asks a running shim: how the guest sees itself. Both ends are here.
+//! What the operator's tool and the shim's `delete` ask a running shim. Both ends are here.
 
 use std::io;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bulkhead_protocols::agent::{DiagnosticsResponse, Empty};
+use bulkhead_protocols::agent::{ContainersResponse, DiagnosticsResponse, Empty};
 use bulkhead_protocols::agent_ttrpc::{Sandbox as Service, SandboxClient};
 use thiserror::Error;
 use tokio::net::UnixStream;
@@ -26,6 +26,13 @@ impl Service for Diagnostics {
     async fn inspect(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<DiagnosticsResponse> {
         self.0.diagnostics().await.map_err(|error| status(&error))
     }
+
+    async fn containers(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<ContainersResponse> {
+        Ok(ContainersResponse {
+            ids: self.0.ids(),
+            ..Default::default()
+        })
+    }
 }
 
 /// Why there is no answer.
@@ -42,11 +49,32 @@ pub enum AskError {
     Deadline(Duration),
 }
 
-/// Asks the shim that listens on `socket`.
+/// How the guest of the shim that listens on `socket` sees itself.
 ///
 /// # Errors
 /// When there is no answer within `deadline`.
-pub fn ask(socket: &Path, deadline: Duration) -> Result<DiagnosticsResponse, AskError> {
+pub fn inspect(socket: &Path, deadline: Duration) -> Result<DiagnosticsResponse, AskError> {
+    ask(socket, deadline, async |client| {
+        client.inspect(Context::default(), &Empty::new()).await
+    })
+}
+
+/// Which containers the shim that listens on `socket` has.
+///
+/// # Errors
+/// When there is no answer within `deadline`.
+pub fn containers(socket: &Path, deadline: Duration) -> Result<Vec<String>, AskError> {
+    ask(socket, deadline, async |client| {
+        client.containers(Context::default(), &Empty::new()).await
+    })
+    .map(|answer| answer.ids)
+}
+
+fn ask<T>(
+    socket: &Path,
+    deadline: Duration,
+    call: impl AsyncFnOnce(&SandboxClient) -> ttrpc::Result<T>,
+) -> Result<T, AskError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -54,8 +82,7 @@ pub fn ask(socket: &Path, deadline: Duration) -> Result<DiagnosticsResponse, Ask
         let answer = async {
             let stream = UnixStream::connect(socket).await?;
             let client = SandboxClient::new(Client::new(Socket::new(stream)));
-            let nothing = Empty::new();
-            Ok(client.inspect(Context::default(), &nothing).await?)
+            Ok(call(&client).await?)
         };
         match timeout(deadline, answer).await {
             Ok(answer) => answer,

@@ -38,7 +38,8 @@ fn code(error: &SandboxError) -> Code {
         | SandboxError::Share(_)
         | SandboxError::Virtiofsd(_)
         | SandboxError::Directory { .. }
-        | SandboxError::Died { .. } => Code::UNKNOWN,
+        | SandboxError::Died { .. }
+        | SandboxError::Interrupted => Code::UNKNOWN,
     }
 }
 

@@ -6,5 +6,5 @@ mod metrics;
 mod server;
 mod task;
 
-pub use diagnostics::{AskError, ask};
+pub use diagnostics::{AskError, containers, inspect};
 pub use server::{ServeError, serve};

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bulkhead_protocols::agent_ttrpc::create_sandbox;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use oci_spec::runtime::{Process, Spec};
 use slog::{Logger, info, warn};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
@@ -81,10 +82,14 @@ async fn run(
     let (publisher, forwarding) =
         Publisher::start(events_address(args), args.namespace.clone(), log);
     // A bundle without a usable spec fails at Create, with the spec's error.
-    let hostname = spec::load(&args.bundle)
-        .ok()
+    let spec = spec::load(&args.bundle).ok();
+    let hostname = spec
+        .as_ref()
         .and_then(|spec| spec.hostname().clone())
         .unwrap_or_default();
+    if let Err(error) = take_oom_score(spec.as_ref()) {
+        warn!(log, "the sandbox keeps containerd's OOM score: {error}");
+    }
     let identity = Identity {
         namespace: args.namespace.clone(),
         id: args.id.clone(),
@@ -114,6 +119,14 @@ async fn run(
         warn!(log, "ends with events that containerd did not take");
     }
     Ok(())
+}
+
+/// containerd protects itself from the host's OOM killer, and its children with it. What runs for
+/// a container is as dear as the spec says, the VMM and the daemons too, which inherit this.
+fn take_oom_score(spec: Option<&Spec>) -> io::Result<()> {
+    let process = spec.and_then(|spec| spec.process().as_ref());
+    let score = process.and_then(Process::oom_score_adj).unwrap_or(0);
+    std::fs::write("/proc/self/oom_score_adj", score.to_string())
 }
 
 /// Returns when the sandbox has been without a container for too long.

@@ -25,7 +25,7 @@ use super::metrics::metrics;
 use crate::container::stdio::StdioPaths;
 use crate::container::{Exit, NewContainer, Status};
 use crate::events::timestamp;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, SandboxError};
 
 /// The service's full name in each version of the API.
 const V2: &str = "containerd.task.v2.Task";
@@ -60,6 +60,16 @@ pub fn services(sandbox: &Arc<Sandbox>, stop: &Arc<Notify>) -> HashMap<String, S
 
 type Answer<T> = ttrpc::Result<T>;
 
+/// Carries a call out to its end. ttrpc drops a handler when its caller's time is over and when
+/// containerd goes away, and half of a change must not stay behind.
+async fn to_its_end<T: Send + 'static>(
+    call: impl Future<Output = Result<T, SandboxError>> + Send + 'static,
+) -> Answer<T> {
+    let done = tokio::spawn(call).await;
+    done.unwrap_or(Err(SandboxError::Interrupted))
+        .map_err(|error| status(&error))
+}
+
 #[async_trait]
 impl Task for TaskService {
     async fn create(
@@ -68,7 +78,7 @@ impl Task for TaskService {
         request: CreateTaskRequest,
     ) -> Answer<CreateTaskResponse> {
         if !request.checkpoint.is_empty() {
-            return Err(status(&crate::sandbox::SandboxError::Checkpoint));
+            return Err(status(&SandboxError::Checkpoint));
         }
         let new = NewContainer {
             id: request.id,
@@ -81,11 +91,8 @@ impl Task for TaskService {
                 terminal: request.terminal,
             },
         };
-        let pid = self
-            .sandbox
-            .create(new)
-            .await
-            .map_err(|error| status(&error))?;
+        let sandbox = self.sandbox.clone();
+        let pid = to_its_end(async move { sandbox.create(new).await }).await?;
         Ok(CreateTaskResponse {
             pid,
             ..Default::default()
@@ -93,11 +100,9 @@ impl Task for TaskService {
     }
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> Answer<StartResponse> {
-        let pid = self
-            .sandbox
-            .start(&request.id, &request.exec_id)
-            .await
-            .map_err(|error| status(&error))?;
+        let sandbox = self.sandbox.clone();
+        let pid =
+            to_its_end(async move { sandbox.start(&request.id, &request.exec_id).await }).await?;
         Ok(StartResponse {
             pid,
             ..Default::default()
@@ -105,11 +110,9 @@ impl Task for TaskService {
     }
 
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> Answer<DeleteResponse> {
-        let exit = self
-            .sandbox
-            .delete(&request.id, &request.exec_id)
-            .await
-            .map_err(|error| status(&error))?;
+        let sandbox = self.sandbox.clone();
+        let exit =
+            to_its_end(async move { sandbox.delete(&request.id, &request.exec_id).await }).await?;
         Ok(DeleteResponse {
             pid: self.sandbox.host_pid(),
             exit_status: exit.status,
@@ -180,20 +183,23 @@ impl Task for TaskService {
             .into_option()
             .map(|any| any.value)
             .unwrap_or_default();
-        self.sandbox
+        let container = self
+            .sandbox
             .container(&request.id)
-            .map_err(|error| status(&error))?
-            .exec(&request.exec_id, spec, stdio)
-            .await
-            .map_err(|error| status(&error.into()))?;
+            .map_err(|error| status(&error))?;
+        to_its_end(async move { Ok(container.exec(&request.exec_id, spec, stdio).await?) }).await?;
         Ok(Empty::new())
     }
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> Answer<Empty> {
-        self.sandbox
-            .kill(&request.id, &request.exec_id, request.signal, request.all)
-            .await
-            .map_err(|error| status(&error))?;
+        let sandbox = self.sandbox.clone();
+        to_its_end(async move {
+            let (signal, all) = (request.signal, request.all);
+            sandbox
+                .kill(&request.id, &request.exec_id, signal, all)
+                .await
+        })
+        .await?;
         Ok(Empty::new())
     }
 
@@ -225,8 +231,7 @@ impl Task for TaskService {
             .container(&request.id)
             .map_err(|error| status(&error))?
             .pids()
-            .await
-            .map_err(|error| status(&error.into()))?;
+            .await;
         let processes = pids
             .into_iter()
             .map(|pid| ProcessInfo {
@@ -245,10 +250,7 @@ impl Task for TaskService {
             .sandbox
             .container(&request.id)
             .map_err(|error| status(&error))?;
-        container
-            .pause()
-            .await
-            .map_err(|error| status(&error.into()))?;
+        to_its_end(async move { Ok(container.pause().await?) }).await?;
         Ok(Empty::new())
     }
 
@@ -257,10 +259,7 @@ impl Task for TaskService {
             .sandbox
             .container(&request.id)
             .map_err(|error| status(&error))?;
-        container
-            .resume()
-            .await
-            .map_err(|error| status(&error.into()))?;
+        to_its_end(async move { Ok(container.resume().await?) }).await?;
         Ok(Empty::new())
     }
 
@@ -276,12 +275,11 @@ impl Task for TaskService {
         let Some(resources) = request.resources.into_option() else {
             return Err(invalid("an update needs resources"));
         };
-        self.sandbox
+        let container = self
+            .sandbox
             .container(&request.id)
-            .map_err(|error| status(&error))?
-            .update(resources.value)
-            .await
-            .map_err(|error| status(&error.into()))?;
+            .map_err(|error| status(&error))?;
+        to_its_end(async move { Ok(container.update(resources.value).await?) }).await?;
         Ok(Empty::new())
     }
 

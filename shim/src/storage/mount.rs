@@ -1,8 +1,9 @@
 //! Mounts as containerd and OCI write them: a type, a source, and options in `mount(8)`'s words.
 
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, umount2};
@@ -102,6 +103,17 @@ pub fn mount(mount: &Mount, target: &Path) -> Result<(), MountError> {
                 return Err(failed(error));
             }
         }
+        if parsed.read_only_below
+            && let Err(source) = read_only_with_all_below(target)
+        {
+            let _ = umount2(target, MntFlags::MNT_DETACH);
+            return Err(MountError::Mount {
+                fstype: mount.fstype.clone(),
+                source_path: mount.source.clone(),
+                target: target.to_owned(),
+                source,
+            });
+        }
         return Ok(());
     }
     let (base, data) = shorten(&parsed.data, mount, target)?;
@@ -117,6 +129,34 @@ pub fn mount(mount: &Mount, target: &Path) -> Result<(), MountError> {
     match base {
         None => call().map_err(failed),
         Some(base) => mount_from(&base, call).map_err(failed),
+    }
+}
+
+/// mount_setattr(2) for the whole tree at `target`, which a remount with MS_RDONLY does not reach.
+fn read_only_with_all_below(target: &Path) -> io::Result<()> {
+    let path = CString::new(target.as_os_str().as_bytes())?;
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    // SAFETY: the path ends in a NUL and the attributes have the size that is given; both live until
+    // the call returns.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            libc::AT_RECURSIVE,
+            &raw const attributes,
+            size_of_val(&attributes),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
     }
 }
 
@@ -152,11 +192,14 @@ pub fn make_target(source_is_dir: bool, target: &Path) -> Result<(), MountError>
 
 struct Parsed {
     flags: MsFlags,
+    /// The OCI option `rro`: what is mounted below is read-only too.
+    read_only_below: bool,
     data: Vec<String>,
 }
 
 fn parse(mount: &Mount) -> Result<Parsed, MountError> {
     let mut flags = MsFlags::empty();
+    let mut read_only_below = false;
     let mut data = Vec::new();
     if mount.fstype == "bind" {
         flags |= MsFlags::MS_BIND;
@@ -165,6 +208,7 @@ fn parse(mount: &Mount) -> Result<Parsed, MountError> {
         match option.as_str() {
             "defaults" | "rw" | "" => {}
             "ro" => flags |= MsFlags::MS_RDONLY,
+            "rro" => read_only_below = true,
             "bind" => flags |= MsFlags::MS_BIND,
             "rbind" => flags |= MsFlags::MS_BIND | MsFlags::MS_REC,
             "nosuid" => flags |= MsFlags::MS_NOSUID,
@@ -194,7 +238,11 @@ fn parse(mount: &Mount) -> Result<Parsed, MountError> {
             _ => data.push(option.clone()),
         }
     }
-    Ok(Parsed { flags, data })
+    Ok(Parsed {
+        flags,
+        read_only_below,
+        data,
+    })
 }
 
 /// Overlay options name a directory for each layer, and many layers exceed a page. Named relative

@@ -121,7 +121,13 @@ pub struct ContainerTree {
 impl ContainerTree {
     /// Mounts the root file system from what the snapshotter gave, or from the spec's own `root`
     /// where it gave nothing. Returns its path in the guest.
-    pub fn rootfs(&mut self, mounts: &[Mount], root: &Path) -> Result<String, ShareError> {
+    /// `read_only` holds for the spec's own: what a snapshotter gives says so itself.
+    pub fn rootfs(
+        &mut self,
+        mounts: &[Mount],
+        root: &Path,
+        read_only: bool,
+    ) -> Result<String, ShareError> {
         let target = self.host.join("rootfs");
         make_target(true, &target)?;
         self.targets.push(target.clone());
@@ -130,7 +136,7 @@ impl ContainerTree {
             let own = Mount {
                 fstype: "bind".into(),
                 source,
-                options: vec!["rbind".into()],
+                options: vec!["rbind".into(), if read_only { "ro" } else { "rw" }.into()],
             };
             mount(&own, &target)?;
         }

@@ -60,6 +60,11 @@ pub const CASES: &[Case] = &[
         "a container of a running sandbox shares its VM and nothing else, and ends alone",
         second_container,
     ),
+    Case::bulkhead(
+        "lifecycle.first_goes",
+        "the first container of a sandbox may go, and the others go on",
+        first_goes,
+    ),
     Case::any(
         "lifecycle.attach",
         "a container started in the background is attached to later",
@@ -311,6 +316,22 @@ fn second_container(t: &Test<'_>) -> Outcome {
     );
     let done = first.exec("after", &[], &["cat", "/who"])?.ok()?;
     ensure!(done.out() == "first\n", "printed {:?}", done.out());
+    Ok(())
+}
+
+fn first_goes(t: &Test<'_>) -> Outcome {
+    let (first, second) = (t.container(), t.container());
+    let group = format!("io.kubernetes.cri.sandbox-id={}", first.id);
+    let flags = ["--null-io", "--annotation", group.as_str()];
+    first.start_with(&flags, &["sleep", "100000"])?;
+    second.start_with(&flags, &["sleep", "100000"])?;
+    first.kill("KILL")?;
+    first.wait_stopped()?;
+    ensure!(first.delete()? == 137, "the first did not end by SIGKILL");
+    // containerd's clean-up after the first one runs beside this.
+    thread::sleep(t.deadline(2));
+    let done = second.exec("e", &[], &["echo", "still here"])?.ok()?;
+    ensure!(done.out() == "still here\n", "printed {:?}", done.out());
     Ok(())
 }
 
