@@ -104,12 +104,13 @@ fn kill(t: &Test<'_>) -> Outcome {
 
 fn kill_all(t: &Test<'_>) -> Outcome {
     let container = t.container();
-    // The first process ignores SIGTERM; its children don't.
-    let script = "trap '' TERM; (trap - TERM; exec sleep 1000) & (trap - TERM; exec sleep 1000) & \
+    // The first process ignores SIGTERM; its children don't, once they have said so.
+    let script = "trap '' TERM; cd /dev/shm; \
+                  for i in 1 2; do (trap - TERM; echo > $i; exec sleep 1000) & done; \
+                  until [ -s 1 ] && [ -s 2 ]; do sleep 0.1; done; \
                   echo ready; wait; wait; echo both gone; exit 3";
     let mut session = container.converse(&[], &["sh", "-c", script])?;
     session.read_until("ready\n")?;
-    thread::sleep(Duration::from_millis(300));
     container
         .task("kill", &["--all", "--signal", "TERM"])?
         .ok()?;
