@@ -47,6 +47,11 @@ const INTENDED: &[Intended] = &[
         },
     },
     Intended {
+        line: "dev core ",
+        reason: "a link to /proc/kcore, which the guest's kernel has not: nobody is to read its memory",
+        rest: |_, _| None,
+    },
+    Intended {
         line: "interfaces ",
         reason: "a kernel may bring fallback tunnels of its own into a new network namespace",
         rest: |line, _| {
