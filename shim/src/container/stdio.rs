@@ -213,8 +213,9 @@ async fn hand_on(
         }
         to.write_all(&buffer[..count]).await?;
         taken += count;
-        // As many bytes as it is; their value means nothing.
-        stream.write_all(&buffer[..taken / STREAM_ACK]).await?;
+        // As many bytes as it is; their value means nothing. A guest that has sent everything and closed
+        // takes no more of them, and what it sent is still to be read.
+        let _ = stream.write_all(&buffer[..taken / STREAM_ACK]).await;
         taken %= STREAM_ACK;
     }
 }
@@ -378,6 +379,19 @@ mod tests {
                 .unwrap()
                 .starts_with("last words")
         );
+    }
+
+    #[tokio::test]
+    async fn all_is_read_from_a_guest_that_has_closed_already() {
+        let dir = Dir::new("closed");
+        let path = dir.0.join("out").display().to_string();
+        let output = open_output("stdout", &format!("file://{path}")).unwrap();
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        let length = 2 * STREAM_WINDOW + 1;
+        guest.write_all(&vec![7; length]).await.unwrap();
+        drop(guest);
+        copy_output(host, output, running()).await;
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), length as u64);
     }
 
     #[tokio::test]
