@@ -10,9 +10,8 @@ use crate::vmm::{VmSpec, memory};
 const GUEST_CID: u32 = 3;
 
 /// What the kernel is told on this VMM besides the sandbox's own parameters: the console and what is
-/// worth to be shown there; to reset at once on a panic, in case it cannot reach the panic device; and
-/// to read PCI's registers by memory, which takes one exit for each where ports take two.
-const CMDLINE: [&str; 4] = ["console=ttyS0", "loglevel=3", "panic=-1", "pci=noconf1"];
+/// worth to be shown there; and to reset at once on a panic, in case it cannot reach the panic device.
+const CMDLINE: [&str; 3] = ["console=ttyS0", "loglevel=3", "panic=-1"];
 
 /// The descriptors that the VMM inherits.
 #[derive(Debug, Clone, Copy)]
@@ -127,10 +126,7 @@ mod tests {
         let is = |name, expected: &str| assert_eq!(value(&args, name).as_deref(), Some(expected));
         is("--kernel", "/k");
         is("--initramfs", "/i");
-        is(
-            "--cmdline",
-            "console=ttyS0 loglevel=3 panic=-1 pci=noconf1 a=b c",
-        );
+        is("--cmdline", "console=ttyS0 loglevel=3 panic=-1 a=b c");
         is("--cpus", "boot=2,nested=off");
         is(
             "--memory-zone",
