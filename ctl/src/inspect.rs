@@ -6,11 +6,12 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use bulkhead_shim::record::{Entry, Phase, ProcessId, Record};
 use bulkhead_shim::service::{self, AskError};
+use bulkhead_shim::sys::chain;
 use bulkhead_shim::vmm::{Api, VmInfo};
 use serde_json::{Value, json};
 
 use crate::memory::Memory;
-use crate::{chain, list, text};
+use crate::{list, text};
 
 /// How long a VMM may take to say what its VM consists of, and a guest how it is.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(2);

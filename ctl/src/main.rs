@@ -12,12 +12,12 @@ mod list;
 mod memory;
 mod text;
 
-use std::error::Error;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use bulkhead_shim::config::{Config, ConfigError};
 use bulkhead_shim::record::{self, Entry, RecordError};
+use bulkhead_shim::sys::chain;
 use thiserror::Error;
 
 use args::{Args, Command};
@@ -79,15 +79,4 @@ fn run(args: &Args) -> Result<ExitCode, CommandError> {
 
 fn entries() -> Result<Vec<Entry>, CommandError> {
     Ok(record::list(&Config::load()?.state_dir)?)
-}
-
-/// An error and what caused it, in one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text += &format!(": {error}");
-        source = error.source();
-    }
-    text
 }

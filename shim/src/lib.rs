@@ -14,5 +14,6 @@ pub mod record;
 pub mod sandbox;
 pub mod service;
 pub mod storage;
+pub mod sys;
 pub mod version;
 pub mod vmm;

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use bulkhead_shim::config::AssetError;
 use bulkhead_shim::storage::virtiofsd;
+use bulkhead_shim::sys::chain;
 use bulkhead_shim::version::Version;
 use bulkhead_shim::vmm::{KvmProblem, Vmm};
 
 use super::containerd::{CONFIG, Handler, RUNTIME};
 use super::facts::{Facts, Program, SHIM, Shim};
-use crate::chain;
 
 /// The first version of the vsock daemon that works.
 const OLDEST_VSOCK_DAEMON: Version = Version { major: 0, minor: 3 };

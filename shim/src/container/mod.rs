@@ -7,7 +7,7 @@ pub mod stdio;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use bulkhead_protocols::agent::{
@@ -25,6 +25,7 @@ use ttrpc::Code;
 use crate::events::{Publisher, timestamp};
 use crate::guest::{Guest, GuestError};
 use crate::storage::share::{ContainerTree, ShareError};
+use crate::sys::lock;
 
 pub use process::{Exit, Process, Status};
 use spec::SpecError;
@@ -190,7 +191,7 @@ impl Container {
         if exec.is_empty() {
             return Ok(self.init.clone());
         }
-        let execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
+        let execs = lock(&self.execs);
         execs.get(exec).cloned().ok_or_else(|| {
             ContainerError::NotFound(format!("exec {exec} of container {}", self.id))
         })
@@ -268,7 +269,7 @@ impl Container {
             });
         }
         {
-            let mut execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut execs = lock(&self.execs);
             if execs.contains_key(exec) {
                 return Err(ContainerError::Exists(new.name()));
             }
@@ -389,10 +390,7 @@ impl Container {
             for exec in self.exec_ids() {
                 self.exited(&exec, LOST).await;
             }
-            self.tree
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take();
+            lock(&self.tree).take();
             self.publisher.publish(&task::TaskDelete {
                 container_id: self.id.clone(),
                 id: self.id.clone(),
@@ -449,14 +447,14 @@ impl Container {
     }
 
     fn exec_ids(&self) -> Vec<String> {
-        let execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
+        let execs = lock(&self.execs);
         execs.keys().cloned().collect()
     }
 
     /// Takes note that the kernel killed a process for want of memory; at most once a second.
     pub fn out_of_memory(&self) {
         let now = Instant::now();
-        let mut last = self.last_oom.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.last_oom);
         if last.is_some_and(|last| now.duration_since(last) < OOM_INTERVAL) {
             return;
         }
@@ -562,9 +560,6 @@ impl Container {
     }
 
     fn forget(&self, exec: &str) {
-        self.execs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(exec);
+        lock(&self.execs).remove(exec);
     }
 }

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use bulkhead_protocols::{STREAM_ACK, STREAM_WINDOW, agent};
@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::guest::{Guest, GuestError};
+use crate::sys::lock;
 
 /// Bytes of stdin in flight in the shim; also what a FIFO holds.
 const BUFFER: usize = 64 << 10;
@@ -153,17 +154,13 @@ impl Streams {
 
     /// Ends stdin once the clients that have it open have ended theirs.
     pub fn close_stdin(&self) {
-        self.stdin
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        lock(&self.stdin).take();
     }
 
     /// Waits for the last byte of every output, at most this long.
     pub async fn drain(&self, at_most: Duration) {
         let deadline = Instant::now() + at_most;
-        let outputs =
-            std::mem::take(&mut *self.outputs.lock().unwrap_or_else(PoisonError::into_inner));
+        let outputs = std::mem::take(&mut *lock(&self.outputs));
         for mut output in outputs {
             if timeout_at(deadline, &mut output).await.is_err() {
                 output.abort();
@@ -177,12 +174,7 @@ impl Drop for Streams {
         if let Some(input) = &self.input {
             input.abort();
         }
-        for output in self
-            .outputs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .drain(..)
-        {
+        for output in lock(&self.outputs).drain(..) {
             output.abort();
         }
     }

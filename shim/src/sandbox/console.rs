@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use nix::sys::stat::Mode;
 use tokio::io::AsyncReadExt;
@@ -14,6 +14,7 @@ use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
 
 use crate::guest::clean;
+use crate::sys::lock;
 
 /// How much of the end is kept at hand, for errors.
 const TAIL: usize = 2048;
@@ -52,7 +53,7 @@ impl Console {
 
     /// The last lines, fit for an error's text.
     pub fn tail(&self) -> String {
-        let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        let tail = lock(&self.tail);
         let text = String::from_utf8_lossy(&tail);
         let lines: Vec<_> = text
             .lines()
@@ -74,7 +75,7 @@ async fn read(mut pipe: pipe::Receiver, mut files: Rotating, tail: Arc<Mutex<Vec
     while let Ok(count @ 1..) = pipe.read(&mut buffer).await {
         let bytes = &buffer[..count];
         {
-            let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut tail = lock(&tail);
             tail.extend_from_slice(bytes);
             let excess = tail.len().saturating_sub(TAIL);
             tail.drain(..excess);

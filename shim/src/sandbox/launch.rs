@@ -3,7 +3,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
 use bulkhead_protocols::agent::{Mount, SetupRequest};
@@ -21,6 +21,7 @@ use crate::process::Status;
 use crate::record::{Phase, ProcessId, Record, remove_directory};
 use crate::storage::share::Share;
 use crate::storage::virtiofsd::{Daemon, Virtiofsd};
+use crate::sys::lock;
 use crate::vmm::{self, Selection, Vm, VmSpec};
 
 /// Bytes of the host's entropy that a guest starts with.
@@ -48,7 +49,7 @@ pub struct Parts {
 impl Parts {
     /// Writes down how far the start has come. Without the record the sandbox runs all the same.
     pub fn record_phases(&self, phases: &Phases) {
-        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut record = lock(&self.record);
         let served = self.virtiofsd.processes();
         record.processes = self
             .vm

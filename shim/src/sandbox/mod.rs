@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bulkhead_protocols::agent::{self, event};
@@ -31,6 +31,7 @@ use crate::events::Publisher;
 use crate::guest::{Guest, GuestError};
 use crate::storage::share::{ContainerTree, ShareError};
 use crate::storage::virtiofsd::VirtiofsdError;
+use crate::sys::lock;
 use crate::vmm::{SelectError, StartError};
 
 pub use directory::path as directory_path;
@@ -176,7 +177,7 @@ impl Sandbox {
             life: Mutex::default(),
         });
         let life = tokio::spawn(sandbox.clone().live());
-        *sandbox.life.lock().unwrap_or_else(PoisonError::into_inner) = Some(life);
+        *lock(&sandbox.life) = Some(life);
         sandbox
     }
 
@@ -431,12 +432,7 @@ impl Sandbox {
     /// Ends the VM: lets the guest write down what it holds, and then gives all of it back. A start
     /// that is under way is broken off.
     pub async fn shutdown(&self) {
-        let Some(life) = self
-            .life
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        else {
+        let Some(life) = lock(&self.life).take() else {
             return;
         };
         let state = self.state.borrow().clone();
@@ -467,9 +463,7 @@ impl Sandbox {
 
     /// Held for a look-up, never across an await.
     fn table(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Container>>> {
-        self.containers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.containers)
     }
 }
 

@@ -1,7 +1,9 @@
 //! When a cold start reached each of its phases.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
+
+use crate::sys::lock;
 
 /// The stamps of one start, in the order in which they were made.
 pub struct Phases {
@@ -25,16 +27,13 @@ impl Phases {
 
     /// Adds a phase of another clock: `since` is counted from where that clock starts.
     pub fn add(&self, name: &str, since: Duration) {
-        let mut stamps = self.stamps.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stamps = lock(&self.stamps);
         stamps.push((name.to_owned(), since));
     }
 
     /// All stamps so far.
     pub fn all(&self) -> Vec<(String, Duration)> {
-        self.stamps
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.stamps).clone()
     }
 
     /// All stamps so far, in milliseconds, for a log line.

@@ -1,18 +1,17 @@
 //! The one place where errors become RPC codes. containerd and the kubelet decide by the code,
 //! people by the text.
 
-use std::error::Error;
-
 use ttrpc::{Code, get_status};
 
 use crate::container::ContainerError;
 use crate::container::spec::SpecError;
 use crate::guest::GuestError;
 use crate::sandbox::SandboxError;
+use crate::sys::chain;
 
 /// The status that containerd gets.
 pub fn status(error: &SandboxError) -> ttrpc::Error {
-    ttrpc::Error::RpcStatus(get_status(code(error), text(error)))
+    ttrpc::Error::RpcStatus(get_status(code(error), chain(error)))
 }
 
 /// A status for what is wrong with a request by itself.
@@ -66,19 +65,4 @@ fn guest(error: &GuestError) -> Code {
         GuestError::Deadline(_) => Code::DEADLINE_EXCEEDED,
         GuestError::Lost(_) => Code::UNAVAILABLE,
     }
-}
-
-/// The error and what caused it, each said once.
-fn text(error: &SandboxError) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let cause = error.to_string();
-        if !text.contains(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-        source = error.source();
-    }
-    text
 }
