@@ -91,17 +91,14 @@ impl Process {
     /// Returns once it is over.
     pub async fn wait(&self) -> Exit {
         let mut status = self.status.subscribe();
-        loop {
-            if let Status::Stopped(exit) = *status.borrow_and_update() {
-                return exit;
-            }
-            if status.changed().await.is_err() {
-                // The sender is in `self`, so this is never reached while someone waits.
-                return Exit {
-                    status: super::LOST,
-                    at: SystemTime::now(),
-                };
-            }
+        let over = |status: &Status| matches!(status, Status::Stopped(_));
+        match status.wait_for(over).await.as_deref() {
+            Ok(Status::Stopped(exit)) => *exit,
+            // The sender is in `self`, so this is never reached while someone waits.
+            _ => Exit {
+                status: super::LOST,
+                at: SystemTime::now(),
+            },
         }
     }
 

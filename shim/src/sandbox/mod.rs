@@ -281,22 +281,16 @@ impl Sandbox {
     /// The running sandbox, once it runs.
     async fn running(&self) -> Result<Arc<Running>, SandboxError> {
         let mut state = self.state.subscribe();
-        loop {
-            match &*state.borrow_and_update() {
-                State::Starting => {}
-                State::Running(running) => return Ok(running.clone()),
-                State::Failed(error) => return Err(SandboxError::Launch(error.clone())),
-                State::Ended(reason) => {
-                    return Err(SandboxError::Ended {
-                        reason: reason.to_string(),
-                    });
-                }
-            }
-            if state.changed().await.is_err() {
-                return Err(SandboxError::Ended {
-                    reason: "the shim ends".to_owned(),
-                });
-            }
+        let built = |state: &State| !matches!(state, State::Starting);
+        match state.wait_for(built).await.as_deref() {
+            Ok(State::Running(running)) => Ok(running.clone()),
+            Ok(State::Failed(error)) => Err(SandboxError::Launch(error.clone())),
+            Ok(State::Ended(reason)) => Err(SandboxError::Ended {
+                reason: reason.to_string(),
+            }),
+            Ok(State::Starting) | Err(_) => Err(SandboxError::Ended {
+                reason: "the shim ends".to_owned(),
+            }),
         }
     }
 
