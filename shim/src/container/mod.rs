@@ -147,16 +147,7 @@ impl Container {
         guest
             .call(async |agent, context| agent.create(context, &request).await)
             .await?;
-        match stdio.connect(&guest).await {
-            Ok(streams) => init.attach(streams),
-            Err(error) => {
-                let delete = init.key.clone();
-                let _ = guest
-                    .call(async |agent, context| agent.delete(context, &delete).await)
-                    .await;
-                return Err(error.into());
-            }
-        }
+        connect(stdio, &init, &guest).await?;
         publisher.publish(&task::TaskCreate {
             container_id: new.id.clone(),
             bundle: new.bundle.to_string_lossy().into_owned(),
@@ -298,18 +289,7 @@ impl Container {
         self.guest
             .call(async |agent, context| agent.exec(context, &request).await)
             .await?;
-        match stdio.connect(&self.guest).await {
-            Ok(streams) => new.attach(streams),
-            Err(error) => {
-                let key = new.key.clone();
-                let _ = self
-                    .guest
-                    .call(async |agent, context| agent.delete(context, &key).await)
-                    .await;
-                return Err(error.into());
-            }
-        }
-        Ok(())
+        Ok(connect(stdio, new, &self.guest).await?)
     }
 
     /// Sends a signal to a process, or to all processes of the container.
@@ -562,4 +542,15 @@ impl Container {
     fn forget(&self, exec: &str) {
         lock(&self.execs).remove(exec);
     }
+}
+
+/// Joins the stdio of a process that the guest has made. Where that fails, the guest forgets it again.
+async fn connect(stdio: Prepared, process: &Process, guest: &Guest) -> Result<(), GuestError> {
+    let connected = stdio.connect(guest).await.map(|s| process.attach(s));
+    if connected.is_err() {
+        let _ = guest
+            .call(async |agent, context| agent.delete(context, &process.key).await)
+            .await;
+    }
+    connected
 }
