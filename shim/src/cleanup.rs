@@ -53,10 +53,11 @@ pub fn delete(args: &Args) -> Result<(), CleanupError> {
             return answer();
         }
         reap(&directory)?;
-        if let Some(record) = &record {
-            let _ = std::fs::remove_file(&record.socket);
-        }
-        let socket = bootstrap::default_socket_path(&args.address, &args.namespace, &args.id);
+        let socket = record.map_or_else(
+            || bootstrap::default_socket_path(&args.address, &args.namespace, &args.id),
+            |record| record.socket,
+        );
+        // One that answers belongs to a later shim.
         if UnixStream::connect(&socket).is_err() {
             let _ = std::fs::remove_file(&socket);
         }
