@@ -90,7 +90,6 @@ pub mod tests {
             vsock: PathBuf::from("/v"),
             share: None,
             api: None,
-            netns: None,
             devices: vec!["vsock on /v".to_owned()],
             phases: Vec::new(),
         };

@@ -150,9 +150,6 @@ fn show(entry: &Entry, record: &Record, live: &Live<'_>, out: &mut impl Write) -
         ("initramfs", record.initramfs.display().to_string()),
         ("directory", entry.directory.display().to_string()),
     ];
-    if let Some(netns) = &record.netns {
-        facts.push(("network", netns.display().to_string()));
-    }
     facts.extend(
         record
             .devices

@@ -63,7 +63,6 @@ impl Host {
             vsock: directory.join("vsock"),
             share: None,
             api: None,
-            netns: None,
             devices: Vec::new(),
             phases: Vec::new(),
         };

@@ -121,9 +121,6 @@ pub struct Record {
     /// The VMM's API socket, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api: Option<PathBuf>,
-    /// The network namespace of the pod, if it has one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub netns: Option<PathBuf>,
     /// What is plugged into the VM.
     #[serde(default)]
     pub devices: Vec<String>,
@@ -192,7 +189,6 @@ impl Record {
             vsock: spec.vsock(),
             share: Some(spec.share.socket.clone()),
             api: selection.vmm.api_socket(&spec.dir),
-            netns: None,
             devices: spec.devices(),
             phases: Vec::new(),
         })
@@ -311,7 +307,6 @@ pub(crate) mod tests {
             vsock: PathBuf::from("/v"),
             share: None,
             api: None,
-            netns: None,
             devices: Vec::new(),
             phases: vec![Phase::new("vmm", Duration::from_millis(5))],
         }
