@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::process::{Ended, Status};
+use crate::process::Ended;
 
 /// How a VM came to its end. Its text is a sentence without a full stop.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -29,15 +29,6 @@ pub enum VmExit {
         /// How it ended, and what it printed last.
         ended: Ended,
     },
-}
-
-impl VmExit {
-    /// Whether a process of the VM was killed by SIGKILL that nobody here sent; mostly that is
-    /// the host's, or the pod's, OOM killer.
-    #[must_use]
-    pub fn is_foreign_kill(&self) -> bool {
-        matches!(self, VmExit::Ended { ended, .. } if ended.status == Status::Signal(libc::SIGKILL))
-    }
 }
 
 fn after_colon(output: &str) -> String {
