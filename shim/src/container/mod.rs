@@ -415,7 +415,7 @@ impl Container {
             exited_at: MessageField::some(timestamp(exit.at)),
             ..Default::default()
         });
-        info!(self.log, "exited"; "exec" => exec.to_owned(), "status" => status);
+        info!(self.log, "exited"; "exec" => exec.to_owned(), "status" => exit.status);
     }
 
     /// Takes note that the VM is gone, and every process with it.
