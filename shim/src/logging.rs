@@ -13,12 +13,26 @@ use std::time::SystemTime;
 
 use slog::{Drain, KV, Level, Logger, OwnedKVList, Record, o};
 
+use crate::config::{Config, LogLevel};
+
 /// How many lines wait for the log's thread before more are dropped.
 const BACKLOG: usize = 512;
 
+/// The least important lines that are written: what the configuration says, and all of them where
+/// containerd asks for debug messages. A configuration that cannot be used silences nothing.
+pub fn level(config: Option<&Config>, debug: bool) -> Level {
+    match config.map(|config| config.log_level) {
+        _ if debug => Level::Debug,
+        Some(LogLevel::Error) => Level::Error,
+        Some(LogLevel::Warning) => Level::Warning,
+        Some(LogLevel::Info) | None => Level::Info,
+        Some(LogLevel::Debug) => Level::Debug,
+    }
+}
+
 /// Makes the log of one sandbox. Lines carry `sandbox` and whatever a child logger adds.
 /// ttrpc's records and panics arrive in it too.
-pub fn start(bundle: &Path, namespace: &str, sandbox: &str, debug: bool) -> Logger {
+pub fn start(bundle: &Path, namespace: &str, sandbox: &str, level: Level) -> Logger {
     // Opened for reading too, so that opening succeeds without a reader and writing raises no
     // SIGPIPE after the reader has gone.
     let fifo = OpenOptions::new()
@@ -39,7 +53,6 @@ pub fn start(bundle: &Path, namespace: &str, sandbox: &str, debug: bool) -> Logg
         .chan_size(BACKLOG)
         .overflow_strategy(slog_async::OverflowStrategy::Drop)
         .build();
-    let level = if debug { Level::Debug } else { Level::Info };
     let logger = Logger::root(drain.filter_level(level).ignore_res(), values());
     // What ttrpc says below a warning is of no use to an operator.
     log::set_max_level(log::LevelFilter::Warn);
@@ -172,8 +185,26 @@ mod tests {
     }
 
     #[test]
+    fn the_configured_level_is_the_logs() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.toml");
+        for (word, expected) in [
+            ("error", Level::Error),
+            ("warning", Level::Warning),
+            ("info", Level::Info),
+            ("debug", Level::Debug),
+        ] {
+            std::fs::write(&file, format!("log_level = {word:?}")).unwrap();
+            let config = Config::load_from(&file, true).unwrap();
+            assert_eq!(level(Some(&config), false), expected);
+            assert_eq!(level(Some(&config), true), Level::Debug);
+        }
+        assert_eq!(level(None, false), Level::Info);
+    }
+
+    #[test]
     fn no_log_is_no_failure() {
-        let logger = start(Path::new("/nonexistent"), "n", "s", false);
+        let logger = start(Path::new("/nonexistent"), "n", "s", Level::Info);
         slog::info!(logger, "nobody reads this");
     }
 }

@@ -24,6 +24,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
+use ttrpc::asynchronous::ClientStreamReceiver;
 
 use crate::config::{AssetError, Config, ConfigError};
 use crate::container::{Container, ContainerError, Exit, KILL_GRACE, NewContainer, SIGKILL, spec};
@@ -163,8 +164,14 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Starts to build a sandbox; returns at once.
-    pub fn launch(identity: Identity, publisher: Publisher, log: &Logger) -> Arc<Self> {
+    /// Starts to build a sandbox; returns at once. A configuration that cannot be used is what the
+    /// callers will hear.
+    pub fn launch(
+        identity: Identity,
+        config: Result<Config, ConfigError>,
+        publisher: Publisher,
+        log: &Logger,
+    ) -> Arc<Self> {
         let sandbox = Arc::new(Self {
             identity,
             log: log.clone(),
@@ -176,13 +183,13 @@ impl Sandbox {
             creating: AtomicUsize::new(0),
             life: Mutex::default(),
         });
-        let life = tokio::spawn(sandbox.clone().live());
+        let life = tokio::spawn(sandbox.clone().live(config));
         *lock(&sandbox.life) = Some(life);
         sandbox
     }
 
-    async fn live(self: Arc<Self>) {
-        match self.build().await {
+    async fn live(self: Arc<Self>, config: Result<Config, ConfigError>) {
+        match self.build(config).await {
             Ok((running, events)) => {
                 let running = Arc::new(running);
                 self.host_pid
@@ -199,14 +206,9 @@ impl Sandbox {
 
     async fn build(
         &self,
-    ) -> Result<
-        (
-            Running,
-            ttrpc::asynchronous::ClientStreamReceiver<agent::Event>,
-        ),
-        SandboxError,
-    > {
-        let config = Config::load()?;
+        config: Result<Config, ConfigError>,
+    ) -> Result<(Running, ClientStreamReceiver<agent::Event>), SandboxError> {
+        let config = config?;
         let (parts, listener) =
             launch::devices(&config, &self.identity, &self.phases, &self.log).await?;
         let hostname = &self.identity.hostname;
@@ -220,7 +222,7 @@ impl Sandbox {
     async fn supervise(
         self: &Arc<Self>,
         running: &Arc<Running>,
-        mut events: ttrpc::asynchronous::ClientStreamReceiver<agent::Event>,
+        mut events: ClientStreamReceiver<agent::Event>,
     ) {
         let parts = &running.parts;
         let over = launch::over(parts);

@@ -22,6 +22,7 @@ use super::diagnostics::Diagnostics;
 use super::task::services;
 use crate::args::Args;
 use crate::bootstrap::LISTENER_FD;
+use crate::config::{Config, ConfigError};
 use crate::container::spec;
 use crate::events::Publisher;
 use crate::logging;
@@ -65,14 +66,17 @@ pub fn serve(args: &Args) -> Result<(), ServeError> {
         .enable_all()
         .build()
         .map_err(ServeError::Runtime)?;
-    let log = logging::start(&args.bundle, &args.namespace, &args.id, args.debug);
-    let served = runtime.block_on(run(args, listener, &socket, &log));
+    let config = Config::load();
+    let level = logging::level(config.as_ref().ok(), args.debug);
+    let log = logging::start(&args.bundle, &args.namespace, &args.id, level);
+    let served = runtime.block_on(run(args, config, listener, &socket, &log));
     let _ = std::fs::remove_file(socket);
     served
 }
 
 async fn run(
     args: &Args,
+    config: Result<Config, ConfigError>,
     listener: UnixListener,
     socket: &Path,
     log: &Logger,
@@ -96,7 +100,7 @@ async fn run(
         socket: socket.to_owned(),
         hostname,
     };
-    let sandbox = Sandbox::launch(identity, publisher, log);
+    let sandbox = Sandbox::launch(identity, config, publisher, log);
     let stop = Arc::new(Notify::new());
     let listener = tokio::net::UnixListener::from_std(listener).map_err(ServeError::Listener)?;
     let mut server = Server::new()
