@@ -74,6 +74,7 @@ fn credit_entropy(bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Options are the file system's own; the kernel refuses those that it does not know.
 fn mount_one(entry: &Mount) -> Result<()> {
     if !Path::new(&entry.target).is_absolute() {
         return Err(Error::InvalidArgument(format!(
@@ -83,77 +84,17 @@ fn mount_one(entry: &Mount) -> Result<()> {
     }
     fs::create_dir_all(&entry.target)
         .map_err(|error| Error::io(format_args!("cannot make {}", entry.target), error))?;
-    let Options { flags, data } = Options::parse(&entry.options);
-    let data = (!data.is_empty()).then_some(data.as_str());
-    let target = entry.target.as_str();
-    let failed = |error| {
-        Error::io(
-            format_args!("cannot mount {} on {target}", entry.source),
-            error,
-        )
-    };
     mount(
         Some(entry.source.as_str()),
-        target,
+        entry.target.as_str(),
         Some(entry.fstype.as_str()),
-        flags,
-        data,
+        MsFlags::empty(),
+        Some(entry.options.join(",").as_str()),
     )
-    .map_err(failed)?;
-    if flags.contains(MsFlags::MS_BIND) && !(flags - MsFlags::MS_BIND - MsFlags::MS_REC).is_empty()
-    {
-        // A bind mount takes its flags only when it is mounted again.
-        mount(
-            None::<&str>,
-            target,
-            None::<&str>,
-            flags | MsFlags::MS_REMOUNT,
-            None::<&str>,
-        )
-        .map_err(failed)?;
-    }
-    Ok(())
-}
-
-/// Mount options as mount(8) writes them.
-#[derive(Debug, PartialEq, Eq)]
-struct Options {
-    flags: MsFlags,
-    /// What is the file system's own.
-    data: String,
-}
-
-impl Options {
-    fn parse(options: &[String]) -> Self {
-        let mut flags = MsFlags::empty();
-        let mut data = Vec::new();
-        for option in options {
-            match option.as_str() {
-                "" | "defaults" => {}
-                "ro" => flags |= MsFlags::MS_RDONLY,
-                "rw" => flags -= MsFlags::MS_RDONLY,
-                "nosuid" => flags |= MsFlags::MS_NOSUID,
-                "suid" => flags -= MsFlags::MS_NOSUID,
-                "nodev" => flags |= MsFlags::MS_NODEV,
-                "dev" => flags -= MsFlags::MS_NODEV,
-                "noexec" => flags |= MsFlags::MS_NOEXEC,
-                "exec" => flags -= MsFlags::MS_NOEXEC,
-                "sync" => flags |= MsFlags::MS_SYNCHRONOUS,
-                "dirsync" => flags |= MsFlags::MS_DIRSYNC,
-                "noatime" => flags |= MsFlags::MS_NOATIME,
-                "nodiratime" => flags |= MsFlags::MS_NODIRATIME,
-                "relatime" => flags |= MsFlags::MS_RELATIME,
-                "strictatime" => flags |= MsFlags::MS_STRICTATIME,
-                "bind" => flags |= MsFlags::MS_BIND,
-                "rbind" => flags |= MsFlags::MS_BIND | MsFlags::MS_REC,
-                other => data.push(other),
-            }
-        }
-        Self {
-            flags,
-            data: data.join(","),
-        }
-    }
+    .map_err(|error| {
+        let (source, target) = (&entry.source, &entry.target);
+        Error::io(format_args!("cannot mount {source} on {target}"), error)
+    })
 }
 
 /// Writes a kernel parameter under /proc/sys. Dots or slashes separate the parts of its name; where
@@ -191,18 +132,6 @@ fn invalid(field: &str, value: &str, error: impl std::fmt::Display) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn options_are_flags_or_the_file_systems_own() {
-        let options = ["nosuid", "ro", "rw", "size=1m", "mode=755", "noexec"].map(str::to_owned);
-        assert_eq!(
-            Options::parse(&options),
-            Options {
-                flags: MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
-                data: "size=1m,mode=755".to_owned()
-            }
-        );
-    }
 
     #[test]
     fn kernel_parameters_stay_below_proc_sys() {
