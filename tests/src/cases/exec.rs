@@ -1,5 +1,6 @@
 //! `ctr task exec`: further processes in a running container.
 
+use super::run::two_outputs;
 use crate::bed::{Container, Test};
 use crate::ensure;
 use crate::failure::Outcome;
@@ -100,24 +101,7 @@ fn input(t: &Test<'_>) -> Outcome {
 
 fn outputs_apart(t: &Test<'_>) -> Outcome {
     let container = idle(t)?;
-    let script = "for i in $(seq 500); do echo out $i; echo err $i >&2; done";
-    let done = container.exec("e", &[], &["sh", "-c", script])?.ok()?;
-    let lines = |word: &str| {
-        (1..=500)
-            .map(|i| format!("{word} {i}\n"))
-            .collect::<String>()
-    };
-    ensure!(
-        done.out() == lines("out"),
-        "stdout lost or mixed: {} bytes",
-        done.stdout.len()
-    );
-    ensure!(
-        done.err() == lines("err"),
-        "stderr lost or mixed: {} bytes",
-        done.stderr.len()
-    );
-    Ok(())
+    two_outputs(500, |command| container.exec("e", &[], command))
 }
 
 fn same_container(t: &Test<'_>) -> Outcome {

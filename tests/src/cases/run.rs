@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::bed::Test;
-use crate::command::Input;
+use crate::command::{Finished, Input};
 use crate::ensure;
 use crate::failure::Outcome;
 use crate::runner::Case;
@@ -119,10 +119,15 @@ fn signal_codes(t: &Test<'_>) -> Outcome {
 }
 
 fn outputs_apart(t: &Test<'_>) -> Outcome {
-    let script = "for i in $(seq 2000); do echo out $i; echo err $i >&2; done";
-    let done = t.container().run(&[], &["sh", "-c", script])?.ok()?;
+    two_outputs(2000, |command| t.container().run(&[], command))
+}
+
+/// Gives `run` a command that writes so many lines to each output by turns; all are to arrive.
+pub(super) fn two_outputs(count: u32, run: impl FnOnce(&[&str]) -> Outcome<Finished>) -> Outcome {
+    let script = format!("for i in $(seq {count}); do echo out $i; echo err $i >&2; done");
+    let done = run(&["sh", "-c", &script])?.ok()?;
     let lines = |word: &str| {
-        (1..=2000)
+        (1..=count)
             .map(|i| format!("{word} {i}\n"))
             .collect::<String>()
     };
