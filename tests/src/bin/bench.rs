@@ -126,7 +126,7 @@ fn cold_start(t: &Test<'_>, results: &mut Results) -> Outcome {
 fn in_a_running_sandbox(t: &Test<'_>, results: &mut Results) -> Outcome {
     let containers = BOTH.map(|runtime| t.container_of(runtime));
     for container in &containers {
-        let group = grouped(container, "sandbox");
+        let group = container.group_flags("sandbox");
         let flags = [&["--null-io"], &group.each_ref().map(String::as_str)[..]].concat();
         container.start_with(&flags, &["sleep", "100000"])?;
     }
@@ -142,7 +142,7 @@ fn in_a_running_sandbox(t: &Test<'_>, results: &mut Results) -> Outcome {
                 containers[index].exec_command(&format!("e{round}"), &[], &["echo", "hi"]);
             let execution = measure::times(command, t.deadline(60))?;
             let other = t.container_of(runtime);
-            let group = grouped(&containers[index], "container");
+            let group = containers[index].group_flags("container");
             let flags = group.each_ref().map(String::as_str);
             let run = measure::times(other.run_command(&flags, &["echo", "hi"]), t.deadline(60))?;
             if round > 0 {
@@ -164,17 +164,6 @@ fn in_a_running_sandbox(t: &Test<'_>, results: &mut Results) -> Outcome {
         seconds(&second[1]),
     );
     Ok(())
-}
-
-/// The flags that put a container into the sandbox of `first`, as containerd's CRI does.
-fn grouped(first: &Container<'_>, kind: &str) -> [String; 4] {
-    let annotation = || "--annotation".to_owned();
-    [
-        annotation(),
-        format!("io.kubernetes.cri.sandbox-id={}", first.id),
-        annotation(),
-        format!("io.kubernetes.cri.container-type={kind}"),
-    ]
 }
 
 /// The memory of one idle sandbox.

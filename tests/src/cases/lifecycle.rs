@@ -292,17 +292,14 @@ fn number(value: &Value) -> u64 {
 fn second_container(t: &Test<'_>) -> Outcome {
     const BOOT: &str = "/proc/sys/kernel/random/boot_id";
     let (first, second) = (t.container(), t.container());
-    let group = format!("io.kubernetes.cri.sandbox-id={}", first.id);
-    let flags = |kind| ["--annotation", group.as_str(), "--annotation", kind];
-    let sandbox = flags("io.kubernetes.cri.container-type=sandbox");
+    let sandbox = first.group_flags("sandbox");
+    let flags = [&["--null-io"], &sandbox.each_ref().map(String::as_str)[..]].concat();
     let script = "echo first > /who; exec sleep 100000";
-    first.start_with(
-        &[&["--null-io"], &sandbox[..]].concat(),
-        &["sh", "-c", script],
-    )?;
+    first.start_with(&flags, &["sh", "-c", script])?;
     let boot = first.exec("boot", &[], &["cat", BOOT])?.ok()?.out();
 
-    let inside = flags("io.kubernetes.cri.container-type=container");
+    let group = first.group_flags("container");
+    let inside = group.each_ref().map(String::as_str);
     let script = format!("cat {BOOT}; ls /who; echo $$");
     let done = second.run(&inside, &["sh", "-c", &script])?.ok()?;
     ensure!(
@@ -322,10 +319,11 @@ fn second_container(t: &Test<'_>) -> Outcome {
 
 fn first_goes(t: &Test<'_>) -> Outcome {
     let (first, second) = (t.container(), t.container());
-    let group = format!("io.kubernetes.cri.sandbox-id={}", first.id);
-    let flags = ["--null-io", "--annotation", group.as_str()];
-    first.start_with(&flags, &["sleep", "100000"])?;
-    second.start_with(&flags, &["sleep", "100000"])?;
+    for (container, kind) in [(&first, "sandbox"), (&second, "container")] {
+        let group = first.group_flags(kind);
+        let flags = [&["--null-io"], &group.each_ref().map(String::as_str)[..]].concat();
+        container.start_with(&flags, &["sleep", "100000"])?;
+    }
     first.kill("KILL")?;
     first.wait_stopped()?;
     ensure!(first.delete()? == 137, "the first did not end by SIGKILL");
