@@ -209,10 +209,9 @@ impl Container {
         if !exec.is_empty() && self.init.status() != Status::Running {
             return Err(state("cannot start: its container is not running"));
         }
-        let key = process.key.clone();
         if let Err(error) = self
             .guest
-            .call(async |agent, context| agent.start(context, &key).await)
+            .call(async |agent, context| agent.start(context, &process.key).await)
             .await
         {
             // Only what the guest has refused is known not to run.
@@ -343,11 +342,10 @@ impl Container {
         if let Some(streams) = process.streams() {
             streams.drain(DRAIN).await;
         }
-        let key = process.key.clone();
         match self
             .guest
             .call_within(PROMPT, async |agent, context| {
-                agent.delete(context, &key).await
+                agent.delete(context, &process.key).await
             })
             .await
         {

@@ -23,7 +23,7 @@ use ttrpc::{Code, get_status};
 use super::error::{invalid, status};
 use super::metrics::metrics;
 use crate::container::stdio::StdioPaths;
-use crate::container::{Exit, NewContainer, Status};
+use crate::container::{Container, Exit, NewContainer, Process, Status};
 use crate::events::timestamp;
 use crate::sandbox::{Sandbox, SandboxError};
 
@@ -56,6 +56,17 @@ pub fn services(sandbox: &Arc<Sandbox>, stop: &Arc<Notify>) -> HashMap<String, S
                 .map(move |methods| (name.to_owned(), methods))
         })
         .collect()
+}
+
+impl TaskService {
+    fn container(&self, id: &str) -> Answer<Arc<Container>> {
+        self.sandbox.container(id).map_err(|error| status(&error))
+    }
+
+    fn process(&self, id: &str, exec: &str) -> Answer<Arc<Process>> {
+        let process = self.container(id)?.process(exec);
+        process.map_err(|error| status(&error.into()))
+    }
 }
 
 type Answer<T> = ttrpc::Result<T>;
@@ -122,10 +133,7 @@ impl Task for TaskService {
     }
 
     async fn state(&self, _: &TtrpcContext, request: StateRequest) -> Answer<StateResponse> {
-        let container = self
-            .sandbox
-            .container(&request.id)
-            .map_err(|error| status(&error))?;
+        let container = self.container(&request.id)?;
         let process = container
             .process(&request.exec_id)
             .map_err(|error| status(&error.into()))?;
@@ -155,11 +163,7 @@ impl Task for TaskService {
     }
 
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> Answer<WaitResponse> {
-        let process = self
-            .sandbox
-            .container(&request.id)
-            .and_then(|container| Ok(container.process(&request.exec_id)?))
-            .map_err(|error| status(&error))?;
+        let process = self.process(&request.id, &request.exec_id)?;
         let Exit { status, at } = process.wait().await;
         Ok(WaitResponse {
             exit_status: status,
@@ -183,10 +187,7 @@ impl Task for TaskService {
             .into_option()
             .map(|any| any.value)
             .unwrap_or_default();
-        let container = self
-            .sandbox
-            .container(&request.id)
-            .map_err(|error| status(&error))?;
+        let container = self.container(&request.id)?;
         to_its_end(async move { Ok(container.exec(&request.exec_id, spec, stdio).await?) }).await?;
         Ok(Empty::new())
     }
@@ -204,9 +205,7 @@ impl Task for TaskService {
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> Answer<Empty> {
-        self.sandbox
-            .container(&request.id)
-            .map_err(|error| status(&error))?
+        self.container(&request.id)?
             .resize(&request.exec_id, request.width, request.height)
             .await
             .map_err(|error| status(&error.into()))?;
@@ -214,11 +213,7 @@ impl Task for TaskService {
     }
 
     async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> Answer<Empty> {
-        let process = self
-            .sandbox
-            .container(&request.id)
-            .and_then(|container| Ok(container.process(&request.exec_id)?))
-            .map_err(|error| status(&error))?;
+        let process = self.process(&request.id, &request.exec_id)?;
         if let (true, Some(streams)) = (request.stdin, process.streams()) {
             streams.close_stdin();
         }
@@ -226,12 +221,7 @@ impl Task for TaskService {
     }
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> Answer<PidsResponse> {
-        let pids = self
-            .sandbox
-            .container(&request.id)
-            .map_err(|error| status(&error))?
-            .pids()
-            .await;
+        let pids = self.container(&request.id)?.pids().await;
         let processes = pids
             .into_iter()
             .map(|pid| ProcessInfo {
@@ -246,19 +236,13 @@ impl Task for TaskService {
     }
 
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> Answer<Empty> {
-        let container = self
-            .sandbox
-            .container(&request.id)
-            .map_err(|error| status(&error))?;
+        let container = self.container(&request.id)?;
         to_its_end(async move { Ok(container.pause().await?) }).await?;
         Ok(Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> Answer<Empty> {
-        let container = self
-            .sandbox
-            .container(&request.id)
-            .map_err(|error| status(&error))?;
+        let container = self.container(&request.id)?;
         to_its_end(async move { Ok(container.resume().await?) }).await?;
         Ok(Empty::new())
     }
@@ -275,19 +259,14 @@ impl Task for TaskService {
         let Some(resources) = request.resources.into_option() else {
             return Err(invalid("an update needs resources"));
         };
-        let container = self
-            .sandbox
-            .container(&request.id)
-            .map_err(|error| status(&error))?;
+        let container = self.container(&request.id)?;
         to_its_end(async move { Ok(container.update(resources.value).await?) }).await?;
         Ok(Empty::new())
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> Answer<StatsResponse> {
         let stats = self
-            .sandbox
-            .container(&request.id)
-            .map_err(|error| status(&error))?
+            .container(&request.id)?
             .stats()
             .await
             .map_err(|error| status(&error.into()))?;
