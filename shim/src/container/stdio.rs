@@ -67,10 +67,8 @@ pub struct StdioPaths {
     pub terminal: bool,
 }
 
-enum Output {
-    Fifo(pipe::Sender),
-    File(tokio::fs::File),
-}
+/// A FIFO or a file.
+type Output = Box<dyn AsyncWrite + Send + Unpin>;
 
 /// The host's ends, opened, and the numbers of the streams that will join them to the guest's.
 pub struct Prepared {
@@ -94,19 +92,18 @@ impl Prepared {
             prepared.stdin = Some(open_stdin(&paths.stdin)?);
             prepared.numbers.stdin = guest.new_stream();
         }
-        if !paths.stdout.is_empty() {
-            let number = guest.new_stream();
-            prepared
-                .outputs
-                .push((number, open_output("stdout", &paths.stdout)?));
-            prepared.numbers.stdout = number;
-        }
-        if !paths.stderr.is_empty() && !paths.terminal {
-            let number = guest.new_stream();
-            prepared
-                .outputs
-                .push((number, open_output("stderr", &paths.stderr)?));
-            prepared.numbers.stderr = number;
+        let none = String::new();
+        let stderr = if paths.terminal { &none } else { &paths.stderr };
+        let numbers = &mut prepared.numbers;
+        for (stream, path, number) in [
+            ("stdout", &paths.stdout, &mut numbers.stdout),
+            ("stderr", stderr, &mut numbers.stderr),
+        ] {
+            if !path.is_empty() {
+                *number = guest.new_stream();
+                let output = open_output(stream, path)?;
+                prepared.outputs.push((*number, output));
+            }
         }
         Ok(prepared)
     }
@@ -183,16 +180,13 @@ impl Drop for Streams {
 async fn copy_output(stream: UnixStream, output: Output, ended: watch::Receiver<bool>) {
     // An error of either side is the end: the client is gone, or the process, or the VM, and each of
     // these is reported where it happens.
-    let _ = match output {
-        Output::Fifo(fifo) => hand_on(stream, fifo, ended).await,
-        Output::File(file) => hand_on(stream, file, ended).await,
-    };
+    let _ = hand_on(stream, output, ended).await;
 }
 
 /// Copies to the end, and acknowledges what the far side has taken.
 async fn hand_on(
     mut stream: UnixStream,
-    mut to: impl AsyncWrite + Unpin,
+    mut to: Output,
     mut ended: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let mut buffer = vec![0; STREAM_WINDOW];
@@ -285,7 +279,7 @@ fn open_output(stream: &'static str, path: &str) -> Result<Output, StdioError> {
         .read_write(true)
         .open_sender(path)
         .map_err(failed)?;
-    Ok(Output::Fifo(fifo))
+    Ok(Box::new(fifo))
 }
 
 fn output_file(
@@ -293,12 +287,14 @@ fn output_file(
     stream: &'static str,
     path: &Path,
 ) -> Result<Output, StdioError> {
-    file.map(|file| Output::File(tokio::fs::File::from_std(file)))
-        .map_err(|source| StdioError::Open {
+    match file {
+        Ok(file) => Ok(Box::new(tokio::fs::File::from_std(file))),
+        Err(source) => Err(StdioError::Open {
             stream,
             path: path.to_owned(),
             source,
-        })
+        }),
+    }
 }
 
 fn plain_path<'a>(stream: &'static str, uri: &'a str) -> Result<&'a Path, StdioError> {
