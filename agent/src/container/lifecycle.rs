@@ -114,13 +114,7 @@ impl Guest {
     pub fn exec(&self, request: &ExecRequest) -> Result<()> {
         let name = request.process.get_or_default();
         id::check("exec", &name.exec)?;
-        let first = self.containers.process(&name.container, "")?;
-        if !first.is_running() {
-            return Err(Error::FailedPrecondition(format!(
-                "{} does not run",
-                first.name()
-            )));
-        }
+        let first = self.running(&name.container)?;
         let container = first.container();
         let announced = Announced::new(&self.streams, &request.stdio)?;
         let process = Process::new(
@@ -171,19 +165,23 @@ impl Guest {
         Ok(pid)
     }
 
+    /// The first process of a container, which has to run.
+    fn running(&self, id: &str) -> Result<Arc<Process>> {
+        let first = self.containers.process(id, "")?;
+        if first.is_running() {
+            return Ok(first);
+        }
+        let text = format!("{} does not run", first.name());
+        Err(Error::FailedPrecondition(text))
+    }
+
     /// Freezes or thaws a container.
     ///
     /// # Errors
     /// [`Error::FailedPrecondition`] if it does not run, or is frozen or not already.
     pub async fn set_paused(&self, id: &str, paused: bool) -> Result<()> {
-        let first = self.containers.process(id, "")?;
+        let first = self.running(id)?;
         let container = first.container();
-        if !first.is_running() {
-            return Err(Error::FailedPrecondition(format!(
-                "{} does not run",
-                first.name()
-            )));
-        }
         if container.is_paused() == paused {
             let state = if paused {
                 "paused already"
@@ -215,23 +213,18 @@ impl Guest {
     /// # Errors
     /// [`Error::FailedPrecondition`] while it runs.
     pub async fn delete(&self, process: &Arc<Process>) -> Result<()> {
-        if !process.is_first() {
-            if !process.is_idle() {
-                return Err(Error::FailedPrecondition(format!(
-                    "{} still runs",
-                    process.name()
-                )));
-            }
-            self.containers.remove_process(process);
-            // The directory goes with the container if it can't go now.
-            let _ = fs::remove_dir_all(process.directory());
-            return Ok(());
-        }
-        if !process.is_stopped() {
+        let first = process.is_first();
+        if !process.is_stopped() && (first || !process.is_idle()) {
             return Err(Error::FailedPrecondition(format!(
                 "{} still runs",
                 process.name()
             )));
+        }
+        if !first {
+            self.containers.remove_process(process);
+            // The directory goes with the container if it can't go now.
+            let _ = fs::remove_dir_all(process.directory());
+            return Ok(());
         }
         let container = process.container();
         container.cgroup().remove(&self.watcher).await?;
