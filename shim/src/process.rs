@@ -178,13 +178,15 @@ fn start(
         .id()
         .ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
     let handle = pidfd(pid)?;
-    let start_time = start_time(pid)?;
+    let process = Process {
+        role,
+        pid,
+        start_time: start_time(pid)?,
+    };
     let (sender, ended) = watch::channel(None);
     tokio::spawn(watch_child(child, output, sender));
     Ok(Helper {
-        role,
-        pid,
-        start_time,
+        process,
         handle,
         ended,
     })
@@ -246,33 +248,30 @@ fn parse_start_time(stat: &str) -> Option<u64> {
     after_name.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
+/// A process that belongs to a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Process {
+    /// What it is: `cloud-hypervisor`, `qemu`, `vhost-device-vsock`, ...
+    pub role: &'static str,
+    /// Its process id on the host.
+    pub pid: u32,
+    /// When it started, in clock ticks since the host's boot.
+    pub start_time: u64,
+}
+
 /// A running helper. Dropping it kills it.
 #[derive(Debug)]
 pub struct Helper {
-    role: &'static str,
-    pid: u32,
-    start_time: u64,
+    process: Process,
     handle: OwnedFd,
     ended: watch::Receiver<Option<Ended>>,
 }
 
 impl Helper {
-    /// Its name in records and messages.
+    /// Which process it is.
     #[must_use]
-    pub fn role(&self) -> &'static str {
-        self.role
-    }
-
-    /// Its process id.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.pid
-    }
-
-    /// When it started, in clock ticks since the host's boot.
-    #[must_use]
-    pub fn start_time(&self) -> u64 {
-        self.start_time
+    pub fn process(&self) -> Process {
+        self.process
     }
 
     /// Returns at its end; any number of callers may wait.
@@ -456,7 +455,8 @@ mod tests {
     #[tokio::test]
     async fn a_process_has_the_start_time_that_it_was_spawned_with() {
         let helper = shell("exec sleep 100").spawn().expect("spawn");
-        assert_eq!(start_time(helper.pid()).expect("stat"), helper.start_time());
+        let process = helper.process();
+        assert_eq!(start_time(process.pid).expect("stat"), process.start_time);
         start_time(u32::MAX).expect_err("no such process");
     }
 

@@ -10,8 +10,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
-use crate::process::{pidfd, start_time};
-use crate::vmm::Process;
+use crate::process::{Process, pidfd, start_time};
 
 /// A process for good: its id and when it started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,17 +89,12 @@ impl fmt::Display for ProcessId {
     }
 }
 
-impl From<&Process> for ProcessId {
-    fn from(process: &Process) -> Self {
-        let Process {
-            role,
-            pid,
-            start_time,
-        } = process;
+impl From<Process> for ProcessId {
+    fn from(process: Process) -> Self {
         ProcessId {
-            role: (*role).to_owned(),
-            pid: *pid,
-            start_time: *start_time,
+            role: process.role.to_owned(),
+            pid: process.pid,
+            start_time: process.start_time,
         }
     }
 }

@@ -50,14 +50,8 @@ impl Parts {
     /// Writes down how far the start has come. Without the record the sandbox runs all the same.
     pub fn record_phases(&self, phases: &Phases) {
         let mut record = lock(&self.record);
-        let served = self.virtiofsd.processes();
-        record.processes = self
-            .vm
-            .processes()
-            .iter()
-            .chain(&served)
-            .map(ProcessId::from)
-            .collect();
+        let (vm, served) = (self.vm.processes(), self.virtiofsd.processes());
+        record.processes = vm.into_iter().chain(served).map(ProcessId::from).collect();
         record.phases = phases
             .all()
             .iter()

@@ -8,9 +8,10 @@ use nix::sys::resource::{Resource, getrlimit};
 use thiserror::Error;
 
 use crate::config::CacheMode;
-use crate::process::{Ended, Helper, HelperCommand, SpawnError, children, kill, pidfd, start_time};
+use crate::process::{
+    Ended, Helper, HelperCommand, Process, SpawnError, children, kill, pidfd, start_time,
+};
 use crate::version::Version;
-use crate::vmm::Process;
 
 /// The process's name in records and messages.
 const ROLE: &str = "virtiofsd";
@@ -114,23 +115,19 @@ impl Daemon {
     /// Its name in records and messages.
     #[must_use]
     pub fn role(&self) -> &'static str {
-        self.helper.role()
+        self.helper.process().role
     }
 
     /// Its processes so far.
     #[must_use]
     pub fn processes(&self) -> Vec<Process> {
-        let role = self.role();
-        let first = Process {
-            role,
-            pid: self.helper.pid(),
-            start_time: self.helper.start_time(),
-        };
+        let first = self.helper.process();
         let served = children(first.pid).into_iter().filter_map(|pid| {
+            let start_time = start_time(pid).ok()?;
             Some(Process {
-                role,
                 pid,
-                start_time: start_time(pid).ok()?,
+                start_time,
+                ..first
             })
         });
         std::iter::once(first).chain(served).collect()
@@ -143,10 +140,11 @@ impl Daemon {
 
     /// Ends it; one that has ended is left alone.
     pub fn kill(&self) {
-        for pid in children(self.helper.pid()) {
+        let first = self.helper.process().pid;
+        for pid in children(first) {
             // The id may be another's by now; a handle is not.
             if let Ok(handle) = pidfd(pid)
-                && children(self.helper.pid()).contains(&pid)
+                && children(first).contains(&pid)
             {
                 // EPERM alone is left, and it is root's own.
                 let _ = kill(&handle);

@@ -10,8 +10,8 @@ use futures::future::{join_all, select_all};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::{Process, Vm, VmExit};
-use crate::process::{Ended, Helper};
+use super::{Vm, VmExit};
+use crate::process::{Ended, Helper, Process};
 
 /// How long a VMM's last words are waited for once it has ended. They are in the pipe already,
 /// unless something else holds the pipe open.
@@ -83,7 +83,7 @@ async fn first_cause(
     };
     if index > 0 {
         return VmExit::Ended {
-            role: helpers[index].role(),
+            role: helpers[index].process().role,
             ended,
         };
     }
@@ -96,16 +96,11 @@ async fn first_cause(
 #[async_trait]
 impl Vm for Machine {
     fn pid(&self) -> u32 {
-        self.helpers[0].pid()
+        self.helpers[0].process().pid
     }
 
     fn processes(&self) -> Vec<Process> {
-        let process = |helper: &Helper| Process {
-            role: helper.role(),
-            pid: helper.pid(),
-            start_time: helper.start_time(),
-        };
-        self.helpers.iter().map(process).collect()
+        self.helpers.iter().map(Helper::process).collect()
     }
 
     fn vsock(&self) -> &Path {

@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 
+use crate::process::Process;
+
 pub use cloud_hypervisor::{Api, ApiError, VmInfo};
 pub use error::StartError;
 pub use exit::VmExit;
@@ -70,17 +72,6 @@ pub struct Share {
     pub tag: String,
     /// The socket on which virtiofsd already listens.
     pub socket: PathBuf,
-}
-
-/// A process that belongs to a sandbox.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Process {
-    /// What it is: `cloud-hypervisor`, `qemu`, `vhost-device-vsock`, ...
-    pub role: &'static str,
-    /// Its process id on the host.
-    pub pid: u32,
-    /// When it started, in clock ticks since the host's boot.
-    pub start_time: u64,
 }
 
 /// A running VM. Dropping it ends it.
