@@ -5,6 +5,7 @@ mod error;
 mod exit;
 mod machine;
 mod memory;
+mod processor;
 mod qemu;
 mod select;
 

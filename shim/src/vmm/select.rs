@@ -1,13 +1,13 @@
 //! Which VMM runs the VMs of this host: the one place that knows them all.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
+use std::fs::OpenOptions;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::{StartError, Vm, VmSpec, cloud_hypervisor, qemu};
+use super::{StartError, Vm, VmSpec, cloud_hypervisor, processor, qemu};
 use crate::config::{AssetError, Config, Hypervisor, QemuMachine};
 use crate::version::Version;
 
@@ -108,32 +108,11 @@ impl Host {
 
 fn probe_kvm() -> Result<(), KvmProblem> {
     // A /dev/kvm that opens without the processor's help is an emulation that no kernel boots on.
-    if !first_processor().is_ok_and(|text| has_virtualization(&text)) {
+    if !processor::has(&["vmx", "svm"]) {
         return Err(KvmProblem::NoExtension);
     }
     let opened = OpenOptions::new().read(true).write(true).open("/dev/kvm");
     opened.map(drop).map_err(KvmProblem::Open)
-}
-
-/// The start of /proc/cpuinfo, with the first processor in it. All of it takes the kernel long
-/// where processors are many.
-fn first_processor() -> io::Result<String> {
-    let mut text = Vec::new();
-    File::open("/proc/cpuinfo")?
-        .take(8192)
-        .read_to_end(&mut text)?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
-}
-
-fn has_virtualization(cpuinfo: &str) -> bool {
-    let flags = cpuinfo.lines().find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        (name.trim_end() == "flags").then_some(value)
-    });
-    flags
-        .unwrap_or_default()
-        .split_ascii_whitespace()
-        .any(|f| f == "vmx" || f == "svm")
 }
 
 /// A configuration for which no VMM can run here.
@@ -489,17 +468,5 @@ mod tests {
             selection.reason,
             "the configuration names it; no KVM: the processor shows neither vmx nor svm"
         );
-    }
-
-    #[test]
-    fn virtualization_is_a_flag_of_its_own() {
-        assert!(has_virtualization(
-            "processor\t: 0\nflags\t\t: fpu vmx sse\n"
-        ));
-        assert!(has_virtualization("flags : svm\nflags : none"));
-        assert!(!has_virtualization(
-            "flags\t\t: fpu svme vmx2\nmodel name: vmx\n"
-        ));
-        assert!(!has_virtualization(""));
     }
 }

@@ -3,10 +3,10 @@
 //! runs slow by tens of per cent.
 
 use std::arch::x86_64::_rdtsc;
-use std::fs::File;
-use std::io::Read;
 
 use nix::time::{ClockId, clock_gettime};
+
+use crate::vmm::processor;
 
 /// A moment, on the counter and on the host's clock.
 #[derive(Debug, Clone, Copy)]
@@ -25,7 +25,8 @@ const SHORTEST: u64 = 2_000_000;
 impl Moment {
     /// Now; nothing where the host's counter does not run steadily.
     pub(super) fn now() -> Option<Moment> {
-        if !is_steady() {
+        // Whether the counter runs at one speed, whatever the processor's own is.
+        if !processor::has(&["constant_tsc"]) {
             return None;
         }
         let mut best: Option<(u64, Moment)> = None;
@@ -64,18 +65,6 @@ fn monotonic() -> Option<u64> {
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC_RAW).ok()?;
     let seconds = u64::try_from(time.tv_sec()).ok()?;
     Some(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec()).ok()?)
-}
-
-/// Whether the counter runs at one speed, whatever the processor's own is.
-fn is_steady() -> bool {
-    let mut text = String::new();
-    // The first processor is enough, and much quicker than all of them.
-    let read =
-        File::open("/proc/cpuinfo").and_then(|file| file.take(8192).read_to_string(&mut text));
-    read.is_ok()
-        && text
-            .split_ascii_whitespace()
-            .any(|flag| flag == "constant_tsc")
 }
 
 #[cfg(test)]
