@@ -4,10 +4,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bulkhead_shim::info::RUNTIME;
 use toml::{Table, Value};
-
-/// The runtime's name for containerd.
-pub const RUNTIME: &str = "io.containerd.bulkhead.v2";
 
 /// containerd's main configuration file.
 pub const CONFIG: &str = "/etc/containerd/config.toml";

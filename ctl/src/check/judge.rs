@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use bulkhead_shim::config::AssetError;
+use bulkhead_shim::info::RUNTIME;
 use bulkhead_shim::storage::virtiofsd;
 use bulkhead_shim::sys::chain;
 use bulkhead_shim::version::Version;
 use bulkhead_shim::vmm::{KvmProblem, Vmm};
 
-use super::containerd::{CONFIG, Handler, RUNTIME};
+use super::containerd::{CONFIG, Handler};
 use super::facts::{Facts, Program, SHIM, Shim};
 
 /// The first version of the vsock daemon that works.
