@@ -9,23 +9,23 @@ use super::number::{Count, show};
 use super::{Config, ConfigError};
 
 /// How many vCPUs a guest may have.
-pub const VCPUS: (i64, i64) = (1, 64);
+const VCPUS: (u32, u32) = (1, 64);
 /// How much memory a guest may have, in bytes.
-pub const MEMORY: (u64, u64) = (64 << 20, 1 << 40);
+const MEMORY: (u64, u64) = (64 << 20, 1 << 40);
 /// Guest memory is a multiple of this, in bytes: a huge page.
-pub const MEMORY_STEP: u64 = 2 << 20;
+const MEMORY_STEP: u64 = 2 << 20;
 /// How long the agent may take to dial in, in seconds.
-pub const AGENT_TIMEOUT: (i64, i64) = (1, 600);
+const AGENT_TIMEOUT: (u32, u32) = (1, 600);
 /// How much of the console is kept, in bytes.
-pub const CONSOLE_LIMIT: (u64, u64) = (4 << 10, 16 << 20);
+const CONSOLE_LIMIT: (u64, u64) = (4 << 10, 16 << 20);
 /// How many threads virtiofsd may have besides its own.
-pub const VIRTIOFSD_THREADS: (i64, i64) = (0, 64);
+const VIRTIOFSD_THREADS: (u32, u32) = (0, 64);
 /// How long the path of the state directory may be, in bytes. A sandbox's sockets lie two names
 /// below it, and a Unix socket's path ends at 107 bytes (unix(7)).
-pub const STATE_DIR_LEN: usize = 60;
+const STATE_DIR_LEN: usize = 60;
 /// How long all of `kernel_params` may be, in bytes: the kernel takes 2048 (x86
 /// `COMMAND_LINE_SIZE`), and the VMM and the shim need their part.
-pub const KERNEL_PARAMS_LEN: usize = 1024;
+const KERNEL_PARAMS_LEN: usize = 1024;
 
 /// Puts one file's keys into the configuration.
 ///
@@ -127,18 +127,15 @@ impl At<'_> {
         &self,
         key: &'static str,
         value: Option<Count>,
-        (least, most): (i64, i64),
+        (least, most): (u32, u32),
     ) -> Result<Option<u32>, ConfigError> {
         let Some(Count(value)) = value else {
             return Ok(None);
         };
-        let allowed = || format!("a number from {least} to {most}");
-        if value < least || value > most {
-            return Err(self.value(key, value, allowed()));
+        match u32::try_from(value) {
+            Ok(count) if (least..=most).contains(&count) => Ok(Some(count)),
+            _ => Err(self.value(key, value, format!("a number from {least} to {most}"))),
         }
-        u32::try_from(value)
-            .map(Some)
-            .map_err(|_| self.value(key, value, allowed()))
     }
 
     fn size(
