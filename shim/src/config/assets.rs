@@ -31,64 +31,39 @@ impl Files {
     /// # Errors
     /// [`AssetError`] where the file is missing or not readable; so for each of these.
     pub fn kernel(&self) -> Result<PathBuf, AssetError> {
-        image("kernel", "vmlinux", self.kernel.as_deref(), &image_dirs())
+        image("kernel", "vmlinux", &self.kernel)
     }
 
     /// # Errors
     /// [`AssetError`]
     pub fn initramfs(&self) -> Result<PathBuf, AssetError> {
-        image(
-            "initramfs",
-            "initramfs.cpio",
-            self.initramfs.as_deref(),
-            &image_dirs(),
-        )
+        image("initramfs", "initramfs.cpio", &self.initramfs)
     }
 
     /// # Errors
     /// [`AssetError`] where the program is missing or not executable; so for each of these.
     pub fn cloud_hypervisor(&self) -> Result<PathBuf, AssetError> {
-        let named = self.cloud_hypervisor.as_deref();
-        program(
-            "cloud_hypervisor",
-            "cloud-hypervisor",
-            named,
-            &program_dirs(),
-        )
+        let named = &self.cloud_hypervisor;
+        program("cloud_hypervisor", "cloud-hypervisor", named)
     }
 
     /// # Errors
     /// [`AssetError`]
     pub fn qemu(&self) -> Result<PathBuf, AssetError> {
-        program(
-            "qemu",
-            "qemu-system-x86_64",
-            self.qemu.as_deref(),
-            &program_dirs(),
-        )
+        program("qemu", "qemu-system-x86_64", &self.qemu)
     }
 
     /// # Errors
     /// [`AssetError`]
     pub fn virtiofsd(&self) -> Result<PathBuf, AssetError> {
-        program(
-            "virtiofsd",
-            "virtiofsd",
-            self.virtiofsd.as_deref(),
-            &program_dirs(),
-        )
+        program("virtiofsd", "virtiofsd", &self.virtiofsd)
     }
 
     /// # Errors
     /// [`AssetError`]
     pub fn vhost_device_vsock(&self) -> Result<PathBuf, AssetError> {
-        let named = self.vhost_device_vsock.as_deref();
-        program(
-            "vhost_device_vsock",
-            "vhost-device-vsock",
-            named,
-            &program_dirs(),
-        )
+        let named = &self.vhost_device_vsock;
+        program("vhost_device_vsock", "vhost-device-vsock", named)
     }
 }
 
@@ -132,25 +107,27 @@ fn image_dirs() -> Vec<PathBuf> {
 fn image(
     key: &'static str,
     name: &'static str,
-    named: Option<&Path>,
-    dirs: &[PathBuf],
+    named: &Option<PathBuf>,
 ) -> Result<PathBuf, AssetError> {
-    find(key, name, named, dirs, |path| {
-        is_file(path)?;
-        File::open(path).map(drop)
-    })
+    find(key, name, named.as_deref(), &image_dirs(), readable)
 }
 
 fn program(
     key: &'static str,
     name: &'static str,
-    named: Option<&Path>,
-    dirs: &[PathBuf],
+    named: &Option<PathBuf>,
 ) -> Result<PathBuf, AssetError> {
-    find(key, name, named, dirs, |path| {
-        is_file(path)?;
-        Ok(access(path, AccessFlags::X_OK)?)
-    })
+    find(key, name, named.as_deref(), &program_dirs(), executable)
+}
+
+fn readable(path: &Path) -> io::Result<()> {
+    is_file(path)?;
+    File::open(path).map(drop)
+}
+
+fn executable(path: &Path) -> io::Result<()> {
+    is_file(path)?;
+    Ok(access(path, AccessFlags::X_OK)?)
 }
 
 fn is_file(path: &Path) -> io::Result<()> {
@@ -199,7 +176,7 @@ mod tests {
 
     use super::*;
 
-    fn executable(path: &Path) {
+    fn make_executable(path: &Path) {
         fs::write(path, "").expect("write");
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("chmod");
     }
@@ -211,15 +188,16 @@ mod tests {
         fs::create_dir(&a).expect("mkdir");
         fs::create_dir(&b).expect("mkdir");
         fs::write(a.join("virtiofsd"), "not executable").expect("write");
-        executable(&b.join("virtiofsd"));
-        let found = program("virtiofsd", "virtiofsd", None, &[a, b.clone()]).expect("found");
+        make_executable(&b.join("virtiofsd"));
+        let found =
+            find("virtiofsd", "virtiofsd", None, &[a, b.clone()], executable).expect("found");
         assert_eq!(found, b.join("virtiofsd"));
     }
 
     #[test]
     fn what_is_nowhere_is_named_with_its_key_and_the_places() {
         let dirs = [PathBuf::from("/nowhere/a"), PathBuf::from("/nowhere/b")];
-        let error = image("kernel", "vmlinux", None, &dirs).expect_err("no kernel");
+        let error = find("kernel", "vmlinux", None, &dirs, readable).expect_err("no kernel");
         let text = error.to_string();
         assert_eq!(
             text,
@@ -230,17 +208,18 @@ mod tests {
     #[test]
     fn a_named_file_is_never_replaced_by_another() {
         let dir = tempfile::tempdir().expect("tempdir");
-        executable(&dir.path().join("qemu"));
+        make_executable(&dir.path().join("qemu"));
         let named = dir.path().join("gone");
         let dirs = [dir.path().to_owned()];
-        let error = program("qemu", "qemu", Some(&named), &dirs).expect_err("gone");
+        let error = find("qemu", "qemu", Some(&named), &dirs, executable).expect_err("gone");
         assert!(error.to_string().starts_with("qemu = "), "{error}");
         assert!(
             error
                 .source()
                 .is_some_and(|s| s.to_string().contains("No such file"))
         );
-        let error = program("qemu", "qemu", Some(dir.path()), &dirs).expect_err("a directory");
+        let error =
+            find("qemu", "qemu", Some(dir.path()), &dirs, executable).expect_err("a directory");
         assert!(
             error
                 .source()
