@@ -12,25 +12,13 @@ use bulkhead_shim::sys::chain;
 /// record milliseconds after it has made the directory.
 const SETTLED: Duration = Duration::from_secs(60);
 
-/// What is to be done with a sandbox.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    /// Its shim takes care of it.
-    Keep,
-    /// Nobody takes care of it.
-    Remove,
-}
-
 /// Removes what is left over, or says what it would remove. Fails if something stays.
 ///
 /// # Errors
 /// Those of `out`.
 pub fn run(entries: &[Entry], dry_run: bool, out: &mut impl Write) -> io::Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
-    for entry in entries
-        .iter()
-        .filter(|entry| fate(entry, age(entry)) == Fate::Remove)
-    {
+    for entry in entries.iter().filter(|e| left_over(e, age(e))) {
         let name = name(entry);
         if dry_run {
             writeln!(out, "would remove {name}")?;
@@ -47,12 +35,12 @@ pub fn run(entries: &[Entry], dry_run: bool, out: &mut impl Write) -> io::Result
     Ok(code)
 }
 
-fn fate(entry: &Entry, age: Duration) -> Fate {
-    let kept = match &entry.record {
-        Ok(record) => record.shim.is_alive(),
-        Err(_) => age < SETTLED,
-    };
-    if kept { Fate::Keep } else { Fate::Remove }
+/// Whether nobody takes care of it.
+fn left_over(entry: &Entry, age: Duration) -> bool {
+    match &entry.record {
+        Ok(record) => !record.shim.is_alive(),
+        Err(_) => age >= SETTLED,
+    }
 }
 
 /// How long nothing has changed in the directory; no time at all where that cannot be seen.
@@ -90,11 +78,11 @@ mod tests {
     #[test]
     fn a_sandbox_is_kept_as_long_as_its_shim_lives() {
         let mut entry = entry("default", "web");
-        assert_eq!(fate(&entry, Duration::ZERO), Fate::Remove);
+        assert!(left_over(&entry, Duration::ZERO));
         if let Ok(record) = &mut entry.record {
             record.shim = ProcessId::own("shim").expect("stat");
         }
-        assert_eq!(fate(&entry, Duration::MAX), Fate::Keep);
+        assert!(!left_over(&entry, Duration::MAX));
     }
 
     #[test]
@@ -104,8 +92,8 @@ mod tests {
             directory: "/nowhere".into(),
             record,
         };
-        assert_eq!(fate(&entry, Duration::from_secs(5)), Fate::Keep);
-        assert_eq!(fate(&entry, Duration::from_secs(61)), Fate::Remove);
+        assert!(!left_over(&entry, Duration::from_secs(5)));
+        assert!(left_over(&entry, Duration::from_secs(61)));
         assert_eq!(age(&entry), Duration::ZERO);
     }
 
