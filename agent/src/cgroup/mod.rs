@@ -49,10 +49,7 @@ impl Cgroup {
     /// How many of its processes the kernel has killed for want of memory; none if it can't be
     /// told.
     pub fn oom_kills(&self) -> Option<u64> {
-        let events = fs::read_to_string(self.memory_events()).ok()?;
-        stats::flat(&events)
-            .find(|(name, _)| *name == "oom_kill")
-            .map(|(_, count)| count)
+        number(&self.memory_events(), "oom_kill")
     }
 
     /// Every process in it and below it.
@@ -164,10 +161,7 @@ impl Cgroup {
 
     /// A value of cgroup.events.
     fn state(&self, name: &str) -> Option<u64> {
-        let events = fs::read_to_string(self.0.join("cgroup.events")).ok()?;
-        stats::flat(&events)
-            .find(|(key, _)| *key == name)
-            .map(|(_, value)| value)
+        number(&self.0.join("cgroup.events"), name)
     }
 
     /// The directory of the cgroup and of all below it, parents first.
@@ -201,6 +195,13 @@ impl watch::Changes<'_> {
         };
         timeout(deadline, wait).await.is_ok()
     }
+}
+
+/// A value of a flat keyed file.
+fn number(path: &Path, name: &str) -> Option<u64> {
+    let text = fs::read_to_string(path).ok()?;
+    let mut pairs = stats::flat(&text);
+    pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
 }
 
 /// Whether a file, or the cgroup around it, is not there any more.
