@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use bulkhead_shim::args::{Action, Args};
+use bulkhead_shim::sys::chain;
 use bulkhead_shim::{bootstrap, cleanup, info, service};
 
 fn main() -> ExitCode {
@@ -14,7 +15,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // containerd shows what stands here as the reason.
-            eprintln!("containerd-shim-bulkhead-v2: {error}");
+            eprintln!("containerd-shim-bulkhead-v2: {}", chain(&*error));
             ExitCode::FAILURE
         }
     }

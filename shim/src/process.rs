@@ -151,6 +151,8 @@ fn start(
     command
         // Where anything below fails, nothing stays.
         .kill_on_drop(true)
+        // containerd's environment is not theirs: its LD_LIBRARY_PATH has them load libraries from anywhere.
+        .env_clear()
         .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::from(writer.try_clone()?))

@@ -115,19 +115,18 @@ impl Prepared {
 
     /// Joins the host's ends to the guest's, which the agent knows by now.
     pub async fn connect(self, guest: &Guest) -> Result<Streams, GuestError> {
-        let mut outputs = Vec::new();
         let mut streams = Streams::default();
         for (number, output) in self.outputs {
             let stream = guest.open_stream(number).await?;
             let ended = streams.ended.subscribe();
-            outputs.push(tokio::spawn(copy_output(stream, output, ended)));
+            let copy = tokio::spawn(copy_output(stream, output, ended));
+            lock(&streams.outputs).push(copy);
         }
         if let Some((fifo, keeper)) = self.stdin {
             let stream = guest.open_stream(self.numbers.stdin).await?;
             streams.stdin = Mutex::new(Some(keeper));
             streams.input = Some(tokio::spawn(copy_input(fifo, stream)));
         }
-        streams.outputs = Mutex::new(outputs);
         Ok(streams)
     }
 }

@@ -32,7 +32,7 @@ use crate::events::Publisher;
 use crate::guest::{Guest, GuestError};
 use crate::storage::share::{ContainerTree, ShareError};
 use crate::storage::virtiofsd::VirtiofsdError;
-use crate::sys::lock;
+use crate::sys::{chain, lock};
 use crate::vmm::{SelectError, StartError};
 
 pub use directory::path as directory_path;
@@ -198,7 +198,7 @@ impl Sandbox {
                 self.supervise(&running, events).await;
             }
             Err(error) => {
-                error!(self.log, "the sandbox did not start: {error}");
+                error!(self.log, "the sandbox did not start: {}", chain(&error));
                 self.state.send_replace(State::Failed(Arc::new(error)));
             }
         }
@@ -433,7 +433,12 @@ impl Sandbox {
         };
         let state = self.state.borrow().clone();
         match state {
-            State::Starting => life.abort(),
+            State::Starting => {
+                life.abort();
+                let reason = "it was shut down while it started".into();
+                // Whoever waits for the start is let go.
+                self.state.send_replace(State::Ended(reason));
+            }
             State::Running(running) => {
                 if let Err(error) = running.guest.shutdown().await {
                     warn!(self.log, "the guest did not say goodbye: {error}");

@@ -4,14 +4,10 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::Path;
 
-use crate::vmm::{VmSpec, memory};
+use crate::vmm::{KERNEL_PARAMS, VmSpec, memory};
 
 /// The guest's context id. It is the VMM's own affair: two VMs may have the same.
 const GUEST_CID: u32 = 3;
-
-/// What the kernel is told on this VMM besides the sandbox's own parameters: the console and what is
-/// worth to be shown there; and to reset at once on a panic, in case it cannot reach the panic device.
-const CMDLINE: [&str; 3] = ["console=ttyS0", "loglevel=3", "panic=-1"];
 
 /// The descriptors that the VMM inherits.
 #[derive(Debug, Clone, Copy)]
@@ -26,7 +22,7 @@ pub(super) struct Inherited {
 
 /// The arguments for a VM.
 pub(super) fn arguments(spec: &VmSpec, inherited: Inherited, landlock: bool) -> Vec<OsString> {
-    let mut cmdline: Vec<&str> = CMDLINE.to_vec();
+    let mut cmdline = KERNEL_PARAMS.to_vec();
     cmdline.extend(spec.cmdline.iter().map(String::as_str));
     let nested = if spec.nested { "on" } else { "off" };
     let mut args: Vec<OsString> = vec![
@@ -126,7 +122,7 @@ mod tests {
         let is = |name, expected: &str| assert_eq!(value(&args, name).as_deref(), Some(expected));
         is("--kernel", "/k");
         is("--initramfs", "/i");
-        is("--cmdline", "console=ttyS0 loglevel=3 panic=-1 a=b c");
+        is("--cmdline", &format!("{} a=b c", KERNEL_PARAMS.join(" ")));
         is("--cpus", "boot=2,nested=off");
         is(
             "--memory-zone",

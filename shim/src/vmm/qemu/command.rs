@@ -6,7 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use crate::config::QemuMachine;
-use crate::vmm::{Accel, VmSpec, memory};
+use crate::vmm::{Accel, KERNEL_PARAMS, VmSpec, memory};
 
 /// The descriptors that QEMU inherits.
 #[derive(Debug, Clone, Copy)]
@@ -140,7 +140,7 @@ fn processor(accel: Accel, nested: bool) -> String {
 /// Without ACPI and keyboard controller the kernel resets by a triple fault, which `-no-reboot`
 /// turns into QEMU's end; and it need not search for ACPI's tables.
 fn cmdline(spec: &VmSpec, machine: QemuMachine, tsc_khz: Option<u64>) -> String {
-    let mut words = vec!["console=ttyS0", "loglevel=3", "panic=-1"];
+    let mut words = KERNEL_PARAMS.to_vec();
     if machine == QemuMachine::Microvm {
         words.extend(["acpi=off", "reboot=t"]);
     }
@@ -212,11 +212,12 @@ mod tests {
     #[test]
     fn microvm_takes_devices_without_a_bus() {
         let line = line(&spec(), QemuMachine::Microvm, Accel::Tcg);
+        let base = KERNEL_PARAMS.join(" ");
         has(&line, "-smp 2");
         has(&line, "-m 268435456B");
         has(
             &line,
-            "-append console=ttyS0 loglevel=3 panic=-1 acpi=off reboot=t tsc=reliable tsc_early_khz=2500000 a=b",
+            &format!("-append {base} acpi=off reboot=t tsc=reliable tsc_early_khz=2500000 a=b"),
         );
         has(&line, "-accel tcg,thread=multi");
         has(&line, "-cpu max,-vmx,-svm");
@@ -234,7 +235,7 @@ mod tests {
     #[test]
     fn q35_takes_them_on_its_bus_and_a_panic_device() {
         let line = line(&spec(), QemuMachine::Q35, Accel::Kvm);
-        has(&line, "-append console=ttyS0 loglevel=3 panic=-1 a=b");
+        has(&line, &format!("-append {} a=b", KERNEL_PARAMS.join(" ")));
         has(&line, "-accel kvm");
         has(&line, "-cpu host,-vmx,-svm");
         has(&line, "vhost-user-vsock-pci,chardev=vsock");
