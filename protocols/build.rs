@@ -14,10 +14,7 @@ fn main() -> io::Result<()> {
         .include("proto")
         .rust_protobuf()
         .rust_protobuf_customize(ProtobufCustomize::default().gen_mod_rs(false))
-        .customize(Customize {
-            async_all: true,
-            ..Default::default()
-        })
+        .customize(Customize { async_all: true, ..Default::default() })
         .run()?;
     for name in ["agent.rs", "agent_ttrpc.rs"] {
         without_inner_attributes(&out.join(name))?;
@@ -28,8 +25,6 @@ fn main() -> io::Result<()> {
 /// `include!` takes no file that starts with inner attributes or inner documentation.
 fn without_inner_attributes(path: &Path) -> io::Result<()> {
     let code = fs::read_to_string(path)?;
-    let kept = code
-        .lines()
-        .filter(|line| !line.starts_with("#![") && !line.starts_with("//!"));
+    let kept = code.lines().filter(|line| !line.starts_with("#![") && !line.starts_with("//!"));
     fs::write(path, kept.collect::<Vec<_>>().join("\n"))
 }

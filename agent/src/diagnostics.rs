@@ -18,12 +18,8 @@ pub fn collect() -> DiagnosticsResponse {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     DiagnosticsResponse {
-        memory: sizes(&meminfo)
-            .map(|(name, bytes)| (name.to_owned(), bytes))
-            .collect(),
-        agent_rss: sizes(&status)
-            .find(|(name, _)| *name == "VmRSS")
-            .map_or(0, |(_, size)| size),
+        memory: sizes(&meminfo).map(|(name, bytes)| (name.to_owned(), bytes)).collect(),
+        agent_rss: sizes(&status).find(|(name, _)| *name == "VmRSS").map_or(0, |(_, size)| size),
         kernel_log: kernel_log().unwrap_or_default().into(),
         ..Default::default()
     }
@@ -42,10 +38,8 @@ fn sizes(text: &str) -> impl Iterator<Item = (&str, u64)> {
 
 /// The last lines of the kernel's log.
 fn kernel_log() -> io::Result<VecDeque<String>> {
-    let mut kmsg = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open("/dev/kmsg")?;
+    let mut kmsg =
+        OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg")?;
     let mut lines = VecDeque::with_capacity(LINES);
     let mut record = vec![0; MAX_RECORD];
     loop {
@@ -72,11 +66,7 @@ fn line(record: &str) -> Option<String> {
     let (head, text) = record.split_once(';')?;
     let micros: u64 = head.split(',').nth(2)?.parse().ok()?;
     let text = text.lines().next().unwrap_or_default();
-    Some(format!(
-        "[{:5}.{:06}] {text}",
-        micros / 1_000_000,
-        micros % 1_000_000
-    ))
+    Some(format!("[{:5}.{:06}] {text}", micros / 1_000_000, micros % 1_000_000))
 }
 
 #[cfg(test)]
@@ -87,19 +77,13 @@ mod tests {
     fn sizes_are_bytes() {
         let text = "MemTotal:       16303428 kB\nHugePages_Total:       4\nName:\tagent\n";
         let pairs: Vec<_> = sizes(text).collect();
-        assert_eq!(
-            pairs,
-            [("MemTotal", 16_303_428 * 1024), ("HugePages_Total", 4)]
-        );
+        assert_eq!(pairs, [("MemTotal", 16_303_428 * 1024), ("HugePages_Total", 4)]);
     }
 
     #[test]
     fn records_look_as_in_dmesg() {
         let record = "6,339,5140900,-;NET: Registered protocol family 10\n SUBSYSTEM=net\n";
-        assert_eq!(
-            line(record).unwrap(),
-            "[    5.140900] NET: Registered protocol family 10"
-        );
+        assert_eq!(line(record).unwrap(), "[    5.140900] NET: Registered protocol family 10");
         assert_eq!(line("nonsense"), None);
     }
 }

@@ -20,19 +20,12 @@ impl Events {
     /// An empty queue.
     pub fn new() -> Self {
         let (tx, rx) = unbounded_channel();
-        Self {
-            tx,
-            rx: Mutex::new(Some(rx)),
-        }
+        Self { tx, rx: Mutex::new(Some(rx)) }
     }
 
     /// A process has ended.
     pub fn exit(&self, process: ProcessRef, status: u32) {
-        self.push(Kind::Exit(Exit {
-            process: Some(process).into(),
-            status,
-            ..Default::default()
-        }));
+        self.push(Kind::Exit(Exit { process: Some(process).into(), status, ..Default::default() }));
     }
 
     /// Memory ran out, and a process of `container` was killed for it.
@@ -60,10 +53,7 @@ impl Events {
 
     fn push(&self, kind: Kind) {
         // The receiver is dropped only when the control connection is, and the VM ends with that.
-        let _ = self.tx.send(Event {
-            kind: Some(kind),
-            ..Default::default()
-        });
+        let _ = self.tx.send(Event { kind: Some(kind), ..Default::default() });
     }
 }
 
@@ -75,13 +65,7 @@ mod tests {
     fn events_wait_in_order_for_their_one_reader() {
         let events = Events::new();
         events.oom("c");
-        events.exit(
-            ProcessRef {
-                container: "c".to_owned(),
-                ..Default::default()
-            },
-            137,
-        );
+        events.exit(ProcessRef { container: "c".to_owned(), ..Default::default() }, 137);
         let mut rx = events.take().unwrap();
         events.take().unwrap_err();
         assert!(matches!(rx.try_recv().unwrap().kind, Some(Kind::Oom(_))));

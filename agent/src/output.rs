@@ -23,11 +23,7 @@ impl<S: AsyncRead + AsyncWrite> Output<S> {
     /// Takes a connection that the host has dialled for this.
     pub fn new(stream: S) -> Self {
         let (acks, bytes) = tokio::io::split(stream);
-        Self {
-            acks,
-            bytes,
-            room: STREAM_WINDOW,
-        }
+        Self { acks, bytes, room: STREAM_WINDOW }
     }
 
     /// How many bytes may be sent now, at least one: waits for the host to take some if need be.

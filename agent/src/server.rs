@@ -78,20 +78,10 @@ pub async fn run(stamps: Arc<Stamps>) -> Result<(), Error> {
     let stream = VsockStream::connect(address).await.map_err(Error::Dial)?;
     stamps.mark("dialled");
     let (over, ended) = oneshot::channel();
-    let connection = Connection {
-        stream,
-        over: Some(over),
-    };
-    let service = Agent {
-        guest,
-        stamps,
-        set_up: AtomicBool::new(false),
-        mounts: Mutex::default(),
-    };
+    let connection = Connection { stream, over: Some(over) };
+    let service = Agent { guest, stamps, set_up: AtomicBool::new(false), mounts: Mutex::default() };
     let mut server = Server::new()
-        .add_listener(Listener::new(
-            stream::iter([Ok(connection)]).chain(stream::pending()),
-        ))
+        .add_listener(Listener::new(stream::iter([Ok(connection)]).chain(stream::pending())))
         .register_service(create_agent(Arc::new(service)));
     server.start().await.map_err(Error::Rpc)?;
 
@@ -179,7 +169,7 @@ impl Service for Agent {
     async fn setup(&self, _: &TtrpcContext, request: SetupRequest) -> ttrpc::Result<SetupResponse> {
         if self.set_up.swap(true, Ordering::Relaxed) {
             return Err(
-                CallError::FailedPrecondition("the guest is set up already".to_owned()).into(),
+                CallError::FailedPrecondition("the guest is set up already".to_owned()).into()
             );
         }
         setup::apply(&request)?;
@@ -225,20 +215,14 @@ impl Service for Agent {
     ) -> ttrpc::Result<CreateResponse> {
         let guest = Arc::clone(&self.guest);
         let pid = to_its_end(async move { guest.create(request).await }).await?;
-        Ok(CreateResponse {
-            pid,
-            ..Default::default()
-        })
+        Ok(CreateResponse { pid, ..Default::default() })
     }
 
     async fn start(&self, _: &TtrpcContext, name: ProcessRef) -> ttrpc::Result<StartResponse> {
         let guest = Arc::clone(&self.guest);
         let process = self.process(&name)?;
         let pid = to_its_end(async move { guest.start(&process).await }).await?;
-        Ok(StartResponse {
-            pid,
-            ..Default::default()
-        })
+        Ok(StartResponse { pid, ..Default::default() })
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecRequest) -> ttrpc::Result<Empty> {
@@ -271,25 +255,12 @@ impl Service for Agent {
     }
 
     async fn stats(&self, _: &TtrpcContext, name: ContainerRef) -> ttrpc::Result<StatsResponse> {
-        Ok(self
-            .guest
-            .containers
-            .container(&name.container)?
-            .cgroup()
-            .stats()?)
+        Ok(self.guest.containers.container(&name.container)?.cgroup().stats()?)
     }
 
     async fn pids(&self, _: &TtrpcContext, name: ContainerRef) -> ttrpc::Result<PidsResponse> {
-        let pids = self
-            .guest
-            .containers
-            .container(&name.container)?
-            .cgroup()
-            .pids()?;
-        Ok(PidsResponse {
-            pids,
-            ..Default::default()
-        })
+        let pids = self.guest.containers.container(&name.container)?.cgroup().pids()?;
+        Ok(PidsResponse { pids, ..Default::default() })
     }
 
     async fn pause(&self, _: &TtrpcContext, name: ContainerRef) -> ttrpc::Result<Empty> {

@@ -114,14 +114,8 @@ pub fn set_sysctl(name: &str, value: &str) -> Result<()> {
 
 /// The path below /proc/sys; none if the name would lead elsewhere.
 fn sysctl_path(name: &str) -> Option<String> {
-    let path = if name.contains('/') {
-        name.to_owned()
-    } else {
-        name.replace('.', "/")
-    };
-    let fits = path
-        .split('/')
-        .all(|part| !part.is_empty() && part != "." && part != "..");
+    let path = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
+    let fits = path.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
     fits.then_some(path)
 }
 
@@ -135,10 +129,7 @@ mod tests {
 
     #[test]
     fn kernel_parameters_stay_below_proc_sys() {
-        assert_eq!(
-            sysctl_path("net.ipv4.ip_forward").unwrap(),
-            "net/ipv4/ip_forward"
-        );
+        assert_eq!(sysctl_path("net.ipv4.ip_forward").unwrap(), "net/ipv4/ip_forward");
         assert_eq!(
             sysctl_path("net/ipv4/conf/eth0.1/forwarding").unwrap(),
             "net/ipv4/conf/eth0.1/forwarding"

@@ -33,9 +33,5 @@ pub async fn quiesce(watcher: &Watcher, mounts: &[String]) {
 /// at that.
 pub fn power_off() -> nix::Result<Infallible> {
     let acpi = Path::new("/sys/firmware/acpi").exists();
-    reboot(if acpi {
-        RebootMode::RB_POWER_OFF
-    } else {
-        RebootMode::RB_AUTOBOOT
-    })
+    reboot(if acpi { RebootMode::RB_POWER_OFF } else { RebootMode::RB_AUTOBOOT })
 }

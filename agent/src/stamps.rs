@@ -35,10 +35,7 @@ fn uptime_us() -> u64 {
     let Ok(now) = clock_gettime(ClockId::CLOCK_BOOTTIME) else {
         return 0;
     };
-    let micros = now
-        .tv_sec()
-        .saturating_mul(1_000_000)
-        .saturating_add(now.tv_nsec() / 1000);
+    let micros = now.tv_sec().saturating_mul(1_000_000).saturating_add(now.tv_nsec() / 1000);
     u64::try_from(micros).unwrap_or(0)
 }
 

@@ -94,9 +94,7 @@ impl<S> Pairs<S> {
             Some(Half::Dialled(stream)) => drop(tx.send(stream)),
             Some(Half::Announced(other)) if !other.is_closed() => {
                 halves.insert(number, Half::Announced(other));
-                return Err(Error::InvalidArgument(format!(
-                    "the stream {number} is taken"
-                )));
+                return Err(Error::InvalidArgument(format!("the stream {number} is taken")));
             }
             Some(Half::Announced(_)) | None => {
                 // Those who have given up waiting leave no trace.
@@ -116,10 +114,7 @@ impl<S> Pairs<S> {
                 log::warn!("the stream {number} was dialled twice");
                 halves.insert(number, first);
             }
-            None if halves
-                .values()
-                .filter(|half| matches!(half, Half::Dialled(_)))
-                .count()
+            None if halves.values().filter(|half| matches!(half, Half::Dialled(_))).count()
                 >= MAX_WAITING =>
             {
                 log::warn!("too many streams wait to be announced; {number} is closed");

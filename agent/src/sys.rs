@@ -12,10 +12,7 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// What the C library says of an errno; nix's own words are sometimes those of another system.
 pub fn describe(errno: Errno) -> String {
     let text = std::io::Error::from(errno).to_string();
-    text.split(" (os error")
-        .next()
-        .unwrap_or_default()
-        .to_owned()
+    text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
 /// The text of an error with all its causes, each said once.
@@ -67,10 +64,7 @@ mod tests {
     fn a_chain_says_each_cause_once() {
         let error = Layer(
             "cannot mount /proc: no such device",
-            Some(Box::new(Layer(
-                "no such device",
-                Some(Box::new(Layer("ENODEV", None))),
-            ))),
+            Some(Box::new(Layer("no such device", Some(Box::new(Layer("ENODEV", None)))))),
         );
         assert_eq!(chain(&error), "cannot mount /proc: no such device: ENODEV");
     }

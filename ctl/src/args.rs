@@ -96,28 +96,17 @@ fn parse(mut parser: Parser) -> Result<Args, lexopt::Error> {
     let inspect = matches!(command, Command::Inspect { .. });
     let misplaced = [
         ("--json", json && !inspect && command != Command::List),
-        (
-            "--dry-run",
-            dry_run && !matches!(command, Command::Gc { .. }),
-        ),
+        ("--dry-run", dry_run && !matches!(command, Command::Gc { .. })),
         ("--namespace", namespace.is_some() && !inspect),
     ];
     if let Some((flag, _)) = misplaced.iter().find(|(_, wrong)| *wrong) {
         return Err(format!("{flag} does not go with {}", words[0]).into());
     }
-    Ok(Args {
-        command,
-        json,
-        namespace,
-    })
+    Ok(Args { command, json, namespace })
 }
 
 fn plain(command: Command) -> Args {
-    Args {
-        command,
-        json: false,
-        namespace: None,
-    }
+    Args { command, json: false, namespace: None }
 }
 
 #[cfg(test)]
@@ -136,29 +125,15 @@ mod tests {
     #[test]
     fn commands_and_flags_are_understood_in_any_order() {
         assert_eq!(parsed("check").expect("check"), plain(Command::Check));
-        assert_eq!(
-            parsed("gc --dry-run").expect("gc"),
-            plain(Command::Gc { dry_run: true })
-        );
+        assert_eq!(parsed("gc --dry-run").expect("gc"), plain(Command::Gc { dry_run: true }));
         let expected = Args {
-            command: Command::Inspect {
-                id: "web".to_owned(),
-            },
+            command: Command::Inspect { id: "web".to_owned() },
             json: true,
             namespace: Some("k8s.io".to_owned()),
         };
-        assert_eq!(
-            parsed("--json -n k8s.io inspect web").expect("inspect"),
-            expected
-        );
-        assert_eq!(
-            parsed("inspect web --namespace=k8s.io --json").expect("inspect"),
-            expected
-        );
-        assert_eq!(
-            parsed("anything --help").expect("help"),
-            plain(Command::Help)
-        );
+        assert_eq!(parsed("--json -n k8s.io inspect web").expect("inspect"), expected);
+        assert_eq!(parsed("inspect web --namespace=k8s.io --json").expect("inspect"), expected);
+        assert_eq!(parsed("anything --help").expect("help"), plain(Command::Help));
     }
 
     #[test]

@@ -33,11 +33,7 @@ pub fn find(entries: Vec<Entry>, id: &str, namespace: Option<&str>) -> Result<En
     let starts = |entry: &Entry| name(entry).is_some_and(|(_, found)| found.starts_with(id));
     let any_exact = entries.iter().any(exact);
     let fits = |entry: &Entry| {
-        if any_exact {
-            exact(entry)
-        } else {
-            starts(entry)
-        }
+        if any_exact { exact(entry) } else { starts(entry) }
     };
     let mut found: Vec<Entry> = entries.into_iter().filter(fits).collect();
     match found.len() {
@@ -46,10 +42,7 @@ pub fn find(entries: Vec<Entry>, id: &str, namespace: Option<&str>) -> Result<En
         _ => {
             let names = found.iter().filter_map(name);
             let names: Vec<String> = names.map(|(ns, id)| format!("{id} (in {ns})")).collect();
-            Err(FindError::Several {
-                id: id.to_owned(),
-                candidates: names.join(", "),
-            })
+            Err(FindError::Several { id: id.to_owned(), candidates: names.join(", ") })
         }
     }
 }
@@ -64,15 +57,8 @@ pub mod tests {
 
     /// A sandbox whose shim is gone.
     pub fn entry(namespace: &str, id: &str) -> Entry {
-        let gone = ProcessId {
-            role: "shim".to_owned(),
-            pid: u32::MAX,
-            start_time: 1,
-        };
-        let vmm = ProcessId {
-            role: "qemu".to_owned(),
-            ..gone
-        };
+        let gone = ProcessId { role: "shim".to_owned(), pid: u32::MAX, start_time: 1 };
+        let vmm = ProcessId { role: "qemu".to_owned(), ..gone };
         let record = Record {
             namespace: namespace.to_owned(),
             id: id.to_owned(),
@@ -93,10 +79,7 @@ pub mod tests {
             devices: vec!["vsock on /v".to_owned()],
             phases: Vec::new(),
         };
-        Entry {
-            directory: PathBuf::from("/run/bulkhead/x"),
-            record: Ok(record),
-        }
+        Entry { directory: PathBuf::from("/run/bulkhead/x"), record: Ok(record) }
     }
 
     fn found(id: &str, namespace: Option<&str>) -> Result<String, FindError> {
@@ -128,9 +111,6 @@ pub mod tests {
     #[test]
     fn none_is_none() {
         assert_eq!(found("x", None), Err(FindError::None("x".to_owned())));
-        assert_eq!(
-            found("data", Some("a")),
-            Err(FindError::None("data".to_owned()))
-        );
+        assert_eq!(found("data", Some("a")), Err(FindError::None("data".to_owned())));
     }
 }

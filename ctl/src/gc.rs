@@ -46,9 +46,7 @@ fn left_over(entry: &Entry, age: Duration) -> bool {
 /// How long nothing has changed in the directory; no time at all where that cannot be seen.
 fn age(entry: &Entry) -> Duration {
     let changed = fs::metadata(&entry.directory).and_then(|metadata| metadata.modified());
-    let age = changed
-        .ok()
-        .and_then(|time| SystemTime::now().duration_since(time).ok());
+    let age = changed.ok().and_then(|time| SystemTime::now().duration_since(time).ok());
     age.unwrap_or_default()
 }
 
@@ -61,11 +59,7 @@ fn name(entry: &Entry) -> String {
 
 fn killed(reaped: &Reaped) -> String {
     let killed: Vec<String> = reaped.killed.iter().map(ToString::to_string).collect();
-    if killed.is_empty() {
-        String::new()
-    } else {
-        format!("; killed {}", killed.join(", "))
-    }
+    if killed.is_empty() { String::new() } else { format!("; killed {}", killed.join(", ")) }
 }
 
 #[cfg(test)]
@@ -88,10 +82,7 @@ mod tests {
     #[test]
     fn a_directory_without_a_record_may_be_a_sandbox_that_is_just_made() {
         let record = Record::read("/nowhere".as_ref());
-        let entry = Entry {
-            directory: "/nowhere".into(),
-            record,
-        };
+        let entry = Entry { directory: "/nowhere".into(), record };
         assert!(!left_over(&entry, Duration::from_secs(5)));
         assert!(left_over(&entry, Duration::from_secs(61)));
         assert_eq!(age(&entry), Duration::ZERO);
@@ -100,16 +91,10 @@ mod tests {
     #[test]
     fn a_dry_run_removes_nothing() {
         let dir = tempfile::tempdir().expect("tempdir");
-        let entry = Entry {
-            directory: dir.path().to_owned(),
-            ..entry("default", "web")
-        };
+        let entry = Entry { directory: dir.path().to_owned(), ..entry("default", "web") };
         let mut out = Vec::new();
         run(&[entry], true, &mut out).expect("write");
-        assert_eq!(
-            String::from_utf8_lossy(&out),
-            "would remove web (in default)\n"
-        );
+        assert_eq!(String::from_utf8_lossy(&out), "would remove web (in default)\n");
         assert!(dir.path().exists());
     }
 }

@@ -63,24 +63,15 @@ impl Guest {
     }
 
     fn size(&self, name: &str) -> String {
-        self.memory
-            .get(name)
-            .map_or_else(|| "?".to_owned(), |bytes| text::mib(*bytes))
+        self.memory.get(name).map_or_else(|| "?".to_owned(), |bytes| text::mib(*bytes))
     }
 }
 
 impl Live<'_> {
     fn of(record: &Record) -> Live<'_> {
         let memory = |process: &ProcessId| process.is_alive().then(|| Memory::of(process.pid));
-        let processes = record
-            .all_processes()
-            .map(|p| (p, memory(p).flatten()))
-            .collect();
-        let info = |socket| {
-            Api::new(socket, ANSWER_DEADLINE)
-                .info()
-                .map_err(|e| chain(&e))
-        };
+        let processes = record.all_processes().map(|p| (p, memory(p).flatten())).collect();
+        let info = |socket| Api::new(socket, ANSWER_DEADLINE).info().map_err(|e| chain(&e));
         Live {
             state: list::state(record),
             processes,
@@ -129,39 +120,19 @@ fn show(entry: &Entry, record: &Record, live: &Live<'_>, out: &mut impl Write) -
     let cpus = if record.vcpus == 1 { "vCPU" } else { "vCPUs" };
     let guest = format!("{} {cpus}, {}", record.vcpus, text::mib(record.memory));
     let mut facts = vec![
-        (
-            "sandbox",
-            format!("{} (namespace {})", record.id, record.namespace),
-        ),
+        ("sandbox", format!("{} (namespace {})", record.id, record.namespace)),
         ("state", live.state.to_owned()),
-        (
-            "created",
-            humantime::format_rfc3339_seconds(created).to_string(),
-        ),
-        (
-            "hypervisor",
-            format!(
-                "{} with {}: {}",
-                record.hypervisor, record.accel, record.reason
-            ),
-        ),
+        ("created", humantime::format_rfc3339_seconds(created).to_string()),
+        ("hypervisor", format!("{} with {}: {}", record.hypervisor, record.accel, record.reason)),
         ("guest", guest),
         ("kernel", record.kernel.display().to_string()),
         ("initramfs", record.initramfs.display().to_string()),
         ("directory", entry.directory.display().to_string()),
     ];
-    facts.extend(
-        record
-            .devices
-            .iter()
-            .map(|device| ("device", device.clone())),
-    );
+    facts.extend(record.devices.iter().map(|device| ("device", device.clone())));
     match &live.vm {
         Some(Ok(vm)) => {
-            facts.push((
-                "vm",
-                format!("{}, {}", vm.state, text::mib(vm.memory_actual_size)),
-            ));
+            facts.push(("vm", format!("{}, {}", vm.state, text::mib(vm.memory_actual_size))));
             for (name, device) in &vm.device_tree {
                 if let Some(place) = &device.pci_bdf {
                     facts.push(("pci", format!("{place} {name}")));
@@ -181,9 +152,7 @@ fn show(entry: &Entry, record: &Record, live: &Live<'_>, out: &mut impl Write) -
         Err(error) => error.clone(),
     };
     facts.push(("inside", inside));
-    let facts = facts
-        .into_iter()
-        .map(|(name, fact)| vec![name.to_owned(), fact]);
+    let facts = facts.into_iter().map(|(name, fact)| vec![name.to_owned(), fact]);
     text::table(out, &facts.collect::<Vec<_>>())?;
     writeln!(out)?;
     text::table(out, &processes(live))?;
@@ -206,19 +175,9 @@ fn processes(live: &Live<'_>) -> Vec<Vec<String>> {
             None if process.is_alive() => ("?".to_owned(), "?".to_owned()),
             None => ("gone".to_owned(), String::new()),
         };
-        rows.push(vec![
-            process.role.clone(),
-            process.pid.to_string(),
-            rss,
-            pss,
-        ]);
+        rows.push(vec![process.role.clone(), process.pid.to_string(), rss, pss]);
     }
-    rows.push(vec![
-        "sum".to_owned(),
-        String::new(),
-        String::new(),
-        text::mib(sum),
-    ]);
+    rows.push(vec!["sum".to_owned(), String::new(), String::new(), text::mib(sum)]);
     rows
 }
 
@@ -228,18 +187,10 @@ fn phases(phases: &[Phase]) -> Vec<Vec<String>> {
     let mut rows = vec![["PHASE", "AT", "TOOK"].map(str::to_owned).to_vec()];
     let (mut host, mut guest) = (0, 0);
     for phase in phases {
-        let clock = if phase.name.starts_with(GUEST) {
-            &mut guest
-        } else {
-            &mut host
-        };
+        let clock = if phase.name.starts_with(GUEST) { &mut guest } else { &mut host };
         let took = phase.micros.saturating_sub(*clock);
         *clock = phase.micros;
-        rows.push(vec![
-            phase.name.clone(),
-            text::ms(phase.micros),
-            text::ms(took),
-        ]);
+        rows.push(vec![phase.name.clone(), text::ms(phase.micros), text::ms(took)]);
     }
     rows
 }
@@ -260,14 +211,10 @@ mod tests {
         if let Ok(record) = &mut entry.record {
             record.shim = ProcessId::own("shim").expect("stat");
             record.api = Some("/nowhere/api".into());
-            record.phases = [
-                ("share", 1000),
-                ("guest.init", 500_000),
-                ("vmm", 9500),
-                ("guest.ready", 600_000),
-            ]
-            .map(|(name, us)| Phase::new(name, Duration::from_micros(us)))
-            .into();
+            record.phases =
+                [("share", 1000), ("guest.init", 500_000), ("vmm", 9500), ("guest.ready", 600_000)]
+                    .map(|(name, us)| Phase::new(name, Duration::from_micros(us)))
+                    .into();
         }
         entry
     }
@@ -289,22 +236,16 @@ mod tests {
             assert!(text.contains(part), "{part:?} not in\n{text}");
         }
         assert!(
-            text.lines()
-                .any(|line| line.starts_with("shim ") && line.contains("MiB")),
+            text.lines().any(|line| line.starts_with("shim ") && line.contains("MiB")),
             "{text}"
         );
     }
 
     #[test]
     fn each_clock_has_its_own_steps() {
-        let Ok(record) = running().record else {
-            panic!("a record")
-        };
-        let took: Vec<String> = phases(&record.phases)
-            .into_iter()
-            .skip(1)
-            .map(|r| r[2].clone())
-            .collect();
+        let Ok(record) = running().record else { panic!("a record") };
+        let took: Vec<String> =
+            phases(&record.phases).into_iter().skip(1).map(|r| r[2].clone()).collect();
         assert_eq!(took, ["1.0 ms", "500.0 ms", "8.5 ms", "100.0 ms"]);
     }
 

@@ -10,11 +10,7 @@ use crate::text;
 
 /// Whether a sandbox's shim is there.
 pub fn state(record: &Record) -> &'static str {
-    if record.shim.is_alive() {
-        "running"
-    } else {
-        "left over"
-    }
+    if record.shim.is_alive() { "running" } else { "left over" }
 }
 
 /// Shows all sandboxes.
@@ -26,16 +22,7 @@ pub fn run(entries: &[Entry], json: bool, out: &mut impl Write) -> io::Result<()
         let values: Vec<Value> = entries.iter().map(value).collect();
         return writeln!(out, "{:#}", Value::Array(values));
     }
-    let header = [
-        "ID",
-        "NAMESPACE",
-        "STATE",
-        "HYPERVISOR",
-        "VCPUS",
-        "MEMORY",
-        "VMM PID",
-        "AGE",
-    ];
+    let header = ["ID", "NAMESPACE", "STATE", "HYPERVISOR", "VCPUS", "MEMORY", "VMM PID", "AGE"];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     rows.extend(entries.iter().map(row));
     text::table(out, &rows)
@@ -43,12 +30,7 @@ pub fn run(entries: &[Entry], json: bool, out: &mut impl Write) -> io::Result<()
 
 fn row(entry: &Entry) -> Vec<String> {
     let Ok(record) = &entry.record else {
-        return vec![
-            "?".to_owned(),
-            "?".to_owned(),
-            "no record".to_owned(),
-            directory(entry),
-        ];
+        return vec!["?".to_owned(), "?".to_owned(), "no record".to_owned(), directory(entry)];
     };
     let age = Duration::from_millis(now_ms().saturating_sub(record.created_ms));
     vec![
@@ -58,10 +40,7 @@ fn row(entry: &Entry) -> Vec<String> {
         format!("{} ({})", record.hypervisor, record.accel),
         record.vcpus.to_string(),
         text::mib(record.memory),
-        record
-            .processes
-            .first()
-            .map_or_else(|| "-".to_owned(), |vmm| vmm.pid.to_string()),
+        record.processes.first().map_or_else(|| "-".to_owned(), |vmm| vmm.pid.to_string()),
         text::age(age),
     ]
 }
@@ -100,10 +79,7 @@ mod tests {
 
     fn without_record() -> Entry {
         let record = Record::read("/nowhere".as_ref());
-        Entry {
-            directory: "/run/bulkhead/y".into(),
-            record,
-        }
+        Entry { directory: "/run/bulkhead/y".into(), record }
     }
 
     #[test]
@@ -111,10 +87,7 @@ mod tests {
         let text = shown(&[entry("default", "web"), without_record()], false);
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("ID   NAMESPACE  STATE"), "{text}");
-        assert!(
-            lines[1].starts_with("web  default    left over  qemu (tcg)"),
-            "{text}"
-        );
+        assert!(lines[1].starts_with("web  default    left over  qemu (tcg)"), "{text}");
         assert!(lines[2].contains("no record  /run/bulkhead/y"), "{text}");
     }
 

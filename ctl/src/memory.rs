@@ -26,10 +26,7 @@ fn parse(rollup: &str) -> Option<Memory> {
         let line = rollup.lines().find_map(|line| line.strip_prefix(name))?;
         Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
     };
-    Some(Memory {
-        rss: bytes("Rss:")?,
-        pss: bytes("Pss:")?,
-    })
+    Some(Memory { rss: bytes("Rss:")?, pss: bytes("Pss:")? })
 }
 
 #[cfg(test)]
@@ -40,13 +37,7 @@ mod tests {
     fn rss_and_pss_are_read() {
         let text = "5581-7ffd ---p 00000000 00:00 0 [rollup]\n\
                     Rss:                2048 kB\nPss:                 512 kB\nPss_Dirty: 4 kB\n";
-        assert_eq!(
-            parse(text),
-            Some(Memory {
-                rss: 2 << 20,
-                pss: 512 << 10
-            })
-        );
+        assert_eq!(parse(text), Some(Memory { rss: 2 << 20, pss: 512 << 10 }));
         assert_eq!(parse("Rss: 1 kB\n"), None);
         assert_eq!(parse(""), None);
     }

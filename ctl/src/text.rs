@@ -11,17 +11,11 @@ pub fn table(out: &mut impl Write, rows: &[Vec<String>]) -> io::Result<()> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
-        cells
-            .map(|cell| cell.chars().count())
-            .max()
-            .unwrap_or_default()
+        cells.map(|cell| cell.chars().count()).max().unwrap_or_default()
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     for row in rows {
-        let cells = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:width$}"));
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
         writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
     }
     Ok(())
@@ -51,11 +45,7 @@ mod tests {
     fn columns_are_as_wide_as_their_widest_cell() {
         let row = |cells: [&str; 2]| cells.map(str::to_owned).to_vec();
         let mut out = Vec::new();
-        table(
-            &mut out,
-            &[row(["a", "b"]), row(["long", ""]), row(["ü", "c"])],
-        )
-        .expect("write");
+        table(&mut out, &[row(["a", "b"]), row(["long", ""]), row(["ü", "c"])]).expect("write");
         assert_eq!(String::from_utf8_lossy(&out), "a     b\nlong\nü     c\n");
     }
 

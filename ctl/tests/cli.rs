@@ -18,9 +18,7 @@ struct Host {
 
 impl Host {
     fn new() -> Host {
-        let host = Host {
-            dir: tempfile::tempdir().expect("tempdir"),
-        };
+        let host = Host { dir: tempfile::tempdir().expect("tempdir") };
         fs::create_dir(host.state()).expect("mkdir");
         host.configure("");
         host
@@ -79,22 +77,11 @@ fn process() -> (Child, ProcessId) {
     let child = Command::new("sleep").arg("100").spawn().expect("sleep");
     let pid = child.id();
     let start_time = bulkhead_shim::process::start_time(pid).expect("stat");
-    (
-        child,
-        ProcessId {
-            role: "qemu".to_owned(),
-            pid,
-            start_time,
-        },
-    )
+    (child, ProcessId { role: "qemu".to_owned(), pid, start_time })
 }
 
 fn gone() -> ProcessId {
-    ProcessId {
-        role: "shim".to_owned(),
-        pid: u32::MAX,
-        start_time: 1,
-    }
+    ProcessId { role: "shim".to_owned(), pid: u32::MAX, start_time: 1 }
 }
 
 #[test]
@@ -121,17 +108,11 @@ fn a_wrong_configuration_is_named_by_every_command() {
     for args in [&["list"][..], &["gc"], &["inspect", "x"]] {
         let output = host.bulkhead(args);
         assert_eq!(output.status.code(), Some(1));
-        assert!(
-            text(&output.stderr).contains("vcpus = 1000 is not allowed"),
-            "{output:?}"
-        );
+        assert!(text(&output.stderr).contains("vcpus = 1000 is not allowed"), "{output:?}");
     }
     let output = host.bulkhead(&["check"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        text(&output.stdout).contains("vcpus = 1000 is not allowed"),
-        "{output:?}"
-    );
+    assert!(text(&output.stdout).contains("vcpus = 1000 is not allowed"), "{output:?}");
 }
 
 #[test]
@@ -142,15 +123,9 @@ fn check_fails_with_a_line_for_what_is_missing() {
     assert_eq!(output.status.code(), Some(1));
     let lines = text(&output.stdout);
     assert!(lines.contains("FAIL  virtiofsd "), "{lines}");
-    assert!(
-        lines.contains("virtiofsd = /nowhere/virtiofsd cannot be used"),
-        "{lines}"
-    );
+    assert!(lines.contains("virtiofsd = /nowhere/virtiofsd cannot be used"), "{lines}");
     assert!(lines.contains("FAIL  guest kernel "), "{lines}");
-    assert!(
-        lines.ends_with("this host cannot run sandboxes yet\n"),
-        "{lines}"
-    );
+    assert!(lines.ends_with("this host cannot run sandboxes yet\n"), "{lines}");
 }
 
 #[test]
@@ -168,10 +143,7 @@ fn list_and_inspect_show_a_running_sandbox() {
 
     let shown = host.bulkhead(&["inspect", "web"]);
     assert_eq!(shown.status.code(), Some(0), "{shown:?}");
-    assert!(
-        text(&shown.stdout).contains("qemu with tcg: no other is installed"),
-        "{shown:?}"
-    );
+    assert!(text(&shown.stdout).contains("qemu with tcg: no other is installed"), "{shown:?}");
     let shown: Value =
         serde_json::from_slice(&host.bulkhead(&["inspect", "web", "--json"]).stdout).expect("json");
     assert_eq!(shown["processes"][1]["pid"], vmm_id.pid);
@@ -179,10 +151,7 @@ fn list_and_inspect_show_a_running_sandbox() {
 
     let none = host.bulkhead(&["inspect", "other"]);
     assert_eq!(none.status.code(), Some(1));
-    assert!(
-        text(&none.stderr).contains("no sandbox \"other\" on this host"),
-        "{none:?}"
-    );
+    assert!(text(&none.stderr).contains("no sandbox \"other\" on this host"), "{none:?}");
     vmm.kill().expect("kill");
     vmm.wait().expect("wait");
 }
@@ -214,11 +183,7 @@ fn gc_ends_what_a_dead_shim_left_and_nothing_else() {
     assert!(served_dir.exists() && being_made.exists());
 
     let again = host.bulkhead(&["gc"]);
-    assert_eq!(
-        (again.status.code(), again.stdout.len()),
-        (Some(0), 0),
-        "{again:?}"
-    );
+    assert_eq!((again.status.code(), again.stdout.len()), (Some(0), 0), "{again:?}");
     served.kill().expect("kill");
     served.wait().expect("wait");
 }

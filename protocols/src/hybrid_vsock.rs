@@ -17,9 +17,7 @@ const ANSWER_LIMIT: usize = 16;
 /// vsock, and whatever the socket itself says. There is no deadline in it.
 pub async fn connect(socket: &Path, port: u32) -> io::Result<UnixStream> {
     let mut stream = UnixStream::connect(socket).await?;
-    stream
-        .write_all(format!("CONNECT {port}\n").as_bytes())
-        .await?;
+    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
     let mut answer = Vec::with_capacity(ANSWER_LIMIT);
     loop {
         // Byte by byte: what follows the line belongs to the guest's program.
@@ -27,10 +25,7 @@ pub async fn connect(socket: &Path, port: u32) -> io::Result<UnixStream> {
             Ok(b'\n') => break,
             Ok(byte) if answer.len() < ANSWER_LIMIT => answer.push(byte),
             Ok(_) => {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "no hybrid vsock",
-                ));
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "no hybrid vsock"));
             }
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 return Err(io::ErrorKind::ConnectionRefused.into());
@@ -41,10 +36,7 @@ pub async fn connect(socket: &Path, port: u32) -> io::Result<UnixStream> {
     if answer.starts_with(b"OK ") {
         Ok(stream)
     } else {
-        Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "no hybrid vsock",
-        ))
+        Err(io::Error::new(io::ErrorKind::InvalidData, "no hybrid vsock"))
     }
 }
 
@@ -89,17 +81,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_closed_port_is_refused() {
-        assert_eq!(
-            connect_to(b"").await.unwrap_err().kind(),
-            io::ErrorKind::ConnectionRefused
-        );
+        assert_eq!(connect_to(b"").await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
     }
 
     #[tokio::test]
     async fn an_endless_answer_is_no_hybrid_vsock() {
-        let error = connect_to(b"OK 11111111111111111111111111111")
-            .await
-            .unwrap_err();
+        let error = connect_to(b"OK 11111111111111111111111111111").await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     }
 }

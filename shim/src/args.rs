@@ -140,10 +140,7 @@ mod tests {
         let args = parse("-namespace k8s.io -address /run/c.sock -publish-binary /usr/bin/containerd -id a1 -bundle /b -debug start")
             .unwrap();
         assert_eq!(args.action, Action::Start);
-        assert_eq!(
-            (args.namespace.as_str(), args.id.as_str()),
-            ("k8s.io", "a1")
-        );
+        assert_eq!((args.namespace.as_str(), args.id.as_str()), ("k8s.io", "a1"));
         assert_eq!(args.address, "/run/c.sock");
         assert_eq!(args.bundle, PathBuf::from("/b"));
         assert!(args.debug);
@@ -165,14 +162,8 @@ mod tests {
     fn says_what_is_wrong() {
         assert_eq!(parse("-id x start"), Err(ArgsError::Missing("namespace")));
         assert_eq!(parse("-namespace x start"), Err(ArgsError::Missing("id")));
-        assert_eq!(
-            parse("-namespace"),
-            Err(ArgsError::NoValue("namespace".into()))
-        );
-        assert_eq!(
-            parse("-colour red start"),
-            Err(ArgsError::UnknownFlag("-colour".into()))
-        );
+        assert_eq!(parse("-namespace"), Err(ArgsError::NoValue("namespace".into())));
+        assert_eq!(parse("-colour red start"), Err(ArgsError::UnknownFlag("-colour".into())));
         assert_eq!(parse("stop"), Err(ArgsError::UnknownAction("stop".into())));
         assert_eq!(parse(""), Err(ArgsError::UnknownAction(String::new())));
     }

@@ -29,10 +29,8 @@ const SOCKET_DIR: &str = "/run/containerd/s";
 const STDIN_LIMIT: u64 = 4 << 20;
 
 /// The annotations that name the pod of a container: the CRI plugin's, and the runc shim's own.
-const GROUP_ANNOTATIONS: [&str; 2] = [
-    "io.kubernetes.cri.sandbox-id",
-    "io.containerd.runc.v2.group",
-];
+const GROUP_ANNOTATIONS: [&str; 2] =
+    ["io.kubernetes.cri.sandbox-id", "io.containerd.runc.v2.group"];
 
 /// Why the server could not be started.
 #[derive(Debug, Error)]
@@ -85,11 +83,7 @@ pub fn start(args: &Args) -> Result<(), BootstrapError> {
             BootstrapError::Spawn(source)
         })?;
     } else if UnixStream::connect(&path).is_err() {
-        return Err(BootstrapError::NoSandbox {
-            group,
-            id: args.id.clone(),
-            path,
-        });
+        return Err(BootstrapError::NoSandbox { group, id: args.id.clone(), path });
     }
     let address = format!("unix://{}", path.display());
     // containerd 1.x finds a running shim again by this file, after it was restarted.
@@ -127,11 +121,7 @@ pub fn group(bundle: &Path) -> Result<Option<String>, BootstrapError> {
     let spec = spec::load(bundle)?;
     let annotations = spec.annotations().as_ref();
     Ok(annotations
-        .and_then(|annotations| {
-            GROUP_ANNOTATIONS
-                .iter()
-                .find_map(|name| annotations.get(*name))
-        })
+        .and_then(|annotations| GROUP_ANNOTATIONS.iter().find_map(|name| annotations.get(*name)))
         .cloned())
 }
 
@@ -148,10 +138,7 @@ fn read_params() -> io::Result<Option<BootstrapParams>> {
 }
 
 fn listen(path: &Path) -> Result<UnixListener, BootstrapError> {
-    let failed = |source| BootstrapError::Socket {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| BootstrapError::Socket { path: path.to_owned(), source };
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).map_err(failed)?;
     }
@@ -182,11 +169,7 @@ fn spawn_server(args: &Args, listener: UnixListener) -> io::Result<()> {
     if args.debug {
         command.arg("-debug");
     }
-    command
-        .arg("serve")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    command.arg("serve").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     // SAFETY: between fork and exec the closure makes system calls only (setsid, dup2, fcntl), all
     // of which are async-signal-safe; `listener` stays open until `spawn` has returned.
     unsafe {
@@ -225,11 +208,8 @@ mod tests {
 
     #[test]
     fn a_socket_path_is_short_whatever_the_id_is() {
-        let path = default_socket_path(
-            "/run/containerd/containerd.sock",
-            "k8s.io",
-            &"x".repeat(500),
-        );
+        let path =
+            default_socket_path("/run/containerd/containerd.sock", "k8s.io", &"x".repeat(500));
         assert!(path.as_os_str().len() < 108, "{path:?}");
     }
 

@@ -89,8 +89,7 @@ fn answer() -> Result<(), CleanupError> {
         exited_at: MessageField::some(timestamp(SystemTime::now())),
         ..Default::default()
     };
-    let bytes = response
-        .write_to_bytes()
-        .map_err(|error| CleanupError::Talk(io::Error::other(error)))?;
+    let bytes =
+        response.write_to_bytes().map_err(|error| CleanupError::Talk(io::Error::other(error)))?;
     io::stdout().write_all(&bytes).map_err(CleanupError::Talk)
 }

@@ -70,14 +70,7 @@ impl Publisher {
     pub fn start(address: String, namespace: String, log: &Logger) -> (Self, JoinHandle<()>) {
         let (queue, events) = mpsc::unbounded_channel();
         let task = tokio::spawn(forward(address, events, log.clone()));
-        (
-            Self {
-                namespace,
-                queue,
-                log: log.clone(),
-            },
-            task,
-        )
+        (Self { namespace, queue, log: log.clone() }, task)
     }
 
     /// Puts an event behind all earlier ones.
@@ -114,10 +107,8 @@ async fn forward(address: String, mut events: mpsc::UnboundedReceiver<Envelope>,
     let mut client = None;
     while let Some(envelope) = events.recv().await {
         let topic = envelope.topic.clone();
-        let request = ForwardRequest {
-            envelope: MessageField::some(envelope),
-            ..Default::default()
-        };
+        let request =
+            ForwardRequest { envelope: MessageField::some(envelope), ..Default::default() };
         let mut failures = 0;
         loop {
             match forward_one(&address, &mut client, &request).await {
@@ -155,8 +146,5 @@ async fn forward_one(
             client.insert(EventsClient::new(Client::connect(&address).await?))
         }
     };
-    events
-        .forward(ttrpc::context::with_duration(DEADLINE), request)
-        .await
-        .map(drop)
+    events.forward(ttrpc::context::with_duration(DEADLINE), request).await.map(drop)
 }

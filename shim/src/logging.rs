@@ -94,10 +94,7 @@ impl<W: Write + Send> Drain for Logfmt<W> {
 
     fn log(&self, record: &Record<'_>, values: &OwnedKVList) -> io::Result<()> {
         let mut line = Line(String::with_capacity(256));
-        line.pair(
-            "time",
-            &humantime::format_rfc3339_micros(SystemTime::now()).to_string(),
-        );
+        line.pair("time", &humantime::format_rfc3339_micros(SystemTime::now()).to_string());
         line.pair("level", level_name(record.level()));
         line.pair("msg", &record.msg().to_string());
         // Neither can fail: the serializer writes into a string.
@@ -129,9 +126,7 @@ impl Line {
         self.0.push_str(key);
         self.0.push('=');
         let plain = !value.is_empty()
-            && value
-                .bytes()
-                .all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'=');
+            && value.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'=');
         if plain {
             self.0.push_str(value);
         } else {
@@ -171,10 +166,8 @@ mod tests {
     #[test]
     fn a_record_is_one_line_whatever_it_holds() {
         let out = Shared::default();
-        let logger = Logger::root(
-            Logfmt(Mutex::new(out.clone())).ignore_res(),
-            o!("sandbox" => "s1"),
-        );
+        let logger =
+            Logger::root(Logfmt(Mutex::new(out.clone())).ignore_res(), o!("sandbox" => "s1"));
         slog::error!(logger, "two\nlines"; "container" => "a b", "code" => 7);
         let line = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
         assert_eq!(line.matches('\n').count(), 1, "{line}");

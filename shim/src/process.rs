@@ -90,12 +90,7 @@ impl HelperCommand {
     /// `role` is the helper's name in records and messages.
     #[must_use]
     pub fn new(role: &'static str, program: &Path) -> Self {
-        HelperCommand {
-            role,
-            program: program.to_owned(),
-            args: Vec::new(),
-            inherited: Vec::new(),
-        }
+        HelperCommand { role, program: program.to_owned(), args: Vec::new(), inherited: Vec::new() }
     }
 
     /// Adds an argument.
@@ -129,12 +124,7 @@ impl HelperCommand {
     /// # Errors
     /// [`SpawnError`]
     pub fn spawn(self) -> Result<Helper, SpawnError> {
-        let HelperCommand {
-            role,
-            program,
-            args,
-            inherited,
-        } = self;
+        let HelperCommand { role, program, args, inherited } = self;
         start(role, &program, &args, inherited).map_err(|source| SpawnError { program, source })
     }
 }
@@ -176,22 +166,12 @@ fn start(
     drop(command);
 
     // Nothing has waited for the child yet, so the id is still its own.
-    let pid = child
-        .id()
-        .ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+    let pid = child.id().ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
     let handle = pidfd(pid)?;
-    let process = Process {
-        role,
-        pid,
-        start_time: start_time(pid)?,
-    };
+    let process = Process { role, pid, start_time: start_time(pid)? };
     let (sender, ended) = watch::channel(None);
     tokio::spawn(watch_child(child, output, sender));
-    Ok(Helper {
-        process,
-        handle,
-        ended,
-    })
+    Ok(Helper { process, handle, ended })
 }
 
 /// Opens a pidfd (pidfd_open(2)).
@@ -199,9 +179,7 @@ fn start(
 /// # Errors
 /// ESRCH where there is no such process.
 pub fn pidfd(pid: u32) -> io::Result<OwnedFd> {
-    let pid = i32::try_from(pid)
-        .ok()
-        .and_then(rustix::process::Pid::from_raw);
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
     let pid = pid.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
     Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
@@ -225,10 +203,7 @@ pub fn kill(pidfd: &OwnedFd) -> io::Result<()> {
 pub fn start_time(pid: u32) -> io::Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     parse_start_time(&stat).ok_or_else(|| {
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("/proc/{pid}/stat has no start time"),
-        )
+        io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has no start time"))
     })
 }
 
@@ -238,10 +213,7 @@ pub fn start_time(pid: u32) -> io::Result<u64> {
 pub fn children(pid: u32) -> Vec<u32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
     let children = children.unwrap_or_default();
-    children
-        .split_ascii_whitespace()
-        .filter_map(|pid| pid.parse().ok())
-        .collect()
+    children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 fn parse_start_time(stat: &str) -> Option<u64> {
@@ -280,10 +252,7 @@ impl Helper {
     pub async fn wait(&self) -> Ended {
         let mut ended = self.ended.clone();
         // The sender goes away without a word only together with the runtime.
-        let lost = || Ended {
-            status: Status::Signal(libc::SIGKILL),
-            output: String::new(),
-        };
+        let lost = || Ended { status: Status::Signal(libc::SIGKILL), output: String::new() };
         match ended.wait_for(Option::is_some).await {
             Ok(value) => value.clone().unwrap_or_else(lost),
             Err(_) => lost(),
@@ -326,10 +295,7 @@ async fn watch_child(
         // Only if someone else has waited for our child.
         Err(_) => Status::Code(-1),
     };
-    sender.send_replace(Some(Ended {
-        status,
-        output: tail.text(),
-    }));
+    sender.send_replace(Some(Ended { status, output: tail.text() }));
 }
 
 /// The last bytes of a stream.
@@ -356,9 +322,7 @@ impl Tail {
     }
 
     fn text(mut self) -> String {
-        String::from_utf8_lossy(self.0.make_contiguous())
-            .trim()
-            .to_owned()
+        String::from_utf8_lossy(self.0.make_contiguous()).trim().to_owned()
     }
 }
 
@@ -378,9 +342,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_end_comes_with_code_and_output() {
-        let helper = shell("echo out; echo err >&2; exit 3")
-            .spawn()
-            .expect("spawn");
+        let helper = shell("echo out; echo err >&2; exit 3").spawn().expect("spawn");
         let ended = helper.wait().await;
         assert_eq!(ended.status, Status::Code(3));
         assert_eq!(ended.output, "out\nerr");
@@ -397,9 +359,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_the_end_of_much_output_is_kept() {
-        let helper = shell("yes | head -c 1000000; echo last")
-            .spawn()
-            .expect("spawn");
+        let helper = shell("yes | head -c 1000000; echo last").spawn().expect("spawn");
         let ended = helper.wait().await;
         assert_eq!(ended.status, Status::Code(0));
         assert!(ended.output.len() <= OUTPUT_TAIL);
@@ -421,11 +381,7 @@ mod tests {
         let ended = helper.ended.clone();
         drop(helper);
         let mut ended = ended;
-        let ended = ended
-            .wait_for(Option::is_some)
-            .await
-            .expect("an end")
-            .clone();
+        let ended = ended.wait_for(Option::is_some).await.expect("an end").clone();
         assert_eq!(ended.map(|e| e.status), Some(Status::Signal(libc::SIGKILL)));
     }
 
@@ -447,9 +403,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_program_is_named() {
-        let error = HelperCommand::new("x", Path::new("/nowhere/x"))
-            .spawn()
-            .expect_err("missing");
+        let error = HelperCommand::new("x", Path::new("/nowhere/x")).spawn().expect_err("missing");
         assert_eq!(error.to_string(), "/nowhere/x cannot be started");
         assert_eq!(error.source.kind(), io::ErrorKind::NotFound);
     }

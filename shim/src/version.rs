@@ -52,10 +52,8 @@ impl Version {
     /// [`VersionError`]
     pub fn of(program: &Path) -> Result<Version, VersionError> {
         let output = Command::new(program).arg("--version").output();
-        let output = output.map_err(|source| VersionError::Run {
-            program: program.to_owned(),
-            source,
-        })?;
+        let output =
+            output.map_err(|source| VersionError::Run { program: program.to_owned(), source })?;
         let printed = String::from_utf8_lossy(&output.stdout);
         let first = printed.lines().next().unwrap_or_default();
         parse(first).ok_or_else(|| VersionError::Unknown {
@@ -84,11 +82,7 @@ mod tests {
         let cases = [
             ("cloud-hypervisor v53.0-dirty", 53, 0),
             ("cloud-hypervisor v50.2.1", 50, 2),
-            (
-                "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)",
-                7,
-                2,
-            ),
+            ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)", 7, 2),
             ("virtiofsd 1.13.3", 1, 13),
             ("vhost-device-vsock 0.3.0", 0, 3),
         ];
@@ -101,19 +95,7 @@ mod tests {
 
     #[test]
     fn versions_are_ordered_by_their_numbers() {
-        assert!(
-            Version { major: 7, minor: 2 }
-                < Version {
-                    major: 10,
-                    minor: 0
-                }
-        );
-        assert!(
-            Version { major: 7, minor: 2 }
-                < Version {
-                    major: 7,
-                    minor: 10
-                }
-        );
+        assert!(Version { major: 7, minor: 2 } < Version { major: 10, minor: 0 });
+        assert!(Version { major: 7, minor: 2 } < Version { major: 7, minor: 10 });
     }
 }

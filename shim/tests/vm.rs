@@ -45,11 +45,7 @@ impl Console {
     fn read(path: &Path) -> Console {
         mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR).expect("mkfifo");
         // Opened for both, it waits for nobody.
-        let writer = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(path)
-            .expect("console");
+        let writer = OpenOptions::new().read(true).write(true).open(path).expect("console");
         let mut fifo = File::open(path).expect("console");
         let reader = thread::spawn(move || {
             let mut text = Vec::new();
@@ -77,15 +73,8 @@ fn initramfs(dir: &Path, init: Option<&str>) -> PathBuf {
         fs::copy("/bin/busybox", tree.join("bin/busybox")).expect("busybox-static is installed");
         let script = format!("#!/bin/busybox sh\n{init}\n");
         let mut file = OpenOptions::new();
-        let file = file
-            .create(true)
-            .write(true)
-            .truncate(true)
-            .mode(0o755)
-            .open(tree.join("init"));
-        file.expect("init")
-            .write_all(script.as_bytes())
-            .expect("init");
+        let file = file.create(true).write(true).truncate(true).mode(0o755).open(tree.join("init"));
+        file.expect("init").write_all(script.as_bytes()).expect("init");
         names += "bin/busybox\ninit\n";
     }
     let image = dir.join("initramfs.cpio");
@@ -96,11 +85,7 @@ fn initramfs(dir: &Path, init: Option<&str>) -> PathBuf {
         .stdout(File::create(&image).expect("image"))
         .spawn()
         .expect("cpio is installed");
-    cpio.stdin
-        .take()
-        .expect("stdin")
-        .write_all(names.as_bytes())
-        .expect("names");
+    cpio.stdin.take().expect("stdin").write_all(names.as_bytes()).expect("names");
     assert!(cpio.wait().expect("cpio").success());
     image
 }
@@ -135,10 +120,7 @@ async fn boot_with(init: Option<&str>, prepare: impl FnOnce(&mut VmSpec)) -> Gue
         memory: 128 << 20,
         nested: false,
         console: dir.path().join("console"),
-        share: Share {
-            tag: "share".to_owned(),
-            socket,
-        },
+        share: Share { tag: "share".to_owned(), socket },
     };
     let console = Console::read(&spec.console);
     prepare(&mut spec);
@@ -147,27 +129,15 @@ async fn boot_with(init: Option<&str>, prepare: impl FnOnce(&mut VmSpec)) -> Gue
     let started = Instant::now();
     let vm = selection.start(&spec).await.expect("start");
     eprintln!("VMM spawned after {:?}", started.elapsed());
-    Guest {
-        vm,
-        virtiofsd,
-        console,
-        share,
-        started,
-        _dir: dir,
-    }
+    Guest { vm, virtiofsd, console, share, started, _dir: dir }
 }
 
 impl Guest {
     async fn end(self) -> (VmExit, String) {
-        let exit = tokio::time::timeout(PATIENCE, self.vm.wait())
-            .await
-            .expect("an end in time");
+        let exit = tokio::time::timeout(PATIENCE, self.vm.wait()).await.expect("an end in time");
         eprintln!("over after {:?}: {exit}", self.started.elapsed());
         for process in self.vm.processes() {
-            assert!(
-                !Path::new(&format!("/proc/{}", process.pid)).exists(),
-                "{process:?} lives"
-            );
+            assert!(!Path::new(&format!("/proc/{}", process.pid)).exists(), "{process:?} lives");
         }
         // Without its VMM the daemon ends by itself, or with this.
         self.virtiofsd.kill();
@@ -190,16 +160,10 @@ async fn a_guest_sees_its_share_and_its_reset_is_the_end() {
     let out = guest.share.join("out");
     let processes = guest.vm.processes();
     assert_eq!(processes[0].pid, guest.vm.pid());
-    let exit = tokio::time::timeout(PATIENCE, guest.vm.wait())
-        .await
-        .expect("an end in time");
+    let exit = tokio::time::timeout(PATIENCE, guest.vm.wait()).await.expect("an end in time");
     assert_eq!(fs::read_to_string(out).expect("out"), "through the share");
     let (again, console) = guest.end().await;
-    assert_eq!(
-        (&exit, &again),
-        (&VmExit::GuestReset, &VmExit::GuestReset),
-        "{console}"
-    );
+    assert_eq!((&exit, &again), (&VmExit::GuestReset, &VmExit::GuestReset), "{console}");
 }
 
 #[tokio::test]
@@ -209,34 +173,13 @@ async fn a_guest_has_the_processors_and_the_memory_of_its_specification() {
     let look = "/bin/busybox cat /proc/cpuinfo /proc/meminfo >/mnt/out";
     let guest = boot(Some(&format!("{MOUNT}\n{proc}\n{look}\n{RESET}"))).await;
     let out = guest.share.join("out");
-    tokio::time::timeout(PATIENCE, guest.vm.wait())
-        .await
-        .expect("an end in time");
+    tokio::time::timeout(PATIENCE, guest.vm.wait()).await.expect("an end in time");
     let text = fs::read_to_string(out).expect("out");
-    assert_eq!(
-        text.lines()
-            .filter(|line| line.starts_with("processor"))
-            .count(),
-        2,
-        "{text}"
-    );
-    let flags = text
-        .lines()
-        .find(|line| line.starts_with("flags"))
-        .expect("flags");
-    assert!(
-        !flags.split(' ').any(|flag| flag == "vmx" || flag == "svm"),
-        "{flags}"
-    );
-    let total = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:"))
-        .expect("MemTotal");
-    let kib: u64 = total
-        .trim()
-        .trim_end_matches(" kB")
-        .parse()
-        .expect("a number");
+    assert_eq!(text.lines().filter(|line| line.starts_with("processor")).count(), 2, "{text}");
+    let flags = text.lines().find(|line| line.starts_with("flags")).expect("flags");
+    assert!(!flags.split(' ').any(|flag| flag == "vmx" || flag == "svm"), "{flags}");
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).expect("MemTotal");
+    let kib: u64 = total.trim().trim_end_matches(" kB").parse().expect("a number");
     assert!((80 << 10..=128 << 10).contains(&kib), "{kib} KiB");
 }
 
@@ -244,10 +187,7 @@ async fn a_guest_has_the_processors_and_the_memory_of_its_specification() {
 #[ignore = "boots a VM"]
 async fn a_kernel_that_panics_ends_the_vm_and_says_so_on_the_console() {
     let (exit, console) = boot(None).await.end().await;
-    assert!(
-        matches!(exit, VmExit::GuestPanic | VmExit::GuestReset),
-        "{exit:?}"
-    );
+    assert!(matches!(exit, VmExit::GuestPanic | VmExit::GuestReset), "{exit:?}");
     assert!(console.contains("Kernel panic - not syncing"), "{console}");
 }
 
@@ -255,10 +195,7 @@ async fn a_kernel_that_panics_ends_the_vm_and_says_so_on_the_console() {
 #[ignore = "boots a VM"]
 async fn an_init_that_ends_is_a_panic() {
     let (exit, console) = boot(Some("exit 0")).await.end().await;
-    assert!(
-        matches!(exit, VmExit::GuestPanic | VmExit::GuestReset),
-        "{exit:?}"
-    );
+    assert!(matches!(exit, VmExit::GuestPanic | VmExit::GuestReset), "{exit:?}");
     assert!(console.contains("Attempted to kill init"), "{console}");
 }
 
@@ -290,8 +227,5 @@ async fn a_kernel_that_is_none_is_named_by_the_vmm() {
         fs::write(&spec.kernel, "no kernel at all").expect("write");
     };
     let (exit, _) = boot_with(None, garbage).await.end().await;
-    assert!(
-        matches!(&exit, VmExit::Ended { ended, .. } if !ended.output.is_empty()),
-        "{exit:?}"
-    );
+    assert!(matches!(&exit, VmExit::Ended { ended, .. } if !ended.output.is_empty()), "{exit:?}");
 }

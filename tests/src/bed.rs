@@ -37,16 +37,10 @@ impl Bed {
     /// A tool is missing, or containerd doesn't serve.
     pub fn make(options: Options) -> Outcome<Self> {
         let options = Arc::new(options);
-        let scratch = tempfile::Builder::new()
-            .prefix("bhx-")
-            .tempdir_in(&options.scratch)?;
+        let scratch = tempfile::Builder::new().prefix("bhx-").tempdir_in(&options.scratch)?;
         image::write(Path::new(BUSYBOX), &scratch.path().join("image.tar"))?;
         let containerd = product::containerd(&options)?;
-        let bed = Self {
-            options,
-            containerd,
-            scratch,
-        };
+        let bed = Self { options, containerd, scratch };
         bed.containerd.import(&bed.image())?;
         Ok(bed)
     }
@@ -98,30 +92,19 @@ pub struct Test<'a> {
 impl<'a> Test<'a> {
     /// The test of this name.
     pub fn new(bed: &'a Bed, name: &'static str) -> Self {
-        Self {
-            bed,
-            name,
-            count: AtomicUsize::new(0),
-            made: Mutex::default(),
-        }
+        Self { bed, name, count: AtomicUsize::new(0), made: Mutex::default() }
     }
 
     /// A container that doesn't exist yet, with a name of its own, on the shared containerd.
     pub fn container(&self) -> Container<'a> {
         let container = self.container_on(&self.bed.containerd);
-        self.made
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(container.id.clone());
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).push(container.id.clone());
         container
     }
 
     /// The same for a runtime that may not be the one under test.
     pub fn container_of(&self, runtime: Runtime) -> Container<'a> {
-        Container {
-            runtime,
-            ..self.container()
-        }
+        Container { runtime, ..self.container() }
     }
 
     /// The same on a containerd of the test's own, which the test looks after.
@@ -191,19 +174,9 @@ impl<'a> Test<'a> {
 
     /// A name that no other test, and no other run on this machine, uses.
     fn unique(&self) -> String {
-        let run = self
-            .bed
-            .containerd
-            .dir()
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy();
+        let run = self.bed.containerd.dir().file_name().unwrap_or_default().to_string_lossy();
         let number = self.count.fetch_add(1, Ordering::Relaxed);
-        format!(
-            "{}-{}-{number}",
-            self.name.replace(['.', '_'], "-"),
-            run.trim_start_matches("bh-")
-        )
+        format!("{}-{}-{number}", self.name.replace(['.', '_'], "-"), run.trim_start_matches("bh-"))
     }
 }
 
@@ -257,11 +230,7 @@ impl Container<'_> {
     /// # Errors
     /// It is not over at the deadline.
     pub fn run_with(&self, flags: &[&str], command: &[&str], input: Input) -> Outcome<Finished> {
-        command::run(
-            self.run_command(flags, command),
-            input,
-            self.options.deadline(60),
-        )
+        command::run(self.run_command(flags, command), input, self.options.deadline(60))
     }
 
     /// Starts a container in the foreground, to speak with its program.
@@ -294,13 +263,9 @@ impl Container<'_> {
     /// # Errors
     /// It is refused.
     pub fn create(&self, flags: &[&str], command: &[&str]) -> Outcome {
-        let mut ctr = self
-            .node
-            .ctr(["container", "create", "--runtime", self.runtime.name()]);
+        let mut ctr = self.node.ctr(["container", "create", "--runtime", self.runtime.name()]);
         ctr.args(flags).arg(image::NAME).arg(&self.id).args(command);
-        command::run(ctr, Input::Null, self.options.deadline(60))?
-            .ok()
-            .map(drop)
+        command::run(ctr, Input::Null, self.options.deadline(60))?.ok().map(drop)
     }
 
     /// The process id of the shim that looks after the container.
@@ -318,9 +283,7 @@ impl Container<'_> {
             .collect();
         match pids[..] {
             [pid] => Ok(pid),
-            _ => Err(Failure::new(format!(
-                "processes that look like the shim: {pids:?}"
-            ))),
+            _ => Err(Failure::new(format!("processes that look like the shim: {pids:?}"))),
         }
     }
 
@@ -374,13 +337,8 @@ impl Container<'_> {
     /// `ctr` fails.
     pub fn state(&self) -> Outcome<String> {
         let list = self.node.run(["task", "list"])?.ok()?.out();
-        let line = list
-            .lines()
-            .find(|line| line.split_whitespace().next() == Some(&self.id));
-        Ok(line
-            .and_then(|line| line.split_whitespace().nth(2))
-            .unwrap_or_default()
-            .to_owned())
+        let line = list.lines().find(|line| line.split_whitespace().next() == Some(&self.id));
+        Ok(line.and_then(|line| line.split_whitespace().nth(2)).unwrap_or_default().to_owned())
     }
 
     /// Waits until the first process has ended.
@@ -409,10 +367,7 @@ impl Container<'_> {
         // ctr tells of the code in a warning, and of none when it is 0.
         let said = self.task("delete", &[])?.ok()?.err();
         self.container("delete")?.ok()?;
-        let code = said
-            .split("non-zero exit code ")
-            .nth(1)
-            .map_or("0", |rest| rest.trim_end());
+        let code = said.split("non-zero exit code ").nth(1).map_or("0", |rest| rest.trim_end());
         Ok(code.trim_matches(|c: char| !c.is_ascii_digit()).parse()?)
     }
 

@@ -41,9 +41,7 @@ impl Finished {
 
     /// The exit code, as a shell would show it.
     pub fn code(&self) -> i32 {
-        self.status
-            .code()
-            .unwrap_or_else(|| 128 + self.status.signal().unwrap_or(0))
+        self.status.code().unwrap_or_else(|| 128 + self.status.signal().unwrap_or(0))
     }
 
     /// Requires this exit code.
@@ -75,11 +73,7 @@ impl Finished {
     /// # Errors
     /// Success, or another text.
     pub fn refused(self, texts: &[&str]) -> Outcome<Self> {
-        crate::ensure!(
-            self.code() != 0,
-            "`{}` succeeded, but should have been refused",
-            self.line
-        );
+        crate::ensure!(self.code() != 0, "`{}` succeeded, but should have been refused", self.line);
         let err = self.err();
         let low = err.to_lowercase();
         crate::ensure!(
@@ -94,11 +88,8 @@ impl Finished {
 
 /// The last lines of a long text, none of them long.
 pub fn tail(text: &str) -> String {
-    let lines: Vec<String> = text
-        .trim_end()
-        .lines()
-        .map(|line| line.chars().take(300).collect())
-        .collect();
+    let lines: Vec<String> =
+        text.trim_end().lines().map(|line| line.chars().take(300).collect()).collect();
     let first = lines.len().saturating_sub(30);
     lines[first..].join("\n")
 }
@@ -118,15 +109,8 @@ pub enum Input {
 pub fn run(mut command: Command, input: Input, deadline: Duration) -> Outcome<Finished> {
     let line = describe(&command);
     let started = Instant::now();
-    command
-        .process_group(0)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command.stdin(if matches!(input, Input::Null) {
-        Stdio::null()
-    } else {
-        Stdio::piped()
-    });
+    command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(if matches!(input, Input::Null) { Stdio::null() } else { Stdio::piped() });
     let mut child = command.spawn().context(format!("cannot run `{line}`"))?;
     let group = Pid::from_raw(child.id() as i32);
     if let (Input::Bytes(bytes), Some(mut stdin)) = (input, child.stdin.take()) {
@@ -147,13 +131,7 @@ pub fn run(mut command: Command, input: Input, deadline: Duration) -> Outcome<Fi
             tail(&String::from_utf8_lossy(&stderr))
         )));
     };
-    Ok(Finished {
-        line,
-        status,
-        stdout,
-        stderr,
-        took: started.elapsed(),
-    })
+    Ok(Finished { line, status, stdout, stderr, took: started.elapsed() })
 }
 
 /// Waits for a child; kills its group at the deadline, and returns `None` then.
@@ -189,8 +167,6 @@ fn collect(source: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>
 pub fn describe(command: &Command) -> String {
     let program = std::path::Path::new(command.get_program());
     let program = program.file_name().unwrap_or(program.as_os_str());
-    let words = std::iter::once(program)
-        .chain(command.get_args())
-        .map(OsStr::to_string_lossy);
+    let words = std::iter::once(program).chain(command.get_args()).map(OsStr::to_string_lossy);
     words.collect::<Vec<_>>().join(" ")
 }

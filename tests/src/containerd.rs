@@ -50,9 +50,7 @@ impl Containerd {
     /// # Errors
     /// A program is missing, or it doesn't serve before the deadline.
     pub fn start(options: &Arc<Options>) -> Outcome<Self> {
-        let dir = tempfile::Builder::new()
-            .prefix("bh-")
-            .tempdir_in(&options.scratch)?;
+        let dir = tempfile::Builder::new().prefix("bh-").tempdir_in(&options.scratch)?;
         let mut dirs = options.tool_dirs();
         if options.runtime == Runtime::Bulkhead {
             let shim = options.built(shim::program(Runtime::Bulkhead))?;
@@ -60,12 +58,8 @@ impl Containerd {
         }
         let system = std::env::var_os("PATH").unwrap_or_default();
         let path = std::env::join_paths(dirs.into_iter().chain(std::env::split_paths(&system)))?;
-        let containerd = Self {
-            dir,
-            options: Arc::clone(options),
-            path,
-            process: Mutex::new(None),
-        };
+        let containerd =
+            Self { dir, options: Arc::clone(options), path, process: Mutex::new(None) };
         containerd.configure("")?;
         let text = format!(
             "version = 2\nroot = {:?}\nstate = {:?}\noom_score = 0\ndisabled_plugins = {DISABLED}\n\
@@ -104,10 +98,7 @@ impl Containerd {
 
     /// The bundle of a running task.
     pub fn bundle(&self, id: &str) -> PathBuf {
-        self.state()
-            .join("io.containerd.runtime.v2.task")
-            .join(NAMESPACE)
-            .join(id)
+        self.state().join("io.containerd.runtime.v2.task").join(NAMESPACE).join(id)
     }
 
     /// What containerd, and through it the shims, have logged.
@@ -125,23 +116,16 @@ impl Containerd {
     /// A `ctr` that speaks to this containerd.
     pub fn ctr<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Command {
         let mut command = self.tool("ctr");
-        command
-            .arg("--address")
-            .arg(self.at("c.sock"))
-            .args(["--namespace", NAMESPACE])
-            .args(args);
+        command.arg("--address").arg(self.at("c.sock")).args(["--namespace", NAMESPACE]).args(args);
         command
     }
 
     /// A program of the chosen generation, with the environment that containerd has.
     pub fn tool(&self, name: &str) -> Command {
-        let found = std::env::split_paths(&self.path)
-            .map(|dir| dir.join(name))
-            .find(|file| file.is_file());
+        let found =
+            std::env::split_paths(&self.path).map(|dir| dir.join(name)).find(|file| file.is_file());
         let mut command = Command::new(found.unwrap_or_else(|| name.into()));
-        command
-            .env("PATH", &self.path)
-            .env("BULKHEAD_CONFIG", self.config_file());
+        command.env("PATH", &self.path).env("BULKHEAD_CONFIG", self.config_file());
         command
     }
 
@@ -158,13 +142,9 @@ impl Containerd {
     /// # Errors
     /// containerd refuses it.
     pub fn import(&self, tar: &Path) -> Outcome {
-        self.run(["image", "import", &tar.to_string_lossy()])?
-            .ok()?;
+        self.run(["image", "import", &tar.to_string_lossy()])?.ok()?;
         let images = self.run(["image", "list", "-q"])?.ok()?.out();
-        crate::ensure!(
-            images.contains(image::NAME),
-            "the import left these images: {images}"
-        );
+        crate::ensure!(images.contains(image::NAME), "the import left these images: {images}");
         Ok(())
     }
 
@@ -173,45 +153,25 @@ impl Containerd {
     /// # Errors
     /// It ends, or doesn't serve before the deadline.
     pub fn launch(&self) -> Outcome {
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(self.at("log"))?;
+        let log = File::options().create(true).append(true).open(self.at("log"))?;
         let mut command = self.tool("containerd");
         command.arg("--config").arg(self.at("containerd.toml"));
-        command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let events = Inotify::init(InitFlags::IN_NONBLOCK)?;
         events.add_watch(self.dir(), AddWatchFlags::IN_CREATE)?;
-        let child = command
-            .spawn()
-            .context("cannot run containerd: was `make setup` run?")?;
+        let child = command.spawn().context("cannot run containerd: was `make setup` run?")?;
         *self.slot() = Some(child);
         let limit = Instant::now() + self.options.deadline(30);
         while UnixStream::connect(self.at("c.sock")).is_err() {
-            let ended = self
-                .slot()
-                .as_mut()
-                .map(Child::try_wait)
-                .transpose()?
-                .flatten();
-            crate::ensure!(
-                ended.is_none(),
-                "containerd ended:\n{}",
-                command::tail(&self.log())
-            );
+            let ended = self.slot().as_mut().map(Child::try_wait).transpose()?.flatten();
+            crate::ensure!(ended.is_none(), "containerd ended:\n{}", command::tail(&self.log()));
             crate::ensure!(
                 Instant::now() < limit,
                 "containerd doesn't serve:\n{}",
                 command::tail(&self.log())
             );
             // A new name in the directory, or, since nothing tells of a bind becoming a listen, soon.
-            poll(
-                &mut [PollFd::new(events.as_fd(), PollFlags::POLLIN)],
-                PollTimeout::from(20u8),
-            )?;
+            poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLIN)], PollTimeout::from(20u8))?;
             let _ = events.read_events();
         }
         self.run(["version"])?.ok().map(drop)

@@ -66,12 +66,7 @@ pub fn write(busybox: &Path, file: &Path) -> Outcome {
     let index = serde_json::to_vec(&json!({ "schemaVersion": 2, "manifests": [entry] }))?;
 
     let mut tar = Builder::new(File::create(file).context(file.display())?);
-    put_file(
-        &mut tar,
-        "oci-layout",
-        0o644,
-        br#"{"imageLayoutVersion":"1.0.0"}"#,
-    )?;
+    put_file(&mut tar, "oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
     put_file(&mut tar, "index.json", 0o644, &index)?;
     for blob in [&layer, &config, &manifest] {
         let name = digest(blob).replace(':', "/");
@@ -97,9 +92,7 @@ fn layer(busybox: &Path) -> Outcome<Vec<u8>> {
     let program = fs::read(busybox).context(busybox.display())?;
     let mut list = Command::new(busybox);
     list.arg("--list");
-    let applets = command::run(list, Input::Null, std::time::Duration::from_secs(10))?
-        .ok()?
-        .out();
+    let applets = command::run(list, Input::Null, std::time::Duration::from_secs(10))?.ok()?.out();
 
     let mut tar = Builder::new(Vec::new());
     for (path, mode, owner) in DIRECTORIES {

@@ -40,11 +40,7 @@ pub fn of(word: &str, paths: &[PathBuf]) -> Vec<Trace> {
     traces.extend(mounts(word));
     traces.extend(sockets(word));
     traces.extend(
-        paths
-            .iter()
-            .filter(|path| path.symlink_metadata().is_ok())
-            .cloned()
-            .map(Trace::Path),
+        paths.iter().filter(|path| path.symlink_metadata().is_ok()).cloned().map(Trace::Path),
     );
     traces
 }
@@ -62,18 +58,12 @@ pub fn none(word: &str, paths: &[PathBuf], deadline: Duration) -> Outcome {
         }
         let Some(left) = limit.checked_duration_since(Instant::now()) else {
             let lines: Vec<String> = traces.iter().map(|trace| format!("  {trace}")).collect();
-            return Err(Failure::new(format!(
-                "left on the host:\n{}",
-                lines.join("\n")
-            )));
+            return Err(Failure::new(format!("left on the host:\n{}", lines.join("\n"))));
         };
-        match traces.iter().find_map(|trace| {
-            if let Trace::Process(pid, _) = trace {
-                Some(*pid)
-            } else {
-                None
-            }
-        }) {
+        match traces
+            .iter()
+            .find_map(|trace| if let Trace::Process(pid, _) = trace { Some(*pid) } else { None })
+        {
             Some(pid) => await_end(pid, left),
             // The last process has just ended, and its parent cleans up after it.
             None => std::thread::sleep(Duration::from_millis(20)),
@@ -89,10 +79,7 @@ pub fn await_end(pid: i32, deadline: Duration) {
     let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else {
         return;
     };
-    let timeout = Timespec {
-        tv_sec: deadline.as_secs() as i64,
-        tv_nsec: 0,
-    };
+    let timeout = Timespec { tv_sec: deadline.as_secs() as i64, tv_nsec: 0 };
     // An interrupted or failed wait makes the caller look again.
     let _ = poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout));
 }
@@ -103,15 +90,13 @@ pub fn processes(word: &str) -> Vec<Trace> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
     };
-    let pids = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let pids =
+        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(|pid| *pid != own)
         .filter_map(|pid| {
             let dir = Path::new("/proc").join(pid.to_string());
-            let named = ["cmdline", "environ", "cgroup"]
-                .iter()
-                .any(|file| holds(&dir.join(file), word));
+            let named =
+                ["cmdline", "environ", "cgroup"].iter().any(|file| holds(&dir.join(file), word));
             // A zombie holds nothing; its parent's reaping is not ours to judge.
             (named && !is_zombie(&dir)).then(|| Trace::Process(pid, line(&dir)))
         })
@@ -119,35 +104,24 @@ pub fn processes(word: &str) -> Vec<Trace> {
 }
 
 fn holds(file: &Path, word: &str) -> bool {
-    fs::read(file).is_ok_and(|bytes| {
-        bytes
-            .windows(word.len())
-            .any(|window| window == word.as_bytes())
-    })
+    fs::read(file)
+        .is_ok_and(|bytes| bytes.windows(word.len()).any(|window| window == word.as_bytes()))
 }
 
 fn is_zombie(dir: &Path) -> bool {
-    fs::read_to_string(dir.join("stat")).is_ok_and(|stat| {
-        stat.rsplit(") ")
-            .next()
-            .is_some_and(|rest| rest.starts_with('Z'))
-    })
+    fs::read_to_string(dir.join("stat"))
+        .is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
 }
 
 fn line(dir: &Path) -> String {
     let bytes = fs::read(dir.join("cmdline")).unwrap_or_default();
-    String::from_utf8_lossy(&bytes)
-        .replace('\0', " ")
-        .trim_end()
-        .to_owned()
+    String::from_utf8_lossy(&bytes).replace('\0', " ").trim_end().to_owned()
 }
 
 fn mounts(word: &str) -> Vec<Trace> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let named = table.lines().filter(|line| line.contains(word));
-    named
-        .map(|line| Trace::Mount(line.split(' ').nth(4).unwrap_or(line).to_owned()))
-        .collect()
+    named.map(|line| Trace::Mount(line.split(' ').nth(4).unwrap_or(line).to_owned())).collect()
 }
 
 fn sockets(word: &str) -> Vec<Trace> {
@@ -160,12 +134,7 @@ fn sockets(word: &str) -> Vec<Trace> {
 
 /// What a directory holds.
 pub fn entries(dir: &Path) -> Vec<PathBuf> {
-    fs::read_dir(dir)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .collect()
+    fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
 /// The names of the host's network devices.
@@ -181,9 +150,6 @@ pub fn network_devices() -> Vec<PathBuf> {
 /// One has come or gone.
 pub fn same_devices(before: &[PathBuf]) -> Outcome {
     let after = network_devices();
-    crate::ensure!(
-        before == after,
-        "network devices before: {before:?}, after: {after:?}"
-    );
+    crate::ensure!(before == after, "network devices before: {before:?}, after: {after:?}");
     Ok(())
 }

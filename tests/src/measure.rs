@@ -35,10 +35,7 @@ pub fn times(command: Command, deadline: Duration) -> Outcome<Times> {
         done.line,
         command::tail(&done.err())
     );
-    Ok(Times {
-        first_byte,
-        end: started.elapsed(),
-    })
+    Ok(Times { first_byte, end: started.elapsed() })
 }
 
 /// The middle of some values; 0 of none.
@@ -55,12 +52,8 @@ pub fn median(mut values: Vec<f64>) -> f64 {
 /// The phases of a sandbox's cold start, from the shim's line in containerd's log: their names and
 /// milliseconds.
 pub fn phases(log: &str, sandbox: &str) -> Vec<(String, u64)> {
-    let line = log
-        .lines()
-        .find(|line| line.contains("cold start") && line.contains(sandbox));
-    let list = line
-        .and_then(|line| line.split_once("phases="))
-        .map_or("", |(_, rest)| rest);
+    let line = log.lines().find(|line| line.contains("cold start") && line.contains(sandbox));
+    let list = line.and_then(|line| line.split_once("phases=")).map_or("", |(_, rest)| rest);
     let list = list.trim_start_matches(['\\', '"']);
     let end = list.find(['"', '\\']).unwrap_or(list.len());
     list[..end]
@@ -105,19 +98,10 @@ pub fn processes(shim: i32) -> Outcome<Vec<Process>> {
 fn process(pid: i32) -> Outcome<Process> {
     let dir = Path::new("/proc").join(pid.to_string());
     let program = fs::read_link(dir.join("exe"))?;
-    let program = program
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
+    let program = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let rollup = fs::read_to_string(dir.join("smaps_rollup"))?;
     let guest = guest_memory(&fs::read_to_string(dir.join("smaps"))?);
-    Ok(Process {
-        program,
-        pss: field(&rollup, "Pss:")?,
-        rss: field(&rollup, "Rss:")?,
-        guest,
-    })
+    Ok(Process { program, pss: field(&rollup, "Pss:")?, rss: field(&rollup, "Rss:")?, guest })
 }
 
 /// The resident part of files of at least 64 MiB that are mapped shared: the guest's memory is one.
@@ -150,9 +134,8 @@ fn size_of(line: &str) -> u64 {
 
 fn field(text: &str, name: &str) -> Outcome<u64> {
     let line = text.lines().find(|line| line.starts_with(name));
-    let number = line
-        .and_then(|line| line.split_whitespace().nth(1))
-        .and_then(|word| word.parse().ok());
+    let number =
+        line.and_then(|line| line.split_whitespace().nth(1)).and_then(|word| word.parse().ok());
     number.ok_or_else(|| Failure::new(format!("{name} is missing")))
 }
 
@@ -171,10 +154,7 @@ mod tests {
     fn phases_are_found_in_a_log_line() {
         let log =
             "x\ntime=1 level=info msg=\"cold start\" sandbox=one phases=\"vmm=12 agent=345\"\n";
-        assert_eq!(
-            phases(log, "one"),
-            [("vmm".to_owned(), 12), ("agent".to_owned(), 345)]
-        );
+        assert_eq!(phases(log, "one"), [("vmm".to_owned(), 12), ("agent".to_owned(), 345)]);
         assert_eq!(phases(log, "two"), []);
     }
 

@@ -38,12 +38,7 @@ impl Case {
         relies_on: &'static str,
         run: fn(&Test<'_>) -> Outcome,
     ) -> Self {
-        Self {
-            name,
-            relies_on,
-            subject: Subject::Any,
-            run,
-        }
+        Self { name, relies_on, subject: Subject::Any, run }
     }
 
     /// A test of what runc doesn't have.
@@ -52,12 +47,7 @@ impl Case {
         relies_on: &'static str,
         run: fn(&Test<'_>) -> Outcome,
     ) -> Self {
-        Self {
-            name,
-            relies_on,
-            subject: Subject::Bulkhead,
-            run,
-        }
+        Self { name, relies_on, subject: Subject::Bulkhead, run }
     }
 }
 
@@ -75,9 +65,7 @@ pub struct Tally {
 /// Splits the tests into those to run and the number of those to leave out.
 pub fn select<'c>(cases: &[&'c Case], options: &Options) -> (VecDeque<&'c Case>, usize) {
     let holds = |patterns: &[String], case: &Case| {
-        patterns
-            .iter()
-            .any(|pattern| case.name.contains(pattern.as_str()))
+        patterns.iter().any(|pattern| case.name.contains(pattern.as_str()))
     };
     let named: Vec<&&Case> = cases
         .iter()
@@ -96,10 +84,7 @@ pub fn select<'c>(cases: &[&'c Case], options: &Options) -> (VecDeque<&'c Case>,
 /// Runs the tests on as many threads as the command line says.
 pub fn run(bed: &Bed, cases: VecDeque<&Case>, skipped: usize) -> Tally {
     let queue = Mutex::new(cases);
-    let tally = Mutex::new(Tally {
-        skipped,
-        ..Tally::default()
-    });
+    let tally = Mutex::new(Tally { skipped, ..Tally::default() });
     thread::scope(|scope| {
         for _ in 0..bed.options.threads.max(1) {
             scope.spawn(|| {
@@ -136,10 +121,7 @@ pub fn run(bed: &Bed, cases: VecDeque<&Case>, skipped: usize) -> Tally {
 }
 
 fn next<'c>(queue: &Mutex<VecDeque<&'c Case>>) -> Option<&'c Case> {
-    queue
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .pop_front()
+    queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
 }
 
 /// One test, and the check that it left nothing.

@@ -39,15 +39,9 @@ impl Session {
     pub fn pipes(mut command: Command, deadline: Duration) -> Outcome<Self> {
         let line = describe(&command);
         command.process_group(0);
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().context(format!("cannot run `{line}`"))?;
-        let input = child
-            .stdin
-            .take()
-            .map(|pipe| Box::new(pipe) as Box<dyn Write + Send>);
+        let input = child.stdin.take().map(|pipe| Box::new(pipe) as Box<dyn Write + Send>);
         let output = pump(child.stdout.take());
         let errors = pump(child.stderr.take());
         Ok(Self::of(line, child, input, output, errors, None, deadline))
@@ -65,10 +59,7 @@ impl Session {
     ) -> Outcome<Self> {
         let line = describe(&command);
         let OpenptyResult { master, slave } = openpty(&size(rows, columns), None)?;
-        command
-            .stdin(slave.try_clone()?)
-            .stdout(slave.try_clone()?)
-            .stderr(slave);
+        command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(slave);
         // SAFETY: between fork and exec this makes two system calls, both async-signal-safe, and
         // touches no memory but its own stack.
         unsafe {
@@ -122,10 +113,7 @@ impl Session {
     /// # Errors
     /// It has ended, or its input is closed.
     pub fn write(&mut self, bytes: &[u8]) -> Outcome {
-        let input = self
-            .input
-            .as_mut()
-            .ok_or_else(|| Failure::new("the input is closed"))?;
+        let input = self.input.as_mut().ok_or_else(|| Failure::new("the input is closed"))?;
         input.write_all(bytes)?;
         Ok(input.flush()?)
     }
@@ -168,11 +156,7 @@ impl Session {
             Ok(mut piece) if self.terminal.is_some() => {
                 piece.retain(|byte| *byte != b'\r');
                 // An empty piece would be the end.
-                if piece.is_empty() {
-                    self.read_within(time)
-                } else {
-                    Ok(Some(piece))
-                }
+                if piece.is_empty() { self.read_within(time) } else { Ok(Some(piece)) }
             }
             Ok(piece) => Ok(Some(piece)),
             Err(std::sync::mpsc::RecvTimeoutError::Timeout) => Ok(None),
@@ -197,11 +181,7 @@ impl Session {
             match piece {
                 Some(piece) if !piece.is_empty() => self.seen.extend(piece),
                 ended => {
-                    let why = if ended.is_some() {
-                        "ended"
-                    } else {
-                        "was waited for"
-                    };
+                    let why = if ended.is_some() { "ended" } else { "was waited for" };
                     let errors: Vec<u8> = self.errors.try_iter().flatten().collect();
                     return Err(Failure::new(format!(
                         "`{}` {why} without printing {text:?}, but {:?}\n--- stderr\n{}",
@@ -219,16 +199,10 @@ impl Session {
     /// # Errors
     /// There is no terminal.
     pub fn resize(&self, rows: u16, columns: u16) -> Outcome {
-        let terminal = self
-            .terminal
-            .as_ref()
-            .ok_or_else(|| Failure::new("the session has no terminal"))?;
-        let size = rustix::termios::Winsize {
-            ws_row: rows,
-            ws_col: columns,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
+        let terminal =
+            self.terminal.as_ref().ok_or_else(|| Failure::new("the session has no terminal"))?;
+        let size =
+            rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         Ok(rustix::termios::tcsetwinsize(terminal, size)?)
     }
 
@@ -237,9 +211,7 @@ impl Session {
     /// # Errors
     /// It is gone.
     pub fn signal(&self, signal: Signal) -> Outcome {
-        let pid = self
-            .pid()
-            .ok_or_else(|| Failure::new("the program has ended"))?;
+        let pid = self.pid().ok_or_else(|| Failure::new("the program has ended"))?;
         Ok(kill(pid, signal)?)
     }
 
@@ -261,30 +233,17 @@ impl Session {
         }
         let stderr = self.errors.try_iter().flatten().collect();
         let group = self.pid().unwrap_or(Pid::from_raw(0));
-        let child = self
-            .child
-            .take()
-            .ok_or_else(|| Failure::new("finished twice"))?;
-        let left = limit
-            .saturating_duration_since(Instant::now())
-            .max(Duration::from_secs(1));
+        let child = self.child.take().ok_or_else(|| Failure::new("finished twice"))?;
+        let left = limit.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
         let status = wait(child, group, left)?;
         let line = std::mem::take(&mut self.line);
         let status = status.ok_or_else(|| Failure::new(format!("`{line}` doesn't end")))?;
         let stdout = std::mem::take(&mut self.seen);
-        Ok(Finished {
-            line,
-            status,
-            stdout,
-            stderr,
-            took: self.started.elapsed(),
-        })
+        Ok(Finished { line, status, stdout, stderr, took: self.started.elapsed() })
     }
 
     fn pid(&self) -> Option<Pid> {
-        self.child
-            .as_ref()
-            .map(|child| Pid::from_raw(child.id() as i32))
+        self.child.as_ref().map(|child| Pid::from_raw(child.id() as i32))
     }
 }
 
@@ -316,12 +275,7 @@ fn pump(source: Option<impl Read + Send + 'static>) -> Receiver<Vec<u8>> {
 }
 
 fn size(rows: u16, columns: u16) -> Winsize {
-    Winsize {
-        ws_row: rows,
-        ws_col: columns,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    }
+    Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
 }
 
 fn find(text: &[u8], word: &[u8]) -> Option<usize> {

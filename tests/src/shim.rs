@@ -87,9 +87,7 @@ impl Shim {
             .env("TTRPC_ADDRESS", format!("{}.ttrpc", address.display()))
             .env("MAX_SHIM_VERSION", "2");
         command.current_dir(&bundle);
-        let printed = command::run(command, Input::Null, options.deadline(20))?
-            .ok()?
-            .out();
+        let printed = command::run(command, Input::Null, options.deadline(20))?.ok()?.out();
         let address = address_in(&printed)?;
         let client = Client::connect(&address).context(format!("cannot connect to {address}"))?;
         // Debian's 1.6 has the runc shim of task v2, 2.x that of v3. Ours serves both.
@@ -128,10 +126,9 @@ impl Shim {
         message.payload = request.write_to_bytes().map_err(|error| broken(&error))?;
         match self.client.request(message) {
             Ok(response) => R::parse_from_bytes(&response.payload).map_err(|error| broken(&error)),
-            Err(ttrpc::Error::RpcStatus(status)) => Err(Refusal {
-                code: status.code(),
-                message: status.message().to_owned(),
-            }),
+            Err(ttrpc::Error::RpcStatus(status)) => {
+                Err(Refusal { code: status.code(), message: status.message().to_owned() })
+            }
             Err(error) => Err(broken(&error)),
         }
     }
@@ -164,11 +161,8 @@ impl Shim {
     /// # Errors
     /// As for [`Shim::call`].
     pub fn start_process(&self, exec: &str) -> Reply<StartResponse> {
-        let request = StartRequest {
-            id: self.id.clone(),
-            exec_id: exec.to_owned(),
-            ..Default::default()
-        };
+        let request =
+            StartRequest { id: self.id.clone(), exec_id: exec.to_owned(), ..Default::default() };
         self.call("Start", &request)
     }
 
@@ -177,11 +171,8 @@ impl Shim {
     /// # Errors
     /// As for [`Shim::call`].
     pub fn state(&self, exec: &str) -> Reply<StateResponse> {
-        let request = StateRequest {
-            id: self.id.clone(),
-            exec_id: exec.to_owned(),
-            ..Default::default()
-        };
+        let request =
+            StateRequest { id: self.id.clone(), exec_id: exec.to_owned(), ..Default::default() };
         self.call("State", &request)
     }
 
@@ -223,11 +214,8 @@ impl Shim {
     /// # Errors
     /// As for [`Shim::call`].
     pub fn wait(&self, exec: &str) -> Reply<WaitResponse> {
-        let request = WaitRequest {
-            id: self.id.clone(),
-            exec_id: exec.to_owned(),
-            ..Default::default()
-        };
+        let request =
+            WaitRequest { id: self.id.clone(), exec_id: exec.to_owned(), ..Default::default() };
         self.call("Wait", &request)
     }
 
@@ -236,11 +224,8 @@ impl Shim {
     /// # Errors
     /// As for [`Shim::call`].
     pub fn delete(&self, exec: &str) -> Reply<DeleteResponse> {
-        let request = DeleteRequest {
-            id: self.id.clone(),
-            exec_id: exec.to_owned(),
-            ..Default::default()
-        };
+        let request =
+            DeleteRequest { id: self.id.clone(), exec_id: exec.to_owned(), ..Default::default() };
         self.call("Delete", &request)
     }
 
@@ -249,13 +234,7 @@ impl Shim {
     /// # Errors
     /// As for [`Shim::call`].
     pub fn pids(&self) -> Reply<PidsResponse> {
-        self.call(
-            "Pids",
-            &PidsRequest {
-                id: self.id.clone(),
-                ..Default::default()
-            },
-        )
+        self.call("Pids", &PidsRequest { id: self.id.clone(), ..Default::default() })
     }
 
     /// Connect.
@@ -263,13 +242,7 @@ impl Shim {
     /// # Errors
     /// As for [`Shim::call`].
     pub fn connect(&self) -> Reply<ConnectResponse> {
-        self.call(
-            "Connect",
-            &ConnectRequest {
-                id: self.id.clone(),
-                ..Default::default()
-            },
-        )
+        self.call("Connect", &ConnectRequest { id: self.id.clone(), ..Default::default() })
     }
 
     /// Stats.
@@ -277,13 +250,7 @@ impl Shim {
     /// # Errors
     /// As for [`Shim::call`].
     pub fn stats(&self) -> Reply<StatsResponse> {
-        self.call(
-            "Stats",
-            &StatsRequest {
-                id: self.id.clone(),
-                ..Default::default()
-            },
-        )
+        self.call("Stats", &StatsRequest { id: self.id.clone(), ..Default::default() })
     }
 
     /// Update with these OCI `linux.resources`.
@@ -322,10 +289,7 @@ impl Shim {
     /// # Errors
     /// As for [`Shim::call`].
     pub fn shutdown(&self) -> Reply {
-        let request = ShutdownRequest {
-            id: self.id.clone(),
-            ..Default::default()
-        };
+        let request = ShutdownRequest { id: self.id.clone(), ..Default::default() };
         match self.call("Shutdown", &request) {
             Err(refusal) if refusal.message.contains("socket disconnected") => Ok(Empty::new()),
             reply => reply,

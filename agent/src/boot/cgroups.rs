@@ -29,33 +29,20 @@ pub fn prepare() -> Result<(), Error> {
     write(&agent.join("cgroup.procs"), "1")?;
 
     let all = root.join("cgroup.controllers");
-    let controllers = fs::read_to_string(&all).map_err(|source| Error {
-        path: all.clone(),
-        source,
-    })?;
-    let controllers: Vec<String> = controllers
-        .split_whitespace()
-        .map(|name| format!("+{name}"))
-        .collect();
+    let controllers =
+        fs::read_to_string(&all).map_err(|source| Error { path: all.clone(), source })?;
+    let controllers: Vec<String> =
+        controllers.split_whitespace().map(|name| format!("+{name}")).collect();
     let containers = root.join(cgroup::CONTAINERS);
     write(&root.join("cgroup.subtree_control"), &controllers.join(" "))?;
     make(&containers)?;
-    write(
-        &containers.join("cgroup.subtree_control"),
-        &controllers.join(" "),
-    )
+    write(&containers.join("cgroup.subtree_control"), &controllers.join(" "))
 }
 
 fn make(path: &Path) -> Result<(), Error> {
-    fs::create_dir(path).map_err(|source| Error {
-        path: path.to_owned(),
-        source,
-    })
+    fs::create_dir(path).map_err(|source| Error { path: path.to_owned(), source })
 }
 
 fn write(path: &Path, text: &str) -> Result<(), Error> {
-    fs::write(path, text).map_err(|source| Error {
-        path: path.to_owned(),
-        source,
-    })
+    fs::write(path, text).map_err(|source| Error { path: path.to_owned(), source })
 }

@@ -60,11 +60,8 @@ fn run(stamps: &Arc<Stamps>) -> Result<(), Error> {
     raise_limits();
     stamps.mark("mounts");
 
-    let runtime = Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()
-        .map_err(Error::Runtime)?;
+    let runtime =
+        Builder::new_current_thread().enable_io().enable_time().build().map_err(Error::Runtime)?;
     runtime.block_on(server::run(Arc::clone(stamps)))?;
     Ok(())
 }
@@ -72,10 +69,9 @@ fn run(stamps: &Arc<Stamps>) -> Result<(), Error> {
 /// The limits that containers inherit where their spec says nothing: those that a container engine
 /// has when an init system starts it.
 fn raise_limits() {
-    for (resource, limit) in [
-        (Resource::RLIMIT_NOFILE, MAX_OPEN_FILES),
-        (Resource::RLIMIT_NPROC, RLIM_INFINITY),
-    ] {
+    for (resource, limit) in
+        [(Resource::RLIMIT_NOFILE, MAX_OPEN_FILES), (Resource::RLIMIT_NPROC, RLIM_INFINITY)]
+    {
         if let Err(error) = setrlimit(resource, limit, limit) {
             log::warn!("cannot raise {resource:?} to {limit}: {error}");
         }

@@ -43,30 +43,13 @@ struct Entry {
     data: &'static str,
 }
 
-const SAFE: MsFlags = MsFlags::MS_NOSUID
-    .union(MsFlags::MS_NODEV)
-    .union(MsFlags::MS_NOEXEC);
+const SAFE: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
 
 /// Mounted in this order; what a systemd host has, as far as containers see it.
 const ENTRIES: &[Entry] = &[
-    Entry {
-        fstype: "proc",
-        target: "/proc",
-        flags: SAFE,
-        data: "",
-    },
-    Entry {
-        fstype: "sysfs",
-        target: "/sys",
-        flags: SAFE,
-        data: "",
-    },
-    Entry {
-        fstype: "devtmpfs",
-        target: "/dev",
-        flags: MsFlags::MS_NOSUID,
-        data: "mode=755",
-    },
+    Entry { fstype: "proc", target: "/proc", flags: SAFE, data: "" },
+    Entry { fstype: "sysfs", target: "/sys", flags: SAFE, data: "" },
+    Entry { fstype: "devtmpfs", target: "/dev", flags: MsFlags::MS_NOSUID, data: "mode=755" },
     Entry {
         fstype: "devpts",
         target: "/dev/pts",
@@ -79,12 +62,7 @@ const ENTRIES: &[Entry] = &[
         flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV),
         data: "mode=1777",
     },
-    Entry {
-        fstype: "mqueue",
-        target: "/dev/mqueue",
-        flags: SAFE,
-        data: "",
-    },
+    Entry { fstype: "mqueue", target: "/dev/mqueue", flags: SAFE, data: "" },
     Entry {
         fstype: "tmpfs",
         target: "/run",
@@ -97,12 +75,7 @@ const ENTRIES: &[Entry] = &[
         flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV),
         data: "mode=1777",
     },
-    Entry {
-        fstype: "cgroup2",
-        target: "/sys/fs/cgroup",
-        flags: SAFE,
-        data: "nsdelegate",
-    },
+    Entry { fstype: "cgroup2", target: "/sys/fs/cgroup", flags: SAFE, data: "nsdelegate" },
 ];
 
 /// Puts a root of its own in the place of the initramfs, with every kernel file system mounted.
@@ -113,12 +86,7 @@ const ENTRIES: &[Entry] = &[
 /// # Errors
 /// When one of the mounts fails: no container would run without it.
 pub fn prepare() -> Result<(), Error> {
-    let new_root = Entry {
-        fstype: "tmpfs",
-        target: "",
-        flags: MsFlags::empty(),
-        data: "mode=755",
-    };
+    let new_root = Entry { fstype: "tmpfs", target: "", flags: MsFlags::empty(), data: "mode=755" };
     new_root.mount_under(NEW_ROOT)?;
     for entry in ENTRIES {
         entry.mount_under(NEW_ROOT)?;
@@ -133,23 +101,11 @@ impl Entry {
     fn mount_under(&self, root: &str) -> Result<(), Error> {
         let path = format!("{root}{}", self.target);
         if !Path::new(&path).is_dir() {
-            fs::create_dir_all(&path).map_err(|source| Error::Directory {
-                path: path.clone(),
-                source,
-            })?;
+            fs::create_dir_all(&path)
+                .map_err(|source| Error::Directory { path: path.clone(), source })?;
         }
         let data = (!self.data.is_empty()).then_some(self.data);
-        mount(
-            Some(self.fstype),
-            path.as_str(),
-            Some(self.fstype),
-            self.flags,
-            data,
-        )
-        .map_err(|source| Error::Mount {
-            fstype: self.fstype,
-            path,
-            source,
-        })
+        mount(Some(self.fstype), path.as_str(), Some(self.fstype), self.flags, data)
+            .map_err(|source| Error::Mount { fstype: self.fstype, path, source })
     }
 }

@@ -100,21 +100,15 @@ impl Cgroup {
     pub async fn freeze(&self, freeze: bool, watcher: &Watcher) -> Result<()> {
         let value = u64::from(freeze);
         let path = self.0.join("cgroup.freeze");
-        let changes = watcher
-            .changes(&self.0.join("cgroup.events"))
-            .map_err(|e| failed(&path, &e))?;
+        let changes =
+            watcher.changes(&self.0.join("cgroup.events")).map_err(|e| failed(&path, &e))?;
         fs::write(&path, value.to_string()).map_err(|error| failed(&path, &error))?;
-        if changes
-            .wait_until(DEADLINE, || self.state("frozen") == Some(value))
-            .await
-        {
+        if changes.wait_until(DEADLINE, || self.state("frozen") == Some(value)).await {
             return Ok(());
         }
         // Half frozen is worse than not at all.
         let _ = fs::write(&path, "0");
-        Err(Error::Internal(
-            "the container's processes can't be stopped in time".to_owned(),
-        ))
+        Err(Error::Internal("the container's processes can't be stopped in time".to_owned()))
     }
 
     /// Removes it with all below it, killing what is still there.
@@ -144,19 +138,11 @@ impl Cgroup {
     /// [`Error::Internal`] if one is left after `deadline`.
     pub async fn emptied(&self, watcher: &Watcher, deadline: Duration) -> Result<()> {
         let path = self.0.join("cgroup.events");
-        let changes = watcher
-            .changes(&path)
-            .map_err(|error| failed(&path, &error))?;
-        if changes
-            .wait_until(deadline, || self.state("populated") != Some(1))
-            .await
-        {
+        let changes = watcher.changes(&path).map_err(|error| failed(&path, &error))?;
+        if changes.wait_until(deadline, || self.state("populated") != Some(1)).await {
             return Ok(());
         }
-        Err(Error::Internal(format!(
-            "processes in {} won't end",
-            self.0.display()
-        )))
+        Err(Error::Internal(format!("processes in {} won't end", self.0.display())))
     }
 
     /// A value of cgroup.events.

@@ -18,9 +18,7 @@ impl Cgroup {
         let cpu = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if super::gone(&error) => {
-                return Err(Error::NotFound(
-                    "the container uses nothing any more".to_owned(),
-                ));
+                return Err(Error::NotFound("the container uses nothing any more".to_owned()));
             }
             Err(error) => return Err(failed(&path, &error)),
         };
@@ -57,9 +55,7 @@ fn cpu_stats(text: &str) -> CpuStats {
 
 fn memory_stats(path: &Path) -> MemoryStats {
     let map = |name: &str| {
-        flat(&text(&path.join(name)))
-            .map(|(name, value)| (name.to_owned(), value))
-            .collect()
+        flat(&text(&path.join(name))).map(|(name, value)| (name.to_owned(), value)).collect()
     };
     MemoryStats {
         usage: value(&path.join("memory.current")),
@@ -80,11 +76,8 @@ fn io_stats(text: &str) -> Vec<IoStats> {
 fn device_stats(line: &str) -> Option<IoStats> {
     let mut words = line.split_ascii_whitespace();
     let (major, minor) = words.next()?.split_once(':')?;
-    let mut io = IoStats {
-        major: major.parse().ok()?,
-        minor: minor.parse().ok()?,
-        ..Default::default()
-    };
+    let mut io =
+        IoStats { major: major.parse().ok()?, minor: minor.parse().ok()?, ..Default::default() };
     for word in words {
         let Some((name, value)) = word.split_once('=') else {
             continue;
@@ -132,10 +125,7 @@ mod tests {
              nr_periods 7\nnr_throttled 1\nthrottled_usec 9\n",
         );
         assert_eq!((cpu.usage_us, cpu.user_us, cpu.system_us), (5, 3, 2));
-        assert_eq!(
-            (cpu.nr_periods, cpu.nr_throttled, cpu.throttled_us),
-            (7, 1, 9)
-        );
+        assert_eq!((cpu.nr_periods, cpu.nr_throttled, cpu.throttled_us), (7, 1, 9));
     }
 
     #[test]

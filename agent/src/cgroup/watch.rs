@@ -51,10 +51,7 @@ impl Watcher {
         // SAFETY: the descriptor stays the same, and open, for as long as its owner lives.
         let inotify =
             unsafe { AsyncFd::register_with_interest(Descriptor(inotify), Interest::READABLE)? };
-        Ok(Self {
-            inotify,
-            actions: Mutex::new(HashMap::new()),
-        })
+        Ok(Self { inotify, actions: Mutex::new(HashMap::new()) })
     }
 
     /// Calls `action` at each change of a file, until the file is gone.
@@ -75,24 +72,12 @@ impl Watcher {
         let token = Arc::as_ptr(&notify) as u64;
         let waiter = Arc::clone(&notify);
         let watch = self.add(path, token, Box::new(move || waiter.notify_one()))?;
-        Ok(Changes {
-            watcher: self,
-            watch,
-            token,
-            notify,
-        })
+        Ok(Changes { watcher: self, watch, token, notify })
     }
 
     fn add(&self, path: &Path, token: u64, action: Action) -> io::Result<WatchDescriptor> {
-        let watch = self
-            .inotify
-            .get_ref()
-            .0
-            .add_watch(path, AddWatchFlags::IN_MODIFY)?;
-        lock(&self.actions)
-            .entry(watch)
-            .or_default()
-            .push((token, action));
+        let watch = self.inotify.get_ref().0.add_watch(path, AddWatchFlags::IN_MODIFY)?;
+        lock(&self.actions).entry(watch).or_default().push((token, action));
         Ok(watch)
     }
 

@@ -78,10 +78,7 @@ fn receive(stream: &UnixStream) -> io::Result<OwnedFd> {
             return Ok(unsafe { OwnedFd::from_raw_fd(*fd) });
         }
     }
-    Err(io::Error::new(
-        io::ErrorKind::UnexpectedEof,
-        "no terminal came",
-    ))
+    Err(io::Error::new(io::ErrorKind::UnexpectedEof, "no terminal came"))
 }
 
 fn failed(error: io::Error) -> Error {

@@ -50,18 +50,8 @@ pub fn explain(kind: Kind, text: &str, causes: &[String]) -> Error {
 /// that can't be.
 fn is_the_specs(errno: Errno) -> bool {
     use Errno::{EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENODEV, ENOENT, ENOTDIR, EOPNOTSUPP, ERANGE};
-    [
-        EINVAL,
-        EISDIR,
-        ELOOP,
-        ENAMETOOLONG,
-        ENODEV,
-        ENOENT,
-        ENOTDIR,
-        EOPNOTSUPP,
-        ERANGE,
-    ]
-    .contains(&errno)
+    [EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENODEV, ENOENT, ENOTDIR, EOPNOTSUPP, ERANGE]
+        .contains(&errno)
 }
 
 /// The first errno that a text mentions by its name, or as Rust prints the number.
@@ -88,17 +78,10 @@ fn without_structs(text: &str) -> String {
             break;
         };
         let inner = &rest[start + 3..start + length];
-        let name = rest[..start]
-            .rfind(|c: char| !c.is_ascii_alphanumeric())
-            .map_or(0, |at| at + 1);
+        let name = rest[..start].rfind(|c: char| !c.is_ascii_alphanumeric()).map_or(0, |at| at + 1);
         result.push_str(&rest[..name]);
         let first = inner.split_once(": ").map_or(inner, |(_, value)| value);
-        result.push_str(
-            first
-                .split_once(", ")
-                .map_or(first, |(value, _)| value)
-                .trim(),
-        );
+        result.push_str(first.split_once(", ").map_or(first, |(value, _)| value).trim());
         rest = &rest[start + length + 1..];
     }
     result.push_str(rest);
@@ -152,11 +135,7 @@ mod tests {
 
     #[test]
     fn a_failure_of_the_guest_stays_one() {
-        let error = explain(
-            Kind::Internal,
-            "cannot fork",
-            &["no memory (err ENOMEM)".to_owned()],
-        );
+        let error = explain(Kind::Internal, "cannot fork", &["no memory (err ENOMEM)".to_owned()]);
         assert!(matches!(error, Error::Internal(_)));
         assert!(error.to_string().starts_with("cannot fork: no memory"));
     }

@@ -54,10 +54,7 @@ impl Helper {
             .map_err(failed)?;
         let exit = reaper.watch_helper(child.id());
         let socket = UnixStream::from_std(ours).map_err(failed)?;
-        Ok(Self {
-            socket: BufReader::new(socket),
-            exit,
-        })
+        Ok(Self { socket: BufReader::new(socket), exit })
     }
 
     /// Waits for what the helper makes next. The helper then waits for [`Helper::release`].
@@ -136,9 +133,7 @@ impl Helper {
             Ok(code) => format!("with code {code}"),
             Err(_) => "unseen".to_owned(),
         };
-        Error::Internal(format!(
-            "the container helper ended {how} before it was done"
-        ))
+        Error::Internal(format!("the container helper ended {how} before it was done"))
     }
 }
 

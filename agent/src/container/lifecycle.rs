@@ -63,12 +63,8 @@ impl Guest {
         write(&bundle.join(oci::SPEC), &request.spec)?;
         drop(request.spec);
 
-        let process = Process::new(
-            Arc::clone(container),
-            "",
-            Arc::clone(&self.events),
-            State::Starting,
-        );
+        let process =
+            Process::new(Arc::clone(container), "", Arc::clone(&self.events), State::Starting);
         let arguments = ["create", container.id()];
         let (helper, pid) = self.make(&process, announced, &arguments).await?;
         process.created(helper);
@@ -183,15 +179,8 @@ impl Guest {
         let first = self.running(id)?;
         let container = first.container();
         if container.is_paused() == paused {
-            let state = if paused {
-                "paused already"
-            } else {
-                "not paused"
-            };
-            return Err(Error::FailedPrecondition(format!(
-                "{} is {state}",
-                first.name()
-            )));
+            let state = if paused { "paused already" } else { "not paused" };
+            return Err(Error::FailedPrecondition(format!("{} is {state}", first.name())));
         }
         container.set_paused(paused, &self.watcher).await
     }
@@ -203,9 +192,7 @@ impl Guest {
     /// What is wrong with the resources, or what the kernel says to them.
     pub async fn update(&self, container: &Container, resources: &[u8]) -> Result<()> {
         write(&container.bundle().join(oci::RESOURCES), resources)?;
-        Helper::spawn(&self.reaper, &["update", container.id()], None)?
-            .done()
-            .await
+        Helper::spawn(&self.reaper, &["update", container.id()], None)?.done().await
     }
 
     /// Forgets a process; with the first one, the whole container.
@@ -215,10 +202,7 @@ impl Guest {
     pub async fn delete(&self, process: &Arc<Process>) -> Result<()> {
         let first = process.is_first();
         if !process.is_stopped() && (first || !process.is_idle()) {
-            return Err(Error::FailedPrecondition(format!(
-                "{} still runs",
-                process.name()
-            )));
+            return Err(Error::FailedPrecondition(format!("{} still runs", process.name())));
         }
         if !first {
             self.containers.remove_process(process);

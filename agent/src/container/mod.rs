@@ -100,10 +100,7 @@ impl Container {
     fn signal_all(&self, signal: i32) -> Result<()> {
         let pids = self.cgroup.pids()?;
         if pids.is_empty() {
-            return Err(Error::NotFound(format!(
-                "container {} has no process",
-                self.id
-            )));
+            return Err(Error::NotFound(format!("container {} has no process", self.id)));
         }
         if signal == libc::SIGKILL {
             return self.cgroup.kill();
@@ -112,10 +109,7 @@ impl Container {
             match process::send_signal(pid, signal) {
                 Ok(()) | Err(Errno::ESRCH) => {}
                 Err(error) => {
-                    return Err(Error::io(
-                        format_args!("cannot signal process {pid}"),
-                        error,
-                    ));
+                    return Err(Error::io(format_args!("cannot signal process {pid}"), error));
                 }
             }
         }

@@ -145,17 +145,11 @@ impl Process {
             ready @ (State::Prepared(_) | State::Created(_)) => Ok(ready),
             State::Stopped => {
                 inner.state = State::Stopped;
-                Err(Error::FailedPrecondition(format!(
-                    "{} has ended",
-                    self.name()
-                )))
+                Err(Error::FailedPrecondition(format!("{} has ended", self.name())))
             }
             other @ (State::Starting | State::Running) => {
                 inner.state = other;
-                Err(Error::FailedPrecondition(format!(
-                    "{} was started already",
-                    self.name()
-                )))
+                Err(Error::FailedPrecondition(format!("{} was started already", self.name())))
             }
         }
     }
@@ -225,10 +219,7 @@ impl Process {
         match send_signal(pid, signal) {
             Ok(()) => Ok(()),
             Err(Errno::ESRCH) => Err(Error::NotFound(format!("{} has ended", self.name()))),
-            Err(error) => Err(Error::io(
-                format_args!("cannot signal {}", self.name()),
-                error,
-            )),
+            Err(error) => Err(Error::io(format_args!("cannot signal {}", self.name()), error)),
         }
     }
 

@@ -30,10 +30,7 @@ impl Containers {
                 container.id()
             )));
         }
-        let entry = Entry {
-            container: Arc::clone(container),
-            processes: HashMap::new(),
-        };
+        let entry = Entry { container: Arc::clone(container), processes: HashMap::new() };
         table.insert(container.id().to_owned(), entry);
         Ok(())
     }
@@ -47,14 +44,9 @@ impl Containers {
         let id = process.container().id();
         let entry = table.get_mut(id).ok_or_else(|| no_container(id))?;
         if entry.processes.contains_key(process.exec()) {
-            return Err(Error::AlreadyExists(format!(
-                "{} is there already",
-                process.name()
-            )));
+            return Err(Error::AlreadyExists(format!("{} is there already", process.name())));
         }
-        entry
-            .processes
-            .insert(process.exec().to_owned(), Arc::clone(process));
+        entry.processes.insert(process.exec().to_owned(), Arc::clone(process));
         Ok(())
     }
 
@@ -112,14 +104,8 @@ mod tests {
         let table = Containers::default();
         let container = Arc::new(Container::new("c"));
         table.reserve(&container).unwrap();
-        assert!(matches!(
-            table.reserve(&container),
-            Err(Error::AlreadyExists(_))
-        ));
-        assert!(matches!(
-            table.process("c", ""),
-            Err(Error::FailedPrecondition(_))
-        ));
+        assert!(matches!(table.reserve(&container), Err(Error::AlreadyExists(_))));
+        assert!(matches!(table.process("c", ""), Err(Error::FailedPrecondition(_))));
         assert!(matches!(table.process("c", "e"), Err(Error::NotFound(_))));
 
         let events = Arc::new(Events::new());

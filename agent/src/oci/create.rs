@@ -40,10 +40,7 @@ pub fn run(
         .with_systemd(false)
         .with_detach(true)
         .build()?;
-    let pid = made
-        .pid()
-        .ok_or_else(|| Failure::internal("the container has no process"))?
-        .as_raw();
+    let pid = made.pid().ok_or_else(|| Failure::internal("the container has no process"))?.as_raw();
     // To load the device cgroup's program, libcgroups has changed this one.
     limits::set(pid, libc::RLIMIT_MEMLOCK, inherited)?;
     limits::set_all(pid, &rlimits)?;
@@ -60,7 +57,5 @@ pub fn announce(pid: i32, reporter: &Reporter) {
 
 /// The user that a container's first process runs as.
 fn user(spec: &Spec) -> u32 {
-    spec.process()
-        .as_ref()
-        .map_or(0, |process| process.user().uid())
+    spec.process().as_ref().map_or(0, |process| process.user().uid())
 }

@@ -79,29 +79,20 @@ fn complete(process: &mut Process, first: &Spec) -> Late {
     let (early, rlimits): (Vec<_>, Vec<_>) = rlimits.into_iter().partition(limits::is_harmless);
     process.set_rlimits(Some(early));
 
-    let seccomp = first
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.seccomp().clone());
+    let seccomp = first.linux().as_ref().and_then(|linux| linux.seccomp().clone());
     let keeps_privilege = seccomp.is_some() && process.no_new_privileges() != Some(true);
     if keeps_privilege {
         // Without no_new_privs only a privileged process may load a profile.
         process.set_capabilities(None);
     }
-    Late {
-        rlimits,
-        seccomp,
-        capabilities: keeps_privilege.then_some(capabilities),
-    }
+    Late { rlimits, seccomp, capabilities: keeps_privilege.then_some(capabilities) }
 }
 
 /// A record of the container in which libcontainer sees it run: the agent starts containers without
 /// telling libcontainer. Returns the container's first process.
 fn running_state(container: &str, states: &Path) -> Result<i32, Failure> {
     let mut state = Container::load(Path::new(STATES).join(container))?;
-    let init = state
-        .pid()
-        .ok_or_else(|| Failure::internal("the container has no process"))?;
+    let init = state.pid().ok_or_else(|| Failure::internal("the container has no process"))?;
     state.root = states.join(container);
     fs::create_dir_all(&state.root)
         .map_err(|error| Failure::io("cannot make the exec's directory", error))?;
@@ -119,17 +110,12 @@ fn sub_cgroup(container: &str, init: i32) -> Option<String> {
         return None;
     }
     let membership = fs::read_to_string(format!("/proc/{init}/cgroup")).ok()?;
-    below(
-        &membership,
-        &Path::new("/").join(CONTAINERS).join(container),
-    )
+    below(&membership, &Path::new("/").join(CONTAINERS).join(container))
 }
 
 /// The part of a process's cgroup (v2) that is below `own`.
 fn below(membership: &str, own: &Path) -> Option<String> {
-    let path = membership
-        .lines()
-        .find_map(|line| line.strip_prefix("0::"))?;
+    let path = membership.lines().find_map(|line| line.strip_prefix("0::"))?;
     let rest = Path::new(path).strip_prefix(own).ok()?.to_str()?;
     (!rest.is_empty()).then(|| rest.to_owned())
 }
@@ -141,10 +127,7 @@ mod tests {
     #[test]
     fn an_exec_follows_the_first_process_into_its_cgroup() {
         let own = Path::new("/containers/c");
-        assert_eq!(
-            below("0::/containers/c/init.scope\n", own).as_deref(),
-            Some("init.scope")
-        );
+        assert_eq!(below("0::/containers/c/init.scope\n", own).as_deref(), Some("init.scope"));
         assert_eq!(below("0::/containers/c\n", own), None);
         assert_eq!(below("0::/containers/cc/x\n", own), None);
         assert_eq!(below("1:cpu:/containers/c/x\n", own), None);
@@ -168,15 +151,7 @@ mod tests {
         assert_eq!(late.rlimits.len(), 1);
         assert!(late.seccomp.is_some());
         assert!(process.capabilities().is_none());
-        assert_eq!(
-            late.capabilities
-                .unwrap()
-                .bounding()
-                .as_ref()
-                .unwrap()
-                .len(),
-            1
-        );
+        assert_eq!(late.capabilities.unwrap().bounding().as_ref().unwrap().len(), 1);
 
         process.set_no_new_privileges(Some(true));
         let late = complete(&mut process, &first);

@@ -15,18 +15,12 @@ pub struct Failure {
 impl Failure {
     /// The spec is at fault.
     pub fn invalid(text: impl Into<String>) -> Self {
-        Self {
-            kind: Kind::Invalid,
-            text: text.into(),
-        }
+        Self { kind: Kind::Invalid, text: text.into() }
     }
 
     /// The guest is at fault.
     pub fn internal(text: impl Into<String>) -> Self {
-        Self {
-            kind: Kind::Internal,
-            text: text.into(),
-        }
+        Self { kind: Kind::Internal, text: text.into() }
     }
 
     /// A file or system call failed; `attempt` says what was to be done.
@@ -43,10 +37,7 @@ impl std::fmt::Display for Failure {
 
 impl From<Failure> for Report {
     fn from(failure: Failure) -> Self {
-        Report::Failed {
-            kind: failure.kind,
-            text: failure.text,
-        }
+        Report::Failed { kind: failure.kind, text: failure.text }
     }
 }
 
@@ -60,9 +51,6 @@ impl From<LibcontainerError> for Failure {
             | LibcontainerError::Spec(_) => Kind::Invalid,
             _ => Kind::Internal,
         };
-        Self {
-            kind,
-            text: chain(&error),
-        }
+        Self { kind, text: chain(&error) }
     }
 }

@@ -60,31 +60,22 @@ impl Finish {
     /// The work that the spec's container needs; none for most.
     fn of(spec: &mut Spec) -> Option<Self> {
         let root = spec.root().as_ref()?.path().clone();
-        let mut finish = Self {
-            root,
-            ..Self::default()
-        };
+        let mut finish = Self { root, ..Self::default() };
         for mount in spec.mounts().iter().flatten() {
             finish.note_mount(mount);
         }
         let mut linux = spec.linux().clone()?;
         for device in linux.devices().iter().flatten() {
             let path = clean(device.path());
-            let above = path
-                .ancestors()
-                .skip(1)
-                .filter(|above| above.starts_with("/dev"));
-            finish.device_directories.extend(
-                above
-                    .filter(|above| *above != Path::new("/dev"))
-                    .map(Path::to_owned),
-            );
+            let above = path.ancestors().skip(1).filter(|above| above.starts_with("/dev"));
+            finish
+                .device_directories
+                .extend(above.filter(|above| *above != Path::new("/dev")).map(Path::to_owned));
         }
         if let Some(paths) = linux.readonly_paths().clone() {
             // Under /proc and /sys nothing is to be executed anyway.
-            let (kernel, others): (Vec<_>, Vec<_>) = paths
-                .into_iter()
-                .partition(|path| is_kernels(&clean(Path::new(path))));
+            let (kernel, others): (Vec<_>, Vec<_>) =
+                paths.into_iter().partition(|path| is_kernels(&clean(Path::new(path))));
             finish.readonly = others.into_iter().map(PathBuf::from).collect();
             linux.set_readonly_paths(Some(kernel));
         }
@@ -92,10 +83,7 @@ impl Finish {
             finish.note_cwd(process.cwd(), spec.mounts().as_deref().unwrap_or_default());
         }
         spec.set_linux(Some(linux));
-        let nothing = Self {
-            root: finish.root.clone(),
-            ..Self::default()
-        };
+        let nothing = Self { root: finish.root.clone(), ..Self::default() };
         (finish != nothing).then_some(finish)
     }
 
@@ -121,14 +109,9 @@ impl Finish {
             self.remounts.push((path.clone(), propagation.bits()));
         }
         if !whole.is_empty() {
-            self.remounts
-                .push((path.clone(), (whole | MsFlags::MS_REMOUNT).bits()));
+            self.remounts.push((path.clone(), (whole | MsFlags::MS_REMOUNT).bits()));
         }
-        let read_only = mount
-            .options()
-            .iter()
-            .flatten()
-            .any(|option| option == "ro");
+        let read_only = mount.options().iter().flatten().any(|option| option == "ro");
         if read_only && clean(path) == Path::new("/dev") {
             // libcontainer leaves it writable for its own sake.
             let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
@@ -144,11 +127,7 @@ impl Finish {
             .iter()
             .map(|mount| clean(mount.destination()))
             .any(|mount| cwd.starts_with(&mount) && cwd != mount);
-        let there = || {
-            Rootfs::open(&self.root)
-                .and_then(|root| root.directory(&cwd))
-                .is_ok()
-        };
+        let there = || Rootfs::open(&self.root).and_then(|root| root.directory(&cwd)).is_ok();
         let mounted = mounts.iter().any(|mount| clean(mount.destination()) == cwd);
         if covered || !(mounted || there()) {
             self.cwd = Some(cwd);
@@ -160,10 +139,7 @@ impl Finish {
             .map_err(|error| Failure::io("cannot open the container's root", error))?;
         for path in &self.device_directories {
             let failed = |error| {
-                Failure::io(
-                    format_args!("cannot set the mode of {}", path.display()),
-                    error,
-                )
+                Failure::io(format_args!("cannot set the mode of {}", path.display()), error)
             };
             let directory = root.directory(path).map_err(failed)?;
             std::fs::set_permissions(by_descriptor(&directory), Permissions::from_mode(0o755))
@@ -171,10 +147,7 @@ impl Finish {
         }
         if let Some(cwd) = &self.cwd {
             root.make_directories(cwd).map_err(|error| {
-                Failure::invalid(format!(
-                    "cannot make process.cwd {}: {error}",
-                    cwd.display()
-                ))
+                Failure::invalid(format!("cannot make process.cwd {}: {error}", cwd.display()))
             })?;
         }
         for (path, flags) in &self.remounts {
@@ -198,10 +171,7 @@ pub fn run(bundle: &Path) -> Result<(), Failure> {
 /// Changes the propagation or the options of what is mounted on a path.
 fn change(root: &Rootfs, path: &Path, flags: MsFlags) -> Result<(), Failure> {
     let failed = |error: &dyn std::fmt::Display| {
-        Failure::io(
-            format_args!("cannot apply the options of the mount {}", path.display()),
-            error,
-        )
+        Failure::io(format_args!("cannot apply the options of the mount {}", path.display()), error)
     };
     let place = root.place(path).map_err(|error| failed(&error))?;
     let kept = if flags.contains(MsFlags::MS_REMOUNT) {
@@ -215,10 +185,7 @@ fn change(root: &Rootfs, path: &Path, flags: MsFlags) -> Result<(), Failure> {
 /// Makes a path read-only with all that its mount is already; one that isn't there may stay away.
 fn make_read_only(root: &Rootfs, path: &Path) -> Result<(), Failure> {
     let failed = |error: &dyn std::fmt::Display| {
-        Failure::io(
-            format_args!("cannot make {} read-only", path.display()),
-            error,
-        )
+        Failure::io(format_args!("cannot make {} read-only", path.display()), error)
     };
     let place = match root.place(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -226,14 +193,8 @@ fn make_read_only(root: &Rootfs, path: &Path) -> Result<(), Failure> {
     };
     let name = by_descriptor(&place);
     let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
-    mount(
-        Some(name.as_str()),
-        name.as_str(),
-        None::<&str>,
-        bind,
-        None::<&str>,
-    )
-    .map_err(|error| failed(&error))?;
+    mount(Some(name.as_str()), name.as_str(), None::<&str>, bind, None::<&str>)
+        .map_err(|error| failed(&error))?;
     // The new mount is on top of the place that is open.
     let place = root.place(path).map_err(|error| failed(&error))?;
     let kept = flags_of(&place).map_err(|error| failed(&error))?;
@@ -242,13 +203,7 @@ fn make_read_only(root: &Rootfs, path: &Path) -> Result<(), Failure> {
 }
 
 fn remount(place: &File, flags: MsFlags) -> Result<(), Errno> {
-    mount(
-        None::<&str>,
-        by_descriptor(place).as_str(),
-        None::<&str>,
-        flags,
-        None::<&str>,
-    )
+    mount(None::<&str>, by_descriptor(place).as_str(), None::<&str>, flags, None::<&str>)
 }
 
 /// The options that the mount around a place has, to be kept when it is mounted again.
@@ -323,9 +278,6 @@ mod tests {
     fn a_missing_working_directory_is_to_be_made() {
         let json = r#"{"ociVersion":"1.0.2","root":{"path":"/"},"linux":{},
             "process":{"user":{"uid":0,"gid":0},"args":["true"],"cwd":"/no/such/directory"}}"#;
-        assert_eq!(
-            finish(json).unwrap().cwd.as_deref(),
-            Some(Path::new("/no/such/directory"))
-        );
+        assert_eq!(finish(json).unwrap().cwd.as_deref(), Some(Path::new("/no/such/directory")));
     }
 }

@@ -13,10 +13,7 @@ use super::failure::Failure;
 /// # Errors
 /// What the kernel says.
 pub fn locked_memory() -> Result<libc::rlimit, Failure> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is a valid place for the answer.
     let result = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) };
     Errno::result(result).map_err(|error| Failure::io("cannot read RLIMIT_MEMLOCK", error))?;
@@ -29,10 +26,7 @@ pub fn locked_memory() -> Result<libc::rlimit, Failure> {
 /// The limit that the kernel refused.
 pub fn set_all(pid: i32, limits: &[PosixRlimit]) -> Result<(), Failure> {
     limits.iter().try_for_each(|limit| {
-        let value = libc::rlimit {
-            rlim_cur: limit.soft(),
-            rlim_max: limit.hard(),
-        };
+        let value = libc::rlimit { rlim_cur: limit.soft(), rlim_max: limit.hard() };
         set(pid, number(limit.typ()), value).map_err(|failure| {
             Failure::invalid(format!("process.rlimits: {:?}: {failure}", limit.typ()))
         })
@@ -48,10 +42,7 @@ pub fn set(pid: i32, resource: Resource, limit: libc::rlimit) -> Result<(), Fail
     let result = unsafe { libc::prlimit(pid, resource, &raw const limit, std::ptr::null_mut()) };
     Errno::result(result).map(drop).map_err(|error| {
         let libc::rlimit { rlim_cur, rlim_max } = limit;
-        Failure::io(
-            format_args!("cannot set {rlim_cur}, at most {rlim_max}"),
-            error,
-        )
+        Failure::io(format_args!("cannot set {rlim_cur}, at most {rlim_max}"), error)
     })
 }
 

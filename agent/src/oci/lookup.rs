@@ -41,13 +41,7 @@ fn check(file: &str) -> Result<(), String> {
     if metadata.is_dir() {
         return Err("is a directory".to_owned());
     }
-    faccessat(
-        nix::fcntl::AT_FDCWD,
-        file,
-        AccessFlags::X_OK,
-        AtFlags::AT_EACCESS,
-    )
-    .map_err(describe)
+    faccessat(nix::fcntl::AT_FDCWD, file, AccessFlags::X_OK, AtFlags::AT_EACCESS).map_err(describe)
 }
 
 /// What the C library says of an errno, in lower case as Go writes it.
@@ -69,23 +63,11 @@ mod tests {
     #[test]
     fn errors_are_in_the_words_of_runc() {
         for (command, path, error) in [
-            (
-                "foo",
-                "/usr/bin:/bin",
-                "exec: \"foo\": executable file not found in $PATH",
-            ),
+            ("foo", "/usr/bin:/bin", "exec: \"foo\": executable file not found in $PATH"),
             ("sh", "", "exec: \"sh\": executable file not found in $PATH"),
-            (
-                "/x/y",
-                "/bin",
-                "exec: \"/x/y\": stat /x/y: no such file or directory",
-            ),
+            ("/x/y", "/bin", "exec: \"/x/y\": stat /x/y: no such file or directory"),
             ("/etc", "/bin", "exec: \"/etc\": is a directory"),
-            (
-                "/etc/passwd",
-                "/bin",
-                "exec: \"/etc/passwd\": permission denied",
-            ),
+            ("/etc/passwd", "/bin", "exec: \"/etc/passwd\": permission denied"),
             (
                 "/etc/passwd/x",
                 "/bin",
@@ -94,16 +76,9 @@ mod tests {
         ] {
             assert_eq!(find(command, path).unwrap_err(), error);
         }
-        assert_eq!(
-            find("", "/usr").unwrap_err(),
-            "exec: \"\": executable file not found in $PATH"
-        );
+        assert_eq!(find("", "/usr").unwrap_err(), "exec: \"\": executable file not found in $PATH");
         // The tests run in the directory of the crate.
-        assert!(
-            find("build.sh", "/bin:.")
-                .unwrap_err()
-                .ends_with("relative to current directory")
-        );
+        assert!(find("build.sh", "/bin:.").unwrap_err().ends_with("relative to current directory"));
     }
 
     #[test]

@@ -68,9 +68,7 @@ pub fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
         }
         ["update", container] => update::run(container).map(|()| reporter.send(&Report::Done)),
         ["finish", container] => finish::run(&bundle(container)),
-        _ => Err(Failure::internal(
-            "the container helper does not know what to do",
-        )),
+        _ => Err(Failure::internal("the container helper does not know what to do")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

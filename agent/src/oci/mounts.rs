@@ -50,11 +50,7 @@ fn keep_mode(root: &Path, mount: &mut Mount) {
 /// Whether a mount shows what is mounted or stored elsewhere.
 pub fn is_bind(mount: &Mount) -> bool {
     mount.typ().as_deref() == Some("bind")
-        || mount
-            .options()
-            .iter()
-            .flatten()
-            .any(|option| option == "bind" || option == "rbind")
+        || mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind")
 }
 
 /// A path inside the container without `.`, `..` and what is double.
@@ -76,12 +72,9 @@ mod tests {
 
     #[test]
     fn paths_are_cleaned_inside_the_container() {
-        for (path, cleaned) in [
-            ("/a/./b//c/", "/a/b/c"),
-            ("/../../x", "/x"),
-            ("x/..", "/"),
-            ("dev", "/dev"),
-        ] {
+        for (path, cleaned) in
+            [("/a/./b//c/", "/a/b/c"), ("/../../x", "/x"), ("x/..", "/"), ("dev", "/dev")]
+        {
             assert_eq!(clean(Path::new(path)), Path::new(cleaned));
         }
     }
@@ -90,20 +83,10 @@ mod tests {
     fn bind_mounts_are_told_by_type_or_option() {
         for (json, bind) in [
             (r#"{"destination":"/x","type":"bind"}"#, true),
-            (
-                r#"{"destination":"/x","type":"none","options":["rbind"]}"#,
-                true,
-            ),
-            (
-                r#"{"destination":"/x","type":"tmpfs","options":["size=1m"]}"#,
-                false,
-            ),
+            (r#"{"destination":"/x","type":"none","options":["rbind"]}"#, true),
+            (r#"{"destination":"/x","type":"tmpfs","options":["size=1m"]}"#, false),
         ] {
-            assert_eq!(
-                is_bind(&serde_json::from_str(json).unwrap()),
-                bind,
-                "{json}"
-            );
+            assert_eq!(is_bind(&serde_json::from_str(json).unwrap()), bind, "{json}");
         }
     }
 

@@ -45,23 +45,15 @@ pub struct Late {
 impl Program {
     /// Reports failures to `reporter`, before and after libcontainer can.
     pub fn new(reporter: &Reporter, late: Late) -> Self {
-        Self {
-            reporter: reporter.clone(),
-            late: Arc::new(late),
-            home: Arc::new(OnceLock::new()),
-        }
+        Self { reporter: reporter.clone(), late: Arc::new(late), home: Arc::new(OnceLock::new()) }
     }
 
     /// The file to execute.
     fn file(spec: &Spec) -> Result<String, Failure> {
         let process = spec.process().as_ref();
         let args = process.and_then(|process| process.args().as_ref());
-        let command = args
-            .and_then(|args| args.first())
-            .map_or("", String::as_str);
-        let env = process
-            .and_then(|process| process.env().as_deref())
-            .unwrap_or_default();
+        let command = args.and_then(|args| args.first()).map_or("", String::as_str);
+        let env = process.and_then(|process| process.env().as_deref()).unwrap_or_default();
         lookup::find(command, value(env, "PATH").unwrap_or_default()).map_err(Failure::invalid)
     }
 
@@ -78,27 +70,18 @@ impl Program {
             // Nobody can be told, and the program can still ask for the size that it got.
             let _ = set_window_size(std::io::stdin(), size.width(), size.height());
         }
-        self.reporter.send(&Report::Terminal {
-            uid: process.user().uid(),
-        });
+        self.reporter.send(&Report::Terminal { uid: process.user().uid() });
         self.reporter.wait();
     }
 
     fn execute(&self, spec: &Spec) -> Result<Infallible, Failure> {
         let file = Self::file(spec)?;
         let process = spec.process().as_ref();
-        let args = process
-            .and_then(|process| process.args().clone())
-            .unwrap_or_default();
-        let mut env = process
-            .and_then(|process| process.env().clone())
-            .unwrap_or_default();
+        let args = process.and_then(|process| process.args().clone()).unwrap_or_default();
+        let mut env = process.and_then(|process| process.env().clone()).unwrap_or_default();
         if value(&env, "HOME").is_none_or(str::is_empty) {
             env.retain(|pair| !pair.starts_with("HOME="));
-            env.push(format!(
-                "HOME={}",
-                self.home.get().map_or("/", String::as_str)
-            ));
+            env.push(format!("HOME={}", self.home.get().map_or("/", String::as_str)));
         }
         let path = c_string("process.args", &file)?;
         let args = c_strings("process.args", &args)?;
@@ -115,10 +98,7 @@ impl Late {
         limits::set_all(MYSELF, &self.rlimits)?;
         if let Some(seccomp) = &self.seccomp {
             initialize_seccomp(seccomp).map_err(|error| {
-                Failure::internal(format!(
-                    "cannot load the seccomp profile: {}",
-                    chain(&error)
-                ))
+                Failure::internal(format!("cannot load the seccomp profile: {}", chain(&error)))
             })?;
         }
         if let Some(capabilities) = &self.capabilities {
@@ -152,9 +132,7 @@ impl Executor for Program {
             Ok(never) => match never {},
             Err(failure) => {
                 self.reporter.send(&failure.into());
-                Err(ExecutorError::Other(
-                    "the command can't be executed".to_owned(),
-                ))
+                Err(ExecutorError::Other("the command can't be executed".to_owned()))
             }
         }
     }
@@ -162,9 +140,7 @@ impl Executor for Program {
 
 /// The value of a variable; of several, the last one counts.
 fn value<'a>(env: &'a [String], name: &str) -> Option<&'a str> {
-    env.iter()
-        .rev()
-        .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+    env.iter().rev().find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
 }
 
 /// The environment with each variable once: at its first place, with its last value, as runc's

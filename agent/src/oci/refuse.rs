@@ -13,16 +13,9 @@ use super::mounts;
 /// The field that can't be honoured, and why.
 pub fn spec(spec: &Spec) -> Result<(), Failure> {
     if spec.hooks().is_some() {
-        return refused(
-            "hooks",
-            "their programs are on the host, and the container is not",
-        );
+        return refused("hooks", "their programs are on the host, and the container is not");
     }
-    if spec
-        .root()
-        .as_ref()
-        .is_some_and(|root| root.path().is_relative())
-    {
+    if spec.root().as_ref().is_some_and(|root| root.path().is_relative()) {
         return refused("root.path", "it must be an absolute path of the guest");
     }
     if let Some(process) = spec.process() {
@@ -48,52 +41,25 @@ pub fn process(field: &str, process: &Process) -> Result<(), Failure> {
     if !process.cwd().is_absolute() {
         return refused(&format!("{field}.cwd"), "it must be an absolute path");
     }
-    if process
-        .apparmor_profile()
-        .as_deref()
-        .is_some_and(|profile| !profile.is_empty())
-    {
-        return refused(
-            &format!("{field}.apparmorProfile"),
-            "the guest's kernel has no AppArmor",
-        );
+    if process.apparmor_profile().as_deref().is_some_and(|profile| !profile.is_empty()) {
+        return refused(&format!("{field}.apparmorProfile"), "the guest's kernel has no AppArmor");
     }
-    if process
-        .selinux_label()
-        .as_deref()
-        .is_some_and(|label| !label.is_empty())
-    {
-        return refused(
-            &format!("{field}.selinuxLabel"),
-            "the guest's kernel has no SELinux",
-        );
+    if process.selinux_label().as_deref().is_some_and(|label| !label.is_empty()) {
+        return refused(&format!("{field}.selinuxLabel"), "the guest's kernel has no SELinux");
     }
     Ok(())
 }
 
 fn linux(linux: &Linux) -> Result<(), Failure> {
-    if linux
-        .mount_label()
-        .as_deref()
-        .is_some_and(|label| !label.is_empty())
-    {
+    if linux.mount_label().as_deref().is_some_and(|label| !label.is_empty()) {
         return refused("linux.mountLabel", "the guest's kernel has no SELinux");
     }
     if linux.intel_rdt().is_some() {
-        return refused(
-            "linux.intelRdt",
-            "caches and memory bandwidth are the host's to divide",
-        );
+        return refused("linux.intelRdt", "caches and memory bandwidth are the host's to divide");
     }
     let namespaces = linux.namespaces().as_deref().unwrap_or_default();
-    if namespaces
-        .iter()
-        .any(|namespace| namespace.typ() == LinuxNamespaceType::User)
-    {
-        return refused(
-            "linux.namespaces",
-            "a user namespace can't be entered by an exec",
-        );
+    if namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::User) {
+        return refused("linux.namespaces", "a user namespace can't be entered by an exec");
     }
     if let Some(seccomp) = linux.seccomp() {
         let notifies = seccomp
@@ -110,14 +76,10 @@ fn linux(linux: &Linux) -> Result<(), Failure> {
 
 fn mount(index: usize, mount: &Mount) -> Result<(), Failure> {
     let options = mount.options().as_deref().unwrap_or_default();
-    if let Some(option) = options
-        .iter()
-        .find(|option| ["tmpcopyup", "idmap", "ridmap"].contains(&option.as_str()))
+    if let Some(option) =
+        options.iter().find(|option| ["tmpcopyup", "idmap", "ridmap"].contains(&option.as_str()))
     {
-        return refused(
-            &format!("mounts[{index}].options"),
-            &format!("{option} is not supported"),
-        );
+        return refused(&format!("mounts[{index}].options"), &format!("{option} is not supported"));
     }
     if mounts::is_bind(mount) && mounts::clean(mount.destination()) == *"/dev" {
         return refused(
@@ -129,9 +91,7 @@ fn mount(index: usize, mount: &Mount) -> Result<(), Failure> {
 }
 
 fn refused(field: &str, why: &str) -> Result<(), Failure> {
-    Err(Failure::invalid(format!(
-        "{field} can't be honoured: {why}"
-    )))
+    Err(Failure::invalid(format!("{field} can't be honoured: {why}")))
 }
 
 #[cfg(test)]

@@ -47,10 +47,7 @@ impl Reporter {
         let reporter = self.clone();
         std::panic::set_hook(Box::new(move |panic| {
             let text = format!("the container helper panicked: {panic}");
-            reporter.send(&Report::Failed {
-                kind: Kind::Internal,
-                text,
-            });
+            reporter.send(&Report::Failed { kind: Kind::Internal, text });
         }));
     }
 }

@@ -18,12 +18,7 @@ struct Action {
 /// signals that it uses itself (32 and 33). Its own functions can't change those, so the system call
 /// is made directly.
 pub fn reset() {
-    let default = Action {
-        handler: libc::SIG_DFL,
-        flags: 0,
-        restorer: 0,
-        mask: 0,
-    };
+    let default = Action { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 };
     for number in 1..=LAST {
         // SAFETY: the action is valid and installs no handler. Signals that allow no change give an
         // error, which changes nothing.

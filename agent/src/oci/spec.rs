@@ -43,10 +43,8 @@ pub fn prepare(
     let mut spec: Spec = read("config.json", &bundle.join(SPEC))?;
     refuse::spec(&spec)?;
 
-    let mut process = spec
-        .process()
-        .clone()
-        .ok_or_else(|| Failure::invalid("the spec has no process"))?;
+    let mut process =
+        spec.process().clone().ok_or_else(|| Failure::invalid("the spec has no process"))?;
     adapt_process(&mut process, terminal);
     // No capabilities are none; libcontainer would leave all.
     process.set_capabilities(Some(complete_capabilities(process.capabilities())));
@@ -54,10 +52,8 @@ pub fn prepare(
     process.set_rlimits(None);
     spec.set_process(Some(process));
 
-    let mut linux = spec
-        .linux()
-        .clone()
-        .ok_or_else(|| Failure::invalid("the spec has no linux section"))?;
+    let mut linux =
+        spec.linux().clone().ok_or_else(|| Failure::invalid("the spec has no linux section"))?;
     linux.set_cgroups_path(Some(Path::new("/").join(CONTAINERS).join(container)));
     set_network_sysctls(&mut linux)?;
     adapt_propagation(&mut linux);
@@ -86,31 +82,13 @@ pub fn adapt_process(process: &mut Process, terminal: bool) {
 pub fn complete_capabilities(given: &Option<LinuxCapabilities>) -> LinuxCapabilities {
     let mut all = LinuxCapabilities::default();
     let given = given.as_ref();
-    all.set_bounding(Some(
-        given
-            .and_then(|given| given.bounding().clone())
-            .unwrap_or_default(),
-    ))
-    .set_effective(Some(
-        given
-            .and_then(|given| given.effective().clone())
-            .unwrap_or_default(),
-    ))
-    .set_permitted(Some(
-        given
-            .and_then(|given| given.permitted().clone())
-            .unwrap_or_default(),
-    ))
-    .set_inheritable(Some(
-        given
-            .and_then(|given| given.inheritable().clone())
-            .unwrap_or_default(),
-    ))
-    .set_ambient(Some(
-        given
-            .and_then(|given| given.ambient().clone())
-            .unwrap_or_default(),
-    ));
+    all.set_bounding(Some(given.and_then(|given| given.bounding().clone()).unwrap_or_default()))
+        .set_effective(Some(given.and_then(|given| given.effective().clone()).unwrap_or_default()))
+        .set_permitted(Some(given.and_then(|given| given.permitted().clone()).unwrap_or_default()))
+        .set_inheritable(Some(
+            given.and_then(|given| given.inheritable().clone()).unwrap_or_default(),
+        ))
+        .set_ambient(Some(given.and_then(|given| given.ambient().clone()).unwrap_or_default()));
     all
 }
 
@@ -131,18 +109,14 @@ fn adapt_propagation(linux: &mut Linux) {
 /// its network parameters are set here, where libcontainer would refuse to touch a host's.
 fn set_network_sysctls(linux: &mut Linux) -> Result<(), Failure> {
     let namespaces = linux.namespaces().as_deref().unwrap_or_default();
-    if namespaces
-        .iter()
-        .any(|namespace| namespace.typ() == LinuxNamespaceType::Network)
-    {
+    if namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Network) {
         return Ok(());
     }
     let Some(sysctls) = linux.sysctl().clone() else {
         return Ok(());
     };
-    let (network, others): (HashMap<_, _>, HashMap<_, _>) = sysctls
-        .into_iter()
-        .partition(|(name, _)| name.replace('/', ".").starts_with("net."));
+    let (network, others): (HashMap<_, _>, HashMap<_, _>) =
+        sysctls.into_iter().partition(|(name, _)| name.replace('/', ".").starts_with("net."));
     for (name, value) in &network {
         set_sysctl(name, value).map_err(|error| Failure::invalid(error.to_string()))?;
     }
@@ -201,18 +175,8 @@ mod tests {
         let given: LinuxCapabilities =
             serde_json::from_str(r#"{"bounding":["CAP_CHOWN"],"effective":["CAP_KILL"]}"#).unwrap();
         let all = complete_capabilities(&Some(given));
-        assert!(
-            all.bounding()
-                .as_ref()
-                .unwrap()
-                .contains(&Capability::Chown)
-        );
-        assert!(
-            all.effective()
-                .as_ref()
-                .unwrap()
-                .contains(&Capability::Kill)
-        );
+        assert!(all.bounding().as_ref().unwrap().contains(&Capability::Chown));
+        assert!(all.effective().as_ref().unwrap().contains(&Capability::Kill));
         assert!(all.ambient().as_ref().unwrap().is_empty());
     }
 
@@ -234,13 +198,8 @@ mod tests {
     #[test]
     fn an_array_is_no_object() {
         let path = std::env::temp_dir().join(format!("bulkhead-spec-{}", std::process::id()));
-        for (text, good) in [
-            ("{}", true),
-            (" {}", true),
-            ("[]", false),
-            ("{", false),
-            ("", false),
-        ] {
+        for (text, good) in [("{}", true), (" {}", true), ("[]", false), ("{", false), ("", false)]
+        {
             fs::write(&path, text).unwrap();
             let resources: Result<libcontainer::oci_spec::runtime::LinuxResources, _> =
                 read("the resources", &path);

@@ -74,10 +74,7 @@ struct Chunk {
 impl Chunk {
     fn new() -> Self {
         let spare = SPARE.with_borrow_mut(Vec::pop);
-        Self {
-            buffer: spare.unwrap_or_else(|| vec![0; SIZE].into()),
-            length: 0,
-        }
+        Self { buffer: spare.unwrap_or_else(|| vec![0; SIZE].into()), length: 0 }
     }
 
     fn bytes(&self) -> &[u8] {
@@ -140,10 +137,7 @@ mod tests {
             let (mut process, from) = tokio::io::duplex(1 << 20);
             let (to, mut host) = tokio::io::duplex(1 << 20);
             tokio::spawn(send(from, to));
-            process
-                .write_all(&vec![7; 2 * STREAM_WINDOW])
-                .await
-                .unwrap();
+            process.write_all(&vec![7; 2 * STREAM_WINDOW]).await.unwrap();
             drop(process);
             let mut first = vec![0; STREAM_WINDOW];
             host.read_exact(&mut first).await.unwrap();

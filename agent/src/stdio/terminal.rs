@@ -76,12 +76,7 @@ impl AsyncWrite for Terminal {
 /// What the kernel says, if it is no terminal.
 pub fn set_window_size(terminal: impl AsFd, width: u64, height: u64) -> nix::Result<()> {
     let clamp = |size: u64| u16::try_from(size).unwrap_or(u16::MAX);
-    let size = Winsize {
-        ws_row: clamp(height),
-        ws_col: clamp(width),
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
+    let size = Winsize { ws_row: clamp(height), ws_col: clamp(width), ws_xpixel: 0, ws_ypixel: 0 };
     let fd = terminal.as_fd().as_raw_fd();
     // SAFETY: the descriptor is borrowed, and the request reads a window size.
     Errno::result(unsafe { libc::ioctl(fd, libc::TIOCSWINSZ, &raw const size) }).map(drop)

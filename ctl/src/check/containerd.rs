@@ -68,19 +68,13 @@ fn find_handler(name: &str, table: &Table) -> Option<String> {
     if table.get("runtime_type").and_then(Value::as_str) == Some(RUNTIME) {
         return Some(name.to_owned());
     }
-    let mut tables = table
-        .iter()
-        .filter_map(|(name, value)| Some((name, value.as_table()?)));
+    let mut tables = table.iter().filter_map(|(name, value)| Some((name, value.as_table()?)));
     tables.find_map(|(name, table)| find_handler(name, table))
 }
 
 /// The files that `imports` names: paths, or all of a directory as `dir/*.toml`.
 fn imports(table: &Table) -> Vec<PathBuf> {
-    let imports = table
-        .get("imports")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten();
+    let imports = table.get("imports").and_then(Value::as_array).into_iter().flatten();
     let paths = imports.filter_map(Value::as_str).map(PathBuf::from);
     let expand = |path: PathBuf| match (path.file_name(), path.parent()) {
         (Some(name), Some(dir)) if name == "*.toml" => toml_files(dir),
@@ -92,9 +86,8 @@ fn imports(table: &Table) -> Vec<PathBuf> {
 fn toml_files(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let paths = entries.map(|entry| entry.path());
-    let mut files: Vec<PathBuf> = paths
-        .filter(|path| path.extension().is_some_and(|e| e == "toml"))
-        .collect();
+    let mut files: Vec<PathBuf> =
+        paths.filter(|path| path.extension().is_some_and(|e| e == "toml")).collect();
     files.sort();
     files
 }
@@ -147,11 +140,8 @@ mod tests {
     #[test]
     fn imports_and_drop_ins_are_followed() {
         let dir = tempfile::tempdir().expect("tempdir");
-        let (main, imported, drop_ins) = (
-            dir.path().join("config.toml"),
-            dir.path().join("more"),
-            dir.path().join("conf.d"),
-        );
+        let (main, imported, drop_ins) =
+            (dir.path().join("config.toml"), dir.path().join("more"), dir.path().join("conf.d"));
         fs::create_dir(&imported).expect("mkdir");
         fs::create_dir(&drop_ins).expect("mkdir");
         let import = |path: &Path| format!("imports = [\"{}\"]", path.display());

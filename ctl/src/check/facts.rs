@@ -104,10 +104,7 @@ fn shim() -> Shim {
         return Shim::OnPath(path);
     }
     let own = env::current_exe().ok();
-    let beside = own
-        .as_deref()
-        .and_then(Path::parent)
-        .map(|dir| dir.join(SHIM));
+    let beside = own.as_deref().and_then(Path::parent).map(|dir| dir.join(SHIM));
     match beside.filter(|path| access(path, AccessFlags::X_OK).is_ok()) {
         Some(path) => Shim::Beside(path),
         None => Shim::Missing,

@@ -43,12 +43,7 @@ pub struct Line {
 }
 
 fn line(level: Level, what: &'static str, says: impl Into<String>, advice: Option<&str>) -> Line {
-    Line {
-        level,
-        what,
-        says: says.into(),
-        advice: advice.map(str::to_owned),
-    }
+    Line { level, what, says: says.into(), advice: advice.map(str::to_owned) }
 }
 
 /// Judges a host.
@@ -83,12 +78,9 @@ pub fn judge(facts: &Facts) -> Vec<Line> {
 
 fn configuration(facts: &Facts) -> Line {
     match &facts.config {
-        Ok(config) if config.read_from.is_empty() => line(
-            Level::Ok,
-            "configuration",
-            "no file: built-in defaults",
-            None,
-        ),
+        Ok(config) if config.read_from.is_empty() => {
+            line(Level::Ok, "configuration", "no file: built-in defaults", None)
+        }
         Ok(config) => line(Level::Ok, "configuration", list(&config.read_from), None),
         Err(error) => {
             let advice = "correct it; what follows was looked at with the built-in defaults";
@@ -98,10 +90,7 @@ fn configuration(facts: &Facts) -> Line {
 }
 
 fn list(paths: &[PathBuf]) -> String {
-    let paths: Vec<String> = paths
-        .iter()
-        .map(|path| path.display().to_string())
-        .collect();
+    let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
     paths.join(", ")
 }
 
@@ -113,10 +102,9 @@ fn kvm(facts: &Facts) -> Line {
             "guests run by translation, many times slower; switch virtualization on in the \
              firmware, or on a cloud choose a machine with nested virtualization",
         ),
-        Err(problem) => (
-            problem.to_string(),
-            "load kvm_intel or kvm_amd, and give root access to /dev/kvm",
-        ),
+        Err(problem) => {
+            (problem.to_string(), "load kvm_intel or kvm_amd, and give root access to /dev/kvm")
+        }
     };
     line(Level::Note, "KVM", says, Some(advice))
 }
@@ -125,11 +113,7 @@ fn kvm(facts: &Facts) -> Line {
 fn hypervisors(facts: &Facts) -> Vec<Line> {
     let chosen = facts.selection.as_ref().ok().map(|selection| selection.vmm);
     let level = |vmm| {
-        if chosen == Some(vmm) {
-            Level::Fail
-        } else {
-            Level::Note
-        }
+        if chosen == Some(vmm) { Level::Fail } else { Level::Note }
     };
     let cloud_hypervisor = program(
         "cloud-hypervisor",
@@ -180,12 +164,7 @@ fn program(
             line(level, what, says, Some(advice))
         }
         Some(Ok(version)) => line(Level::Ok, what, format!("{path}, version {version}"), None),
-        Some(Err(error)) => line(
-            level,
-            what,
-            chain(error),
-            Some("see whether it runs at all"),
-        ),
+        Some(Err(error)) => line(level, what, chain(error), Some("see whether it runs at all")),
         None => line(Level::Ok, what, path.to_string(), None),
     }
 }
@@ -193,12 +172,7 @@ fn program(
 fn image(what: &'static str, image: &Result<PathBuf, AssetError>) -> Line {
     match image {
         Ok(path) => line(Level::Ok, what, path.display().to_string(), None),
-        Err(error) => line(
-            Level::Fail,
-            what,
-            chain(error),
-            Some("`make install` puts it there"),
-        ),
+        Err(error) => line(Level::Fail, what, chain(error), Some("`make install` puts it there")),
     }
 }
 
@@ -214,12 +188,7 @@ fn shim(shim: &Shim) -> Line {
         }
         Shim::Missing => {
             let says = format!("{SHIM} is not in PATH");
-            line(
-                Level::Fail,
-                "shim",
-                says,
-                Some("`make install` puts it there"),
-            )
+            line(Level::Fail, "shim", says, Some("`make install` puts it there"))
         }
     }
 }
@@ -235,18 +204,12 @@ fn containerd(facts: &Facts) -> Line {
             let advice = format!("{OLDEST_CONTAINERD} is the oldest that works");
             line(Level::Fail, "containerd", says, Some(&advice))
         }
-        Some((path, Ok(version))) => line(
-            Level::Ok,
-            "containerd",
-            format!("{}, version {version}", path.display()),
-            None,
-        ),
-        Some((_, Err(error))) => line(
-            Level::Note,
-            "containerd",
-            chain(error),
-            Some("see whether it runs at all"),
-        ),
+        Some((path, Ok(version))) => {
+            line(Level::Ok, "containerd", format!("{}, version {version}", path.display()), None)
+        }
+        Some((_, Err(error))) => {
+            line(Level::Note, "containerd", chain(error), Some("see whether it runs at all"))
+        }
     }
 }
 
@@ -256,11 +219,7 @@ fn handler(handler: &Handler) -> Line {
     );
     let (level, says, advice) = match handler {
         Handler::Configured(name) => (Level::Ok, format!("{name} is {RUNTIME}"), None),
-        Handler::Absent => (
-            Level::Note,
-            "containerd has none of ours".to_owned(),
-            Some(needed),
-        ),
+        Handler::Absent => (Level::Note, "containerd has none of ours".to_owned(), Some(needed)),
         Handler::NoFile => (Level::Note, format!("{CONFIG} is not there"), Some(needed)),
         Handler::Unreadable(why) => (Level::Note, why.clone(), Some(needed)),
     };
@@ -284,18 +243,11 @@ mod tests {
     }
 
     fn missing(name: &'static str) -> AssetError {
-        AssetError::NotFound {
-            name,
-            key: "key",
-            looked_in: vec![PathBuf::from("/bin")],
-        }
+        AssetError::NotFound { name, key: "key", looked_in: vec![PathBuf::from("/bin")] }
     }
 
     fn absent(name: &'static str) -> Program {
-        Program {
-            path: Err(missing(name)),
-            version: None,
-        }
+        Program { path: Err(missing(name)), version: None }
     }
 
     /// A host on which all is well.
@@ -326,11 +278,7 @@ mod tests {
         qemu: bool,
     ) -> Result<Selection, bulkhead_shim::vmm::SelectError> {
         let found = |there: bool, name| {
-            if there {
-                Ok(PathBuf::from("/bin/x"))
-            } else {
-                Err(missing(name))
-            }
+            if there { Ok(PathBuf::from("/bin/x")) } else { Err(missing(name)) }
         };
         let host = Host {
             kvm,
@@ -342,29 +290,19 @@ mod tests {
     }
 
     fn level(lines: &[Line], what: &str) -> Level {
-        lines
-            .iter()
-            .find(|line| line.what == what)
-            .expect(what)
-            .level
+        lines.iter().find(|line| line.what == what).expect(what).level
     }
 
     fn fails(facts: &Facts) -> Vec<&'static str> {
         let lines = judge(facts);
-        lines
-            .iter()
-            .filter(|line| line.level == Level::Fail)
-            .map(|line| line.what)
-            .collect()
+        lines.iter().filter(|line| line.level == Level::Fail).map(|line| line.what).collect()
     }
 
     #[test]
     fn a_good_host_has_nothing_to_remark() {
         let lines = judge(&good());
         assert!(
-            lines
-                .iter()
-                .all(|line| line.level == Level::Ok && line.advice.is_none()),
+            lines.iter().all(|line| line.level == Level::Ok && line.advice.is_none()),
             "{lines:?}"
         );
     }
@@ -373,9 +311,7 @@ mod tests {
     fn every_remark_comes_with_advice() {
         let facts = Facts {
             root: false,
-            kvm: Err(KvmProblem::Open(io::Error::from(
-                io::ErrorKind::PermissionDenied,
-            ))),
+            kvm: Err(KvmProblem::Open(io::Error::from(io::ErrorKind::PermissionDenied))),
             cloud_hypervisor: absent("cloud-hypervisor"),
             qemu: absent("qemu"),
             vhost_device_vsock: absent("vhost-device-vsock"),
@@ -390,24 +326,11 @@ mod tests {
         };
         let lines = judge(&facts);
         let remarks = lines.iter().filter(|line| line.level != Level::Ok);
-        assert!(
-            remarks.clone().all(|line| line.advice.is_some()),
-            "{lines:?}"
-        );
-        assert_eq!(
-            remarks.count(),
-            lines.len() - 1,
-            "all but the configuration"
-        );
+        assert!(remarks.clone().all(|line| line.advice.is_some()), "{lines:?}");
+        assert_eq!(remarks.count(), lines.len() - 1, "all but the configuration");
         assert_eq!(
             fails(&facts),
-            [
-                "hypervisor",
-                "virtiofsd",
-                "guest kernel",
-                "guest initramfs",
-                "shim"
-            ]
+            ["hypervisor", "virtiofsd", "guest kernel", "guest initramfs", "shim"]
         );
     }
 
@@ -425,32 +348,17 @@ mod tests {
 
     #[test]
     fn an_old_program_is_bad_only_if_it_is_the_one_that_runs() {
-        let old = Facts {
-            cloud_hypervisor: there("cloud-hypervisor", 49, 0),
-            ..good()
-        };
+        let old = Facts { cloud_hypervisor: there("cloud-hypervisor", 49, 0), ..good() };
         assert_eq!(fails(&old), ["cloud-hypervisor"]);
-        let old = Facts {
-            qemu: there("qemu", 7, 1),
-            ..good()
-        };
+        let old = Facts { qemu: there("qemu", 7, 1), ..good() };
         assert_eq!(level(&judge(&old), "QEMU"), Level::Note);
-        let old = Facts {
-            qemu: there("qemu", 7, 1),
-            selection: select(Ok(()), false, true),
-            ..good()
-        };
+        let old =
+            Facts { qemu: there("qemu", 7, 1), selection: select(Ok(()), false, true), ..good() };
         assert_eq!(fails(&old), ["QEMU"]);
-        let old = Facts {
-            virtiofsd: there("virtiofsd", 1, 10),
-            ..good()
-        };
+        let old = Facts { virtiofsd: there("virtiofsd", 1, 10), ..good() };
         assert_eq!(fails(&old), ["virtiofsd"]);
         let version = Ok(Version { major: 1, minor: 5 });
-        let old = Facts {
-            containerd: Some((PathBuf::from("/c"), version)),
-            ..good()
-        };
+        let old = Facts { containerd: Some((PathBuf::from("/c"), version)), ..good() };
         assert_eq!(fails(&old), ["containerd"]);
     }
 
@@ -463,11 +371,7 @@ mod tests {
 
     #[test]
     fn no_handler_is_no_obstacle() {
-        for handler in [
-            Handler::Absent,
-            Handler::NoFile,
-            Handler::Unreadable("why".to_owned()),
-        ] {
+        for handler in [Handler::Absent, Handler::NoFile, Handler::Unreadable("why".to_owned())] {
             assert!(fails(&Facts { handler, ..good() }).is_empty());
         }
     }

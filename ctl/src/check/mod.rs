@@ -19,17 +19,10 @@ pub fn run(out: &mut impl Write) -> io::Result<ExitCode> {
     let lines = judge(&Facts::probe());
     show(&lines, out)?;
     let failed = lines.iter().any(|line| line.level == Level::Fail);
-    let verdict = if failed {
-        "this host cannot run sandboxes yet"
-    } else {
-        "this host can run sandboxes"
-    };
+    let verdict =
+        if failed { "this host cannot run sandboxes yet" } else { "this host can run sandboxes" };
     writeln!(out, "\n{verdict}")?;
-    Ok(if failed {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    })
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn show(lines: &[Line], out: &mut impl Write) -> io::Result<()> {
@@ -60,11 +53,8 @@ mod tests {
             advice: advice.map(str::to_owned),
         };
         let mut out = Vec::new();
-        show(
-            &[line(Level::Ok, None), line(Level::Fail, Some("do this"))],
-            &mut out,
-        )
-        .expect("write");
+        show(&[line(Level::Ok, None), line(Level::Fail, Some("do this"))], &mut out)
+            .expect("write");
         let expected = "ok    KVM                 usable\n\
                         FAIL  KVM                 usable\n                          -> do this\n";
         assert_eq!(String::from_utf8_lossy(&out), expected);

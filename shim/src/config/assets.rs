@@ -134,10 +134,7 @@ fn is_file(path: &Path) -> io::Result<()> {
     if path.metadata()?.is_file() {
         return Ok(());
     }
-    Err(io::Error::new(
-        io::ErrorKind::InvalidInput,
-        "it is not a regular file",
-    ))
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"))
 }
 
 fn find(
@@ -150,22 +147,11 @@ fn find(
     if let Some(path) = named {
         return match usable(path) {
             Ok(()) => Ok(path.to_owned()),
-            Err(source) => Err(AssetError::Unusable {
-                key,
-                path: path.to_owned(),
-                source,
-            }),
+            Err(source) => Err(AssetError::Unusable { key, path: path.to_owned(), source }),
         };
     }
-    let found = dirs
-        .iter()
-        .map(|dir| dir.join(name))
-        .find(|path| usable(path).is_ok());
-    found.ok_or_else(|| AssetError::NotFound {
-        name,
-        key,
-        looked_in: dirs.to_vec(),
-    })
+    let found = dirs.iter().map(|dir| dir.join(name)).find(|path| usable(path).is_ok());
+    found.ok_or_else(|| AssetError::NotFound { name, key, looked_in: dirs.to_vec() })
 }
 
 #[cfg(test)]
@@ -213,29 +199,16 @@ mod tests {
         let dirs = [dir.path().to_owned()];
         let error = find("qemu", "qemu", Some(&named), &dirs, executable).expect_err("gone");
         assert!(error.to_string().starts_with("qemu = "), "{error}");
-        assert!(
-            error
-                .source()
-                .is_some_and(|s| s.to_string().contains("No such file"))
-        );
+        assert!(error.source().is_some_and(|s| s.to_string().contains("No such file")));
         let error =
             find("qemu", "qemu", Some(dir.path()), &dirs, executable).expect_err("a directory");
-        assert!(
-            error
-                .source()
-                .is_some_and(|s| s.to_string().contains("not a regular file"))
-        );
+        assert!(error.source().is_some_and(|s| s.to_string().contains("not a regular file")));
     }
 
     #[test]
     fn relative_parts_of_path_are_left_out() {
         let dirs = dirs_of_path(OsStr::new(".:/usr/bin::bin:/usr/local/bin"));
-        let expected = [
-            "/usr/bin",
-            "/usr/local/bin",
-            "/usr/libexec",
-            "/usr/lib/qemu",
-        ];
+        let expected = ["/usr/bin", "/usr/local/bin", "/usr/libexec", "/usr/lib/qemu"];
         assert_eq!(dirs, expected.map(PathBuf::from));
     }
 }

@@ -56,10 +56,7 @@ pub enum AssetError {
         source: io::Error,
     },
     /// The key is not set, and the file is in none of the usual places.
-    #[error(
-        "{name} is not installed: not found in {}; install it or set {key}",
-        list(looked_in)
-    )]
+    #[error("{name} is not installed: not found in {}; install it or set {key}", list(looked_in))]
     NotFound {
         /// The file's name.
         name: &'static str,

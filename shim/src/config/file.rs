@@ -38,22 +38,11 @@ pub(super) struct File {
 pub(super) fn parse(file: &Path, text: &str) -> Result<File, ConfigError> {
     let error = |key: &str, error: &toml::de::Error| {
         let start = error.span().map_or(0, |span| span.start.min(text.len()));
-        let line = 1 + text.as_bytes()[..start]
-            .iter()
-            .filter(|b| **b == b'\n')
-            .count();
+        let line = 1 + text.as_bytes()[..start].iter().filter(|b| **b == b'\n').count();
         // The path is "." where the file as a whole is meant, as for an unknown key.
-        let key = if key == "." {
-            String::new()
-        } else {
-            format!("{key}: ")
-        };
+        let key = if key == "." { String::new() } else { format!("{key}: ") };
         let message = format!("{key}{}", error.message().replace('\n', ", "));
-        ConfigError::Parse {
-            file: file.to_owned(),
-            line,
-            message,
-        }
+        ConfigError::Parse { file: file.to_owned(), line, message }
     };
     let document = toml::Deserializer::parse(text).map_err(|e| error(".", &e))?;
     serde_path_to_error::deserialize(document).map_err(|e| error(&e.path().to_string(), e.inner()))
@@ -64,9 +53,7 @@ mod tests {
     use super::*;
 
     fn message(text: &str) -> String {
-        parse(Path::new("/etc/bulkhead/config.toml"), text)
-            .expect_err(text)
-            .to_string()
+        parse(Path::new("/etc/bulkhead/config.toml"), text).expect_err(text).to_string()
     }
 
     #[test]
@@ -101,10 +88,7 @@ mod tests {
     #[test]
     fn an_unknown_key_is_named_with_its_file_line_and_the_known_ones() {
         let text = message("vcpus = 1\nmemroy = 1\n");
-        assert!(
-            text.starts_with("/etc/bulkhead/config.toml, line 2: "),
-            "{text}"
-        );
+        assert!(text.starts_with("/etc/bulkhead/config.toml, line 2: "), "{text}");
         assert!(text.contains("unknown field `memroy`"), "{text}");
         assert!(text.contains("`memory`"), "{text}");
     }
@@ -125,10 +109,7 @@ mod tests {
     fn a_wrong_choice_lists_the_choices() {
         let text = message("hypervisor = \"kvm\"");
         assert!(text.contains("hypervisor: unknown variant `kvm`"), "{text}");
-        assert!(
-            text.contains("`auto`, `cloud-hypervisor`, `qemu`"),
-            "{text}"
-        );
+        assert!(text.contains("`auto`, `cloud-hypervisor`, `qemu`"), "{text}");
     }
 
     #[test]

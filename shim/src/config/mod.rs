@@ -165,20 +165,14 @@ impl Config {
             Ok(text) => config.merge(file, &text)?,
             Err(e) if e.kind() == io::ErrorKind::NotFound && !required => {}
             Err(source) => {
-                return Err(ConfigError::Read {
-                    file: file.to_owned(),
-                    source,
-                });
+                return Err(ConfigError::Read { file: file.to_owned(), source });
             }
         }
         for drop_in in drop_ins(file)? {
             match fs::read_to_string(&drop_in) {
                 Ok(text) => config.merge(&drop_in, &text)?,
                 Err(source) => {
-                    return Err(ConfigError::Read {
-                        file: drop_in,
-                        source,
-                    });
+                    return Err(ConfigError::Read { file: drop_in, source });
                 }
             }
         }
@@ -195,10 +189,7 @@ impl Config {
 /// The drop-ins beside a file, in the order of their names. Hidden files are an editor's.
 fn drop_ins(file: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     let dir = file.parent().unwrap_or(Path::new("/")).join(DROP_INS);
-    let unreadable = |source| ConfigError::Read {
-        file: dir.clone(),
-        source,
-    };
+    let unreadable = |source| ConfigError::Read { file: dir.clone(), source };
     let entries = match fs::read_dir(&dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -207,9 +198,7 @@ fn drop_ins(file: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     let mut files = Vec::new();
     for entry in entries {
         let path = entry.map_err(unreadable)?.path();
-        let hidden = path
-            .file_name()
-            .is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
+        let hidden = path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
         if !hidden && path.extension().is_some_and(|e| e == "toml") {
             files.push(path);
         }
@@ -234,15 +223,8 @@ mod tests {
     #[test]
     fn a_missing_named_file_is_an_error_that_names_it() {
         let error = Config::load_from(Path::new("/nowhere/b.toml"), true).expect_err("missing");
-        assert_eq!(
-            error.to_string(),
-            "configuration file /nowhere/b.toml cannot be read"
-        );
-        assert!(
-            error
-                .source()
-                .is_some_and(|s| s.to_string().contains("No such file"))
-        );
+        assert_eq!(error.to_string(), "configuration file /nowhere/b.toml cannot be read");
+        assert!(error.source().is_some_and(|s| s.to_string().contains("No such file")));
     }
 
     #[test]
@@ -261,18 +243,11 @@ mod tests {
         fs::create_dir(&drop_in).expect("mkdir");
         fs::write(&file, "vcpus = 2\nnested = true\n").expect("write");
         fs::write(drop_in.join("20-b.toml"), "vcpus = 4\n").expect("write");
-        fs::write(
-            drop_in.join("10-a.toml"),
-            "vcpus = 3\nmemory = \"128MiB\"\n",
-        )
-        .expect("write");
+        fs::write(drop_in.join("10-a.toml"), "vcpus = 3\nmemory = \"128MiB\"\n").expect("write");
         fs::write(drop_in.join(".30.toml"), "vcpus = 5\n").expect("write");
         fs::write(drop_in.join("40.toml~"), "vcpus = 6\n").expect("write");
         let config = Config::load_from(&file, true).expect("good files");
-        assert_eq!(
-            (config.vcpus, config.memory, config.nested),
-            (4, 128 << 20, true)
-        );
+        assert_eq!((config.vcpus, config.memory, config.nested), (4, 128 << 20, true));
         assert_eq!(config.read_from.len(), 3);
     }
 
@@ -282,30 +257,19 @@ mod tests {
         fs::create_dir(dir.path().join(DROP_INS)).expect("mkdir");
         fs::write(dir.path().join("config.d/x.toml"), "vcpus = 99\n").expect("write");
         let error = Config::load_from(&dir.path().join("config.toml"), false).expect_err("99");
-        assert!(
-            error.to_string().contains("config.d/x.toml: vcpus = 99"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("config.d/x.toml: vcpus = 99"), "{error}");
     }
 
     #[test]
     fn the_manual_has_a_line_for_every_key_of_the_shipped_file() {
         let manual = include_str!("../../../docs/configuration.md");
         let shipped = include_str!("../../../deploy/config.toml");
-        let keys = shipped
-            .lines()
-            .filter_map(|line| line.strip_prefix('#')?.split_once(" = "));
+        let keys = shipped.lines().filter_map(|line| line.strip_prefix('#')?.split_once(" = "));
         for (key, default) in keys.filter(|(key, _)| !key.contains(' ')) {
             let row = format!("| `{key}` | ");
-            let row = manual
-                .lines()
-                .find_map(|line| line.strip_prefix(&row))
-                .expect(key);
+            let row = manual.lines().find_map(|line| line.strip_prefix(&row)).expect(key);
             let looked_for = default.starts_with("\"/") && row.starts_with("looked for");
-            assert!(
-                looked_for || row.starts_with(&format!("`{default}`")),
-                "{key}: {row}"
-            );
+            assert!(looked_for || row.starts_with(&format!("`{default}`")), "{key}: {row}");
         }
     }
 
@@ -319,9 +283,7 @@ mod tests {
             .map(|line| format!("{line}\n"))
             .collect();
         let mut config = Config::default();
-        config
-            .merge(Path::new("shipped"), &set)
-            .expect("the shipped keys");
+        config.merge(Path::new("shipped"), &set).expect("the shipped keys");
         config.read_from.clear();
         let files = std::mem::take(&mut config.files);
         assert_eq!(config, Config::default());
@@ -329,9 +291,7 @@ mod tests {
         assert!(files.kernel.is_some() && files.initramfs.is_some());
         assert!(files.qemu.is_some() && files.cloud_hypervisor.is_some());
         assert!(files.virtiofsd.is_some() && files.vhost_device_vsock.is_some());
-        let keys = text
-            .lines()
-            .filter(|line| line.starts_with('#') && line.contains(" = "));
+        let keys = text.lines().filter(|line| line.starts_with('#') && line.contains(" = "));
         assert_eq!(keys.filter(|line| !line.starts_with("# ")).count(), 18);
     }
 }

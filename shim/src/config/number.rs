@@ -63,9 +63,7 @@ impl Visitor<'_> for SizeVisitor {
 }
 
 fn parse(text: &str) -> Option<u64> {
-    let unit_at = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(unit_at);
     let number: u64 = digits.parse().ok()?;
     let factor: u64 = match unit.trim_start() {
@@ -102,16 +100,7 @@ mod tests {
 
     #[test]
     fn other_text_is_no_size() {
-        for text in [
-            "",
-            "MiB",
-            "1.5GiB",
-            "-1",
-            "12MB",
-            "12mib",
-            "1 2MiB",
-            "99999999999GiB",
-        ] {
+        for text in ["", "MiB", "1.5GiB", "-1", "12MB", "12mib", "1 2MiB", "99999999999GiB"] {
             assert_eq!(parse(text), None, "{text:?}");
         }
     }

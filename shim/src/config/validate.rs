@@ -42,27 +42,15 @@ pub(super) fn apply(config: &mut Config, path: &Path, file: File) -> Result<(), 
     let files = &mut config.files;
     at.path("kernel", &mut files.kernel, file.kernel)?;
     at.path("initramfs", &mut files.initramfs, file.initramfs)?;
-    at.path(
-        "cloud_hypervisor",
-        &mut files.cloud_hypervisor,
-        file.cloud_hypervisor,
-    )?;
+    at.path("cloud_hypervisor", &mut files.cloud_hypervisor, file.cloud_hypervisor)?;
     at.path("qemu", &mut files.qemu, file.qemu)?;
     at.path("virtiofsd", &mut files.virtiofsd, file.virtiofsd)?;
-    at.path(
-        "vhost_device_vsock",
-        &mut files.vhost_device_vsock,
-        file.vhost_device_vsock,
-    )?;
+    at.path("vhost_device_vsock", &mut files.vhost_device_vsock, file.vhost_device_vsock)?;
 
     set(&mut config.vcpus, at.count("vcpus", file.vcpus, VCPUS)?);
     set(
         &mut config.virtiofsd_threads,
-        at.count(
-            "virtiofsd_threads",
-            file.virtiofsd_threads,
-            VIRTIOFSD_THREADS,
-        )?,
+        at.count("virtiofsd_threads", file.virtiofsd_threads, VIRTIOFSD_THREADS)?,
     );
     if let Some(seconds) = at.count("agent_timeout", file.agent_timeout, AGENT_TIMEOUT)? {
         config.agent_timeout = Duration::from_secs(seconds.into());
@@ -101,12 +89,7 @@ struct At<'a>(&'a Path);
 
 impl At<'_> {
     fn value(&self, key: &'static str, value: impl Display, allowed: String) -> ConfigError {
-        ConfigError::Value {
-            file: self.0.to_owned(),
-            key,
-            value: value.to_string(),
-            allowed,
-        }
+        ConfigError::Value { file: self.0.to_owned(), key, value: value.to_string(), allowed }
     }
 
     fn path(
@@ -228,14 +211,9 @@ mod tests {
 
     #[test]
     fn paths_are_absolute() {
-        for key in [
-            "kernel",
-            "initramfs",
-            "cloud_hypervisor",
-            "qemu",
-            "virtiofsd",
-            "vhost_device_vsock",
-        ] {
+        for key in
+            ["kernel", "initramfs", "cloud_hypervisor", "qemu", "virtiofsd", "vhost_device_vsock"]
+        {
             let text = refused(&format!("{key} = \"bin/x\""));
             assert_eq!(
                 text,

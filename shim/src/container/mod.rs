@@ -144,9 +144,7 @@ impl Container {
             stdio: MessageField::some(stdio.numbers()),
             ..Default::default()
         };
-        guest
-            .call(async |agent, context| agent.create(context, &request).await)
-            .await?;
+        guest.call(async |agent, context| agent.create(context, &request).await).await?;
         connect(stdio, &init, &guest).await?;
         publisher.publish(&task::TaskCreate {
             container_id: new.id.clone(),
@@ -197,10 +195,7 @@ impl Container {
     pub async fn start(&self, exec: &str) -> Result<(), ContainerError> {
         let process = self.process(exec)?;
         let _turn = process.turn().await;
-        let state = |reason| ContainerError::State {
-            process: process.name(),
-            reason,
-        };
+        let state = |reason| ContainerError::State { process: process.name(), reason };
         match process.status() {
             Status::Created => {}
             Status::Running => return Err(state("is running already")),
@@ -209,17 +204,12 @@ impl Container {
         if !exec.is_empty() && self.init.status() != Status::Running {
             return Err(state("cannot start: its container is not running"));
         }
-        if let Err(error) = self
-            .guest
-            .call(async |agent, context| agent.start(context, &process.key).await)
-            .await
+        if let Err(error) =
+            self.guest.call(async |agent, context| agent.start(context, &process.key).await).await
         {
             // Only what the guest has refused is known not to run.
             if matches!(error, GuestError::Refused { .. }) {
-                process.set(Status::Stopped(Exit {
-                    status: NOT_STARTED,
-                    at: SystemTime::now(),
-                }));
+                process.set(Status::Stopped(Exit { status: NOT_STARTED, at: SystemTime::now() }));
             }
             return Err(error.into());
         }
@@ -253,10 +243,7 @@ impl Container {
         let new = Arc::new(Process::new(&self.id, exec, stdio));
         if self.init.status() != Status::Running {
             let reason = "cannot be added: its container is not running";
-            return Err(ContainerError::State {
-                process: new.name(),
-                reason,
-            });
+            return Err(ContainerError::State { process: new.name(), reason });
         }
         {
             let mut execs = lock(&self.execs);
@@ -285,9 +272,7 @@ impl Container {
             stdio: MessageField::some(stdio.numbers()),
             ..Default::default()
         };
-        self.guest
-            .call(async |agent, context| agent.exec(context, &request).await)
-            .await?;
+        self.guest.call(async |agent, context| agent.exec(context, &request).await).await?;
         Ok(connect(stdio, new, &self.guest).await?)
     }
 
@@ -304,9 +289,7 @@ impl Container {
             ..Default::default()
         };
         self.guest
-            .call_within(PROMPT, async |agent, context| {
-                agent.signal(context, &request).await
-            })
+            .call_within(PROMPT, async |agent, context| agent.signal(context, &request).await)
             .await?;
         Ok(())
     }
@@ -327,16 +310,10 @@ impl Container {
         let _turn = process.turn().await;
         let exit = match process.status() {
             Status::Stopped(exit) => exit,
-            Status::Created => Exit {
-                status: NOT_STARTED,
-                at: SystemTime::now(),
-            },
+            Status::Created => Exit { status: NOT_STARTED, at: SystemTime::now() },
             Status::Running => {
                 let reason = "is running; it must be stopped before it is deleted";
-                return Err(ContainerError::State {
-                    process: process.name(),
-                    reason,
-                });
+                return Err(ContainerError::State { process: process.name(), reason });
             }
         };
         if let Some(streams) = process.streams() {
@@ -344,20 +321,12 @@ impl Container {
         }
         match self
             .guest
-            .call_within(PROMPT, async |agent, context| {
-                agent.delete(context, &process.key).await
-            })
+            .call_within(PROMPT, async |agent, context| agent.delete(context, &process.key).await)
             .await
         {
             // It is gone with its guest, or it never got as far as being known there.
             Ok(_)
-            | Err(
-                GuestError::Lost(_)
-                | GuestError::Refused {
-                    code: Code::NOT_FOUND,
-                    ..
-                },
-            ) => {}
+            | Err(GuestError::Lost(_) | GuestError::Refused { code: Code::NOT_FOUND, .. }) => {}
             Err(error) => {
                 warn!(self.log, "the guest does not forget it: {error}"; "exec" => exec.to_owned());
             }
@@ -403,11 +372,7 @@ impl Container {
         }
         self.publisher.publish(&task::TaskExit {
             container_id: self.id.clone(),
-            id: if exec.is_empty() {
-                self.id.clone()
-            } else {
-                exec.to_owned()
-            },
+            id: if exec.is_empty() { self.id.clone() } else { exec.to_owned() },
             pid: self.host_pid,
             exit_status: exit.status,
             exited_at: MessageField::some(timestamp(exit.at)),
@@ -437,10 +402,8 @@ impl Container {
             return;
         }
         *last = Some(now);
-        self.publisher.publish(&task::TaskOOM {
-            container_id: self.id.clone(),
-            ..Default::default()
-        });
+        self.publisher
+            .publish(&task::TaskOOM { container_id: self.id.clone(), ..Default::default() });
         info!(self.log, "out of memory");
     }
 
@@ -453,37 +416,27 @@ impl Container {
             height,
             ..Default::default()
         };
-        self.guest
-            .call(async |agent, context| agent.resize(context, &request).await)
-            .await?;
+        self.guest.call(async |agent, context| agent.resize(context, &request).await).await?;
         Ok(())
     }
 
     /// Freezes it.
     pub async fn pause(&self) -> Result<(), ContainerError> {
         let container = self.reference();
-        self.guest
-            .call(async |agent, context| agent.pause(context, &container).await)
-            .await?;
+        self.guest.call(async |agent, context| agent.pause(context, &container).await).await?;
         self.paused.store(true, Ordering::Relaxed);
-        self.publisher.publish(&task::TaskPaused {
-            container_id: self.id.clone(),
-            ..Default::default()
-        });
+        self.publisher
+            .publish(&task::TaskPaused { container_id: self.id.clone(), ..Default::default() });
         Ok(())
     }
 
     /// Thaws it.
     pub async fn resume(&self) -> Result<(), ContainerError> {
         let container = self.reference();
-        self.guest
-            .call(async |agent, context| agent.resume(context, &container).await)
-            .await?;
+        self.guest.call(async |agent, context| agent.resume(context, &container).await).await?;
         self.paused.store(false, Ordering::Relaxed);
-        self.publisher.publish(&task::TaskResumed {
-            container_id: self.id.clone(),
-            ..Default::default()
-        });
+        self.publisher
+            .publish(&task::TaskResumed { container_id: self.id.clone(), ..Default::default() });
         Ok(())
     }
 
@@ -493,9 +446,7 @@ impl Container {
         let container = self.reference();
         let answer = self
             .guest
-            .call_within(LIST, async |agent, context| {
-                agent.pids(context, &container).await
-            })
+            .call_within(LIST, async |agent, context| agent.pids(context, &container).await)
             .await;
         match answer {
             Ok(mut answer) if !answer.pids.is_empty() => {
@@ -509,32 +460,21 @@ impl Container {
     /// What it uses.
     pub async fn stats(&self) -> Result<StatsResponse, ContainerError> {
         let container = self.reference();
-        let mut stats = self
-            .guest
-            .call(async |agent, context| agent.stats(context, &container).await)
-            .await?;
+        let mut stats =
+            self.guest.call(async |agent, context| agent.stats(context, &container).await).await?;
         stats.io.truncate(DEVICES);
         Ok(stats)
     }
 
     /// Changes its limits; `resources` is an OCI `linux.resources` object.
     pub async fn update(&self, resources: Vec<u8>) -> Result<(), ContainerError> {
-        let request = UpdateRequest {
-            container: self.id.clone(),
-            resources,
-            ..Default::default()
-        };
-        self.guest
-            .call(async |agent, context| agent.update(context, &request).await)
-            .await?;
+        let request = UpdateRequest { container: self.id.clone(), resources, ..Default::default() };
+        self.guest.call(async |agent, context| agent.update(context, &request).await).await?;
         Ok(())
     }
 
     fn reference(&self) -> ContainerRef {
-        ContainerRef {
-            container: self.id.clone(),
-            ..Default::default()
-        }
+        ContainerRef { container: self.id.clone(), ..Default::default() }
     }
 
     fn forget(&self, exec: &str) {
@@ -546,9 +486,7 @@ impl Container {
 async fn connect(stdio: Prepared, process: &Process, guest: &Guest) -> Result<(), GuestError> {
     let connected = stdio.connect(guest).await.map(|s| process.attach(s));
     if connected.is_err() {
-        let _ = guest
-            .call(async |agent, context| agent.delete(context, &process.key).await)
-            .await;
+        let _ = guest.call(async |agent, context| agent.delete(context, &process.key).await).await;
     }
     connected
 }

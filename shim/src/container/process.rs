@@ -95,10 +95,7 @@ impl Process {
         match status.wait_for(over).await.as_deref() {
             Ok(Status::Stopped(exit)) => *exit,
             // The sender is in `self`, so this is never reached while someone waits.
-            _ => Exit {
-                status: super::LOST,
-                at: SystemTime::now(),
-            },
+            _ => Exit { status: super::LOST, at: SystemTime::now() },
         }
     }
 
@@ -135,21 +132,12 @@ mod tests {
             .collect();
         tokio::task::yield_now().await;
         process.set(Status::Running);
-        process.set(Status::Stopped(Exit {
-            status: 3,
-            at: SystemTime::now(),
-        }));
-        process.set(Status::Stopped(Exit {
-            status: 137,
-            at: SystemTime::now(),
-        }));
+        process.set(Status::Stopped(Exit { status: 3, at: SystemTime::now() }));
+        process.set(Status::Stopped(Exit { status: 137, at: SystemTime::now() }));
         process.set(Status::Running);
         for waiter in waiters {
             assert_eq!(waiter.await.unwrap(), 3);
         }
-        assert!(matches!(
-            process.status(),
-            Status::Stopped(Exit { status: 3, .. })
-        ));
+        assert!(matches!(process.status(), Status::Stopped(Exit { status: 3, .. })));
     }
 }

@@ -63,10 +63,8 @@ pub fn load(bundle: &Path) -> Result<Spec, SpecError> {
     let path = bundle.join("config.json");
     Spec::load(&path).map_err(|error| {
         // The reason is in the source, the error itself names no more than the kind.
-        let reason = std::error::Error::source(&error).map_or_else(
-            || error.to_string(),
-            |source| format!("no OCI spec: {source}"),
-        );
+        let reason = std::error::Error::source(&error)
+            .map_or_else(|| error.to_string(), |source| format!("no OCI spec: {source}"));
         SpecError::Unreadable { path, reason }
     })
 }
@@ -74,10 +72,7 @@ pub fn load(bundle: &Path) -> Result<Spec, SpecError> {
 /// Where the spec has its root file system on the host; relative to the bundle, as the OCI bundle
 /// document says.
 pub fn root(spec: &Spec, bundle: &Path) -> Result<PathBuf, SpecError> {
-    let root = spec
-        .root()
-        .as_ref()
-        .ok_or(SpecError::Missing { field: "root" })?;
+    let root = spec.root().as_ref().ok_or(SpecError::Missing { field: "root" })?;
     Ok(bundle.join(root.path()))
 }
 
@@ -129,10 +124,7 @@ pub fn check_exec(process: &[u8]) -> Result<(), SpecError> {
 }
 
 fn refused(field: impl Into<String>, reason: &str) -> SpecError {
-    SpecError::Refused {
-        field: field.into(),
-        reason: reason.to_owned(),
-    }
+    SpecError::Refused { field: field.into(), reason: reason.to_owned() }
 }
 
 fn refuse_document(spec: &Spec) -> Result<(), SpecError> {
@@ -151,18 +143,10 @@ fn refuse_document(spec: &Spec) -> Result<(), SpecError> {
         .any(|list| !list.is_empty())
     });
     let rules = [
-        (
-            hooks,
-            "hooks",
-            "a program of the host cannot act on a container in a guest",
-        ),
+        (hooks, "hooks", "a program of the host cannot act on a container in a guest"),
         (spec.solaris().is_some(), "solaris", "the guest runs Linux"),
         (spec.windows().is_some(), "windows", "the guest runs Linux"),
-        (
-            spec.vm().is_some(),
-            "vm",
-            "the VM is the runtime's own; see its configuration file",
-        ),
+        (spec.vm().is_some(), "vm", "the VM is the runtime's own; see its configuration file"),
     ];
     first_broken(&rules, "")
 }
@@ -171,18 +155,10 @@ fn refuse_process(process: &Process, field: &str) -> Result<(), SpecError> {
     let set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
     let no_lsm = "the guest's kernel has no such security module";
     let rules = [
-        (
-            process.args().as_ref().is_none_or(Vec::is_empty),
-            "args",
-            "must name a program",
-        ),
+        (process.args().as_ref().is_none_or(Vec::is_empty), "args", "must name a program"),
         (set(process.apparmor_profile()), "apparmorProfile", no_lsm),
         (set(process.selinux_label()), "selinuxLabel", no_lsm),
-        (
-            !process.cwd().is_absolute(),
-            "cwd",
-            "must be an absolute path",
-        ),
+        (!process.cwd().is_absolute(), "cwd", "must be an absolute path"),
     ];
     first_broken(&rules, &format!("{field}."))
 }
@@ -191,39 +167,17 @@ fn refuse_linux(linux: &Linux) -> Result<(), SpecError> {
     let mapped = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
     let resources = linux.resources().as_ref();
     let rules = [
+        (mapped(linux.uid_mappings()), "uidMappings", "user namespaces are not supported"),
+        (mapped(linux.gid_mappings()), "gidMappings", "user namespaces are not supported"),
         (
-            mapped(linux.uid_mappings()),
-            "uidMappings",
-            "user namespaces are not supported",
-        ),
-        (
-            mapped(linux.gid_mappings()),
-            "gidMappings",
-            "user namespaces are not supported",
-        ),
-        (
-            linux
-                .mount_label()
-                .as_ref()
-                .is_some_and(|label| !label.is_empty()),
+            linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()),
             "mountLabel",
             "the guest's kernel has no such security module",
         ),
+        (linux.intel_rdt().is_some(), "intelRdt", "a guest has no resctrl file system"),
+        (linux.memory_policy().is_some(), "memoryPolicy", "a guest has one memory node"),
         (
-            linux.intel_rdt().is_some(),
-            "intelRdt",
-            "a guest has no resctrl file system",
-        ),
-        (
-            linux.memory_policy().is_some(),
-            "memoryPolicy",
-            "a guest has one memory node",
-        ),
-        (
-            linux
-                .net_devices()
-                .as_ref()
-                .is_some_and(|devices| !devices.is_empty()),
+            linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty()),
             "netDevices",
             "devices of the host cannot be moved into a guest",
         ),
@@ -256,10 +210,7 @@ fn guest_namespaces(linux: &mut Linux) -> Result<(), SpecError> {
         // As the document spells it.
         let field = || {
             let kind = serde_json::to_value(namespace.typ()).unwrap_or_default();
-            format!(
-                "linux.namespaces[{}].path",
-                kind.as_str().unwrap_or_default()
-            )
+            format!("linux.namespaces[{}].path", kind.as_str().unwrap_or_default())
         };
         match (namespace.typ(), namespace.path()) {
             (LinuxNamespaceType::User, _) => {
@@ -309,9 +260,7 @@ fn guest_mount(
     tree: &mut ContainerTree,
 ) -> Result<(), SpecError> {
     let options = mount.options().clone().unwrap_or_default();
-    let is_bind = options
-        .iter()
-        .any(|option| option == "bind" || option == "rbind");
+    let is_bind = options.iter().any(|option| option == "bind" || option == "rbind");
     let fstype = mount.typ().clone().unwrap_or_default();
     if !is_bind && fstype != "bind" {
         return if GUEST_FILE_SYSTEMS.contains(&fstype.as_str()) {
@@ -341,35 +290,25 @@ fn guest_mount(
         return Ok(());
     }
     if fs::metadata(&source).is_ok_and(|metadata| metadata.file_type().is_socket()) {
-        return Err(refused(
-            field,
-            "a socket of the host cannot be reached from a guest",
-        ));
+        return Err(refused(field, "a socket of the host cannot be reached from a guest"));
     }
     let asks = |wanted: &str| options.iter().any(|option| option == wanted);
-    let depth = if asks("bind") && !asks("rbind") {
-        "bind"
-    } else {
-        "rbind"
-    };
+    let depth = if asks("bind") && !asks("rbind") { "bind" } else { "rbind" };
     let mut host_options = vec![depth.to_owned()];
     for option in ["ro", "rro"] {
         if asks(option) {
             host_options.push(option.to_owned());
         }
     }
-    let guest = tree
-        .bind(&source, &host_options)
-        .map_err(|source| SpecError::Source { field, source })?;
+    let guest =
+        tree.bind(&source, &host_options).map_err(|source| SpecError::Source { field, source })?;
     mount.set_source(Some(guest.into()));
     Ok(())
 }
 
 /// Whether a bind source is one of the kernel's own files, devices first of all.
 fn is_kernels(source: &Path) -> bool {
-    KERNEL_DIRECTORIES
-        .iter()
-        .any(|directory| source.starts_with(directory))
+    KERNEL_DIRECTORIES.iter().any(|directory| source.starts_with(directory))
         && !source.starts_with("/dev/shm")
 }
 
@@ -409,12 +348,7 @@ mod tests {
 
     fn convert(spec: Spec) -> Result<serde_json::Value, SpecError> {
         let mut tree = ContainerTree::unmounted_for_tests();
-        let bytes = for_guest(
-            spec,
-            "/guest/rootfs".into(),
-            Path::new("/bundle"),
-            &mut tree,
-        )?;
+        let bytes = for_guest(spec, "/guest/rootfs".into(), Path::new("/bundle"), &mut tree)?;
         Ok(serde_json::from_slice(&bytes).unwrap())
     }
 
@@ -423,15 +357,8 @@ mod tests {
         let guest = convert(spec(|_| {})).unwrap();
         assert_eq!(guest["root"]["path"], "/guest/rootfs");
         assert!(guest["linux"].get("cgroupsPath").is_none());
-        let kinds: Vec<_> = guest["linux"]["namespaces"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .collect();
-        assert!(
-            kinds.iter().all(|namespace| namespace["type"] != "network"),
-            "{kinds:?}"
-        );
+        let kinds: Vec<_> = guest["linux"]["namespaces"].as_array().unwrap().iter().collect();
+        assert!(kinds.iter().all(|namespace| namespace["type"] != "network"), "{kinds:?}");
     }
 
     #[test]

@@ -81,10 +81,7 @@ impl Prepared {
     /// Opens what `paths` names.
     pub fn open(paths: &StdioPaths, guest: &Guest) -> Result<Self, StdioError> {
         let mut prepared = Self {
-            numbers: agent::Stdio {
-                terminal: paths.terminal,
-                ..Default::default()
-            },
+            numbers: agent::Stdio { terminal: paths.terminal, ..Default::default() },
             stdin: None,
             outputs: Vec::new(),
         };
@@ -239,20 +236,11 @@ async fn copy_input(fifo: pipe::Receiver, mut stream: UnixStream) {
 
 fn open_stdin(path: &str) -> Result<(pipe::Receiver, OwnedFd), StdioError> {
     let path = plain_path("stdin", path)?;
-    let failed = |source| StdioError::Open {
-        stream: "stdin",
-        path: path.to_owned(),
-        source,
-    };
-    let fifo = pipe::OpenOptions::new()
-        .open_receiver(path)
-        .map_err(failed)?;
+    let failed = |source| StdioError::Open { stream: "stdin", path: path.to_owned(), source };
+    let fifo = pipe::OpenOptions::new().open_receiver(path).map_err(failed)?;
     // There is a reader now, so this does not fail with ENXIO.
-    let keeper = OpenOptions::new()
-        .write(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-        .map_err(failed)?;
+    let keeper =
+        OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
     Ok((fifo, keeper.into()))
 }
 
@@ -263,21 +251,14 @@ fn open_output(stream: &'static str, path: &str) -> Result<Output, StdioError> {
         return output_file(file, stream, path);
     }
     let path = plain_path(stream, path)?;
-    let failed = |source| StdioError::Open {
-        stream,
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| StdioError::Open { stream, path: path.to_owned(), source };
     let kind = std::fs::metadata(path).map_err(failed)?.file_type();
     if !kind.is_fifo() {
         return output_file(OpenOptions::new().append(true).open(path), stream, path);
     }
     // Open for reading too: opening does not wait for a client, and one that detaches does not
     // break the process's output.
-    let fifo = pipe::OpenOptions::new()
-        .read_write(true)
-        .open_sender(path)
-        .map_err(failed)?;
+    let fifo = pipe::OpenOptions::new().read_write(true).open_sender(path).map_err(failed)?;
     Ok(Box::new(fifo))
 }
 
@@ -288,21 +269,14 @@ fn output_file(
 ) -> Result<Output, StdioError> {
     match file {
         Ok(file) => Ok(Box::new(tokio::fs::File::from_std(file))),
-        Err(source) => Err(StdioError::Open {
-            stream,
-            path: path.to_owned(),
-            source,
-        }),
+        Err(source) => Err(StdioError::Open { stream, path: path.to_owned(), source }),
     }
 }
 
 fn plain_path<'a>(stream: &'static str, uri: &'a str) -> Result<&'a Path, StdioError> {
     let path = uri.strip_prefix("fifo://").unwrap_or(uri);
     if path.contains("://") {
-        return Err(StdioError::Scheme {
-            stream,
-            uri: uri.to_owned(),
-        });
+        return Err(StdioError::Scheme { stream, uri: uri.to_owned() });
     }
     Ok(Path::new(path))
 }
@@ -361,11 +335,7 @@ mod tests {
             }
         }
         copying.await.unwrap();
-        assert!(
-            std::fs::read_to_string(&path)
-                .unwrap()
-                .starts_with("last words")
-        );
+        assert!(std::fs::read_to_string(&path).unwrap().starts_with("last words"));
     }
 
     #[tokio::test]
@@ -438,10 +408,7 @@ mod tests {
         guest.read_exact(&mut acks[..1]).await.unwrap();
         drop(guest);
         copying.await.unwrap();
-        assert_eq!(
-            std::fs::metadata(&path).unwrap().len(),
-            3 * STREAM_ACK as u64
-        );
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 3 * STREAM_ACK as u64);
     }
 
     #[tokio::test]
@@ -464,18 +431,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_path_that_cannot_be_used_is_named() {
-        let error = open_output("stdout", "/nonexistent/out")
-            .err()
-            .unwrap()
-            .to_string();
-        assert!(
-            error.starts_with("stdout /nonexistent/out: No such file"),
-            "{error}"
-        );
-        let error = open_output("stderr", "binary:///bin/logger?x=1")
-            .err()
-            .unwrap()
-            .to_string();
+        let error = open_output("stdout", "/nonexistent/out").err().unwrap().to_string();
+        assert!(error.starts_with("stdout /nonexistent/out: No such file"), "{error}");
+        let error = open_output("stderr", "binary:///bin/logger?x=1").err().unwrap().to_string();
         assert!(error.contains("binary:///bin/logger"), "{error}");
     }
 }

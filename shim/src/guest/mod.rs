@@ -77,37 +77,28 @@ impl Guest {
 
     /// Makes the guest ready for containers.
     pub async fn setup(&self, request: &SetupRequest) -> Result<SetupResponse, GuestError> {
-        self.call(async |agent, context| agent.setup(context, request).await)
-            .await
+        self.call(async |agent, context| agent.setup(context, request).await).await
     }
 
     /// Syncs the guest's file systems; the VM may be ended afterwards.
     pub async fn shutdown(&self) -> Result<(), GuestError> {
         let nothing = Empty::new();
-        bounded(
-            SHUTDOWN_DEADLINE,
-            self.client.shutdown(Context::default(), &nothing),
-        )
-        .await
-        .map(drop)
+        bounded(SHUTDOWN_DEADLINE, self.client.shutdown(Context::default(), &nothing))
+            .await
+            .map(drop)
     }
 
     /// What happens in the guest from now on.
     pub async fn events(&self) -> Result<ClientStreamReceiver<Event>, GuestError> {
         let nothing = Empty::new();
-        bounded(
-            CALL_DEADLINE,
-            self.client.events(Context::default(), &nothing),
-        )
-        .await
+        bounded(CALL_DEADLINE, self.client.events(Context::default(), &nothing)).await
     }
 
     /// How the guest sees itself, fit to be shown.
     pub async fn diagnostics(&self) -> Result<DiagnosticsResponse, GuestError> {
         let nothing = Empty::new();
-        let mut answer = self
-            .call(async |agent, context| agent.diagnostics(context, &nothing).await)
-            .await?;
+        let mut answer =
+            self.call(async |agent, context| agent.diagnostics(context, &nothing).await).await?;
         let names = std::mem::take(&mut answer.memory);
         answer.memory = names
             .into_iter()
@@ -169,14 +160,10 @@ async fn bounded<T>(
             code @ (Code::NOT_FOUND
             | Code::ALREADY_EXISTS
             | Code::INVALID_ARGUMENT
-            | Code::FAILED_PRECONDITION) => Err(GuestError::Refused {
-                code,
-                text: clean(status.message()),
-            }),
-            _ => Err(GuestError::Refused {
-                code: Code::INTERNAL,
-                text: clean(status.message()),
-            }),
+            | Code::FAILED_PRECONDITION) => {
+                Err(GuestError::Refused { code, text: clean(status.message()) })
+            }
+            _ => Err(GuestError::Refused { code: Code::INTERNAL, text: clean(status.message()) }),
         },
         Ok(Err(error)) => Err(GuestError::Lost(clean(&error.to_string()))),
         Err(_) => Err(GuestError::Deadline(deadline)),
@@ -185,11 +172,8 @@ async fn bounded<T>(
 
 /// Text of the guest, fit for a log and a terminal: no control characters, no more than a page.
 pub fn clean(text: &str) -> String {
-    let cleaned: String = text
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(TEXT_LIMIT)
-        .collect();
+    let cleaned: String =
+        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(TEXT_LIMIT).collect();
     cleaned.trim().to_owned()
 }
 
@@ -207,26 +191,12 @@ mod tests {
     async fn the_guest_chooses_no_code_but_its_own() {
         let answer = |code| {
             let status = ttrpc::get_status(code, "no".to_owned());
-            bounded(CALL_DEADLINE, async {
-                Err::<(), _>(ttrpc::Error::RpcStatus(status))
-            })
+            bounded(CALL_DEADLINE, async { Err::<(), _>(ttrpc::Error::RpcStatus(status)) })
         };
         let refused = answer(Code::NOT_FOUND).await.unwrap_err();
-        assert!(matches!(
-            refused,
-            GuestError::Refused {
-                code: Code::NOT_FOUND,
-                ..
-            }
-        ));
+        assert!(matches!(refused, GuestError::Refused { code: Code::NOT_FOUND, .. }));
         let refused = answer(Code::UNAUTHENTICATED).await.unwrap_err();
-        assert!(matches!(
-            refused,
-            GuestError::Refused {
-                code: Code::INTERNAL,
-                ..
-            }
-        ));
+        assert!(matches!(refused, GuestError::Refused { code: Code::INTERNAL, .. }));
     }
 
     #[tokio::test]

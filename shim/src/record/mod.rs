@@ -143,19 +143,14 @@ impl Phase {
     #[must_use]
     pub fn new(name: &str, since: Duration) -> Phase {
         let micros = u64::try_from(since.as_micros()).unwrap_or(u64::MAX);
-        Phase {
-            name: name.to_owned(),
-            micros,
-        }
+        Phase { name: name.to_owned(), micros }
     }
 }
 
 /// The current time, as records have it.
 #[must_use]
 pub fn now_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -205,19 +200,12 @@ impl Record {
             let text = serde_json::to_vec_pretty(self)?;
             let new = directory.join(format!(".{FILE}"));
             let mut options = OpenOptions::new();
-            let mut file = options
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&new)?;
+            let mut file =
+                options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
             file.write_all(&text)?;
             fs::rename(&new, &path)
         };
-        write().map_err(|source| RecordError::Io {
-            path: path.clone(),
-            source,
-        })
+        write().map_err(|source| RecordError::Io { path: path.clone(), source })
     }
 
     /// Reads the record of the sandbox in this directory.
@@ -254,10 +242,7 @@ pub struct Entry {
 /// # Errors
 /// [`RecordError::List`]; a state directory that is not there holds no sandbox.
 pub fn list(state_dir: &Path) -> Result<Vec<Entry>, RecordError> {
-    let failed = |source| RecordError::List {
-        path: state_dir.to_owned(),
-        source,
-    };
+    let failed = |source| RecordError::List { path: state_dir.to_owned(), source };
     let names = match fs::read_dir(state_dir) {
         Ok(names) => names,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -271,10 +256,7 @@ pub fn list(state_dir: &Path) -> Result<Vec<Entry>, RecordError> {
         }
     }
     directories.sort();
-    let entry = |directory: PathBuf| Entry {
-        record: Record::read(&directory),
-        directory,
-    };
+    let entry = |directory: PathBuf| Entry { record: Record::read(&directory), directory };
     Ok(directories.into_iter().map(entry).collect())
 }
 
@@ -285,11 +267,7 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn record() -> Record {
-        let process = |role: &str, pid| ProcessId {
-            role: role.to_owned(),
-            pid,
-            start_time: 1,
-        };
+        let process = |role: &str, pid| ProcessId { role: role.to_owned(), pid, start_time: 1 };
         Record {
             namespace: "default".to_owned(),
             id: "web".to_owned(),
@@ -317,17 +295,12 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let mut record = record();
         record.write(dir.path()).expect("write");
-        record
-            .phases
-            .push(Phase::new("agent", Duration::from_secs(1)));
+        record.phases.push(Phase::new("agent", Duration::from_secs(1)));
         record.write(dir.path()).expect("write again");
         assert_eq!(Record::read(dir.path()).expect("read"), record);
         let files: Vec<_> = fs::read_dir(dir.path()).expect("dir").collect();
         assert_eq!(files.len(), 1, "{files:?}");
-        let mode = fs::metadata(dir.path().join(FILE))
-            .expect("stat")
-            .permissions()
-            .mode();
+        let mode = fs::metadata(dir.path().join(FILE)).expect("stat").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 
@@ -344,16 +317,10 @@ pub(crate) mod tests {
     fn what_is_no_record_is_named() {
         let dir = tempfile::tempdir().expect("tempdir");
         let error = Record::read(dir.path()).expect_err("nothing");
-        assert!(
-            error.to_string().ends_with("record.json cannot be used"),
-            "{error}"
-        );
+        assert!(error.to_string().ends_with("record.json cannot be used"), "{error}");
         fs::write(dir.path().join(FILE), "{\"id\": 7}").expect("write");
         let error = Record::read(dir.path()).expect_err("no record");
-        assert!(
-            error.to_string().ends_with("record.json is not understood"),
-            "{error}"
-        );
+        assert!(error.to_string().ends_with("record.json is not understood"), "{error}");
     }
 
     #[test]
@@ -366,15 +333,8 @@ pub(crate) mod tests {
         record().write(&state.path().join("a")).expect("write");
         fs::write(state.path().join("b").join(FILE), "x").expect("write");
         let entries = list(state.path()).expect("list");
-        let found: Vec<_> = entries
-            .iter()
-            .map(|e| e.record.as_ref().map(|r| &r.id).ok())
-            .collect();
+        let found: Vec<_> = entries.iter().map(|e| e.record.as_ref().map(|r| &r.id).ok()).collect();
         assert_eq!(found, [Some(&"web".to_owned()), None, None]);
-        assert!(
-            list(&state.path().join("none"))
-                .expect("no directory")
-                .is_empty()
-        );
+        assert!(list(&state.path().join("none")).expect("no directory").is_empty());
     }
 }

@@ -30,11 +30,7 @@ impl ProcessId {
     /// Where /proc is not mounted.
     pub fn own(role: &str) -> io::Result<ProcessId> {
         let pid = std::process::id();
-        Ok(ProcessId {
-            role: role.to_owned(),
-            pid,
-            start_time: start_time(pid)?,
-        })
+        Ok(ProcessId { role: role.to_owned(), pid, start_time: start_time(pid)? })
     }
 
     /// Whether it is there. One that has ended and was not waited for is not.
@@ -65,10 +61,7 @@ pub(super) fn wait_until(handle: &OwnedFd, deadline: Instant) -> io::Result<bool
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
-        match poll(
-            &mut [PollFd::new(handle.as_fd(), PollFlags::POLLIN)],
-            timeout,
-        ) {
+        match poll(&mut [PollFd::new(handle.as_fd(), PollFlags::POLLIN)], timeout) {
             Ok(ready) => return Ok(ready > 0),
             Err(Errno::EINTR) => {}
             Err(e) => return Err(e.into()),
@@ -79,8 +72,7 @@ pub(super) fn wait_until(handle: &OwnedFd, deadline: Instant) -> io::Result<bool
 fn is_zombie(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The state follows the name, which may hold parentheses itself (proc_pid_stat(5)).
-    stat.rsplit_once(") ")
-        .is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
 impl fmt::Display for ProcessId {
@@ -110,16 +102,9 @@ mod tests {
         let mut child = Command::new("sleep").arg("100").spawn().expect("spawn");
         let pid = child.id();
         let started = start_time(pid).expect("stat");
-        let process = ProcessId {
-            role: "x".to_owned(),
-            pid,
-            start_time: started,
-        };
+        let process = ProcessId { role: "x".to_owned(), pid, start_time: started };
         assert!(process.is_alive());
-        let reused = ProcessId {
-            start_time: started + 1,
-            ..process.clone()
-        };
+        let reused = ProcessId { start_time: started + 1, ..process.clone() };
         assert!(!reused.is_alive());
         child.kill().expect("kill");
         // Not waited for yet: a zombie as soon as the kernel has come round to it.

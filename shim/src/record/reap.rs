@@ -29,17 +29,9 @@ pub struct Reaped {
 /// stays then, so that it can be repeated.
 pub fn reap(directory: &Path) -> Result<Reaped, RecordError> {
     let record = Record::read(directory);
-    let processes = record
-        .iter()
-        .flat_map(Record::all_processes)
-        .cloned()
-        .collect();
+    let processes = record.iter().flat_map(Record::all_processes).cloned().collect();
     let killed = end(processes)?;
-    if let Some(socket) = record
-        .as_ref()
-        .ok()
-        .and_then(|record| record.share.as_deref())
-    {
+    if let Some(socket) = record.as_ref().ok().and_then(|record| record.share.as_deref()) {
         virtiofsd::dismiss(socket);
     }
     let unknown = record.err();
@@ -51,10 +43,7 @@ pub fn reap(directory: &Path) -> Result<Reaped, RecordError> {
 fn end(processes: Vec<ProcessId>) -> Result<Vec<ProcessId>, RecordError> {
     let mut ending = Vec::new();
     for process in processes {
-        let failed = |source| RecordError::Kill {
-            process: process.clone(),
-            source,
-        };
+        let failed = |source| RecordError::Kill { process: process.clone(), source };
         // Nobody ends himself here.
         if process.pid == std::process::id() {
             continue;
@@ -77,10 +66,7 @@ fn end(processes: Vec<ProcessId>) -> Result<Vec<ProcessId>, RecordError> {
         match wait_until(&handle, deadline) {
             Ok(true) => ended.extend(alive.then_some(process)),
             Ok(false) => {
-                return Err(RecordError::Unkillable {
-                    process,
-                    after: PATIENCE,
-                });
+                return Err(RecordError::Unkillable { process, after: PATIENCE });
             }
             Err(source) => return Err(RecordError::Kill { process, source }),
         }
@@ -101,14 +87,7 @@ mod tests {
         let child = Command::new("sleep").arg("100").spawn().expect("spawn");
         let pid = child.id();
         let start_time = start_time(pid).expect("stat");
-        (
-            child,
-            ProcessId {
-                role: "sleep".to_owned(),
-                pid,
-                start_time,
-            },
-        )
+        (child, ProcessId { role: "sleep".to_owned(), pid, start_time })
     }
 
     #[test]
@@ -121,11 +100,8 @@ mod tests {
         let (mut gone, gone_id) = sleeper();
         gone.kill().expect("kill");
         gone.wait().expect("wait");
-        let record = Record {
-            shim: gone_id,
-            processes: vec![one_id.clone(), two_id.clone()],
-            ..record()
-        };
+        let record =
+            Record { shim: gone_id, processes: vec![one_id.clone(), two_id.clone()], ..record() };
         record.write(&dir).expect("write");
 
         let reaped = reap(&dir).expect("reap");
@@ -143,12 +119,7 @@ mod tests {
         let state = tempfile::tempdir().expect("tempdir");
         let (mut child, mut id) = sleeper();
         id.start_time -= 1;
-        Record {
-            processes: vec![id],
-            ..record()
-        }
-        .write(state.path())
-        .expect("write");
+        Record { processes: vec![id], ..record() }.write(state.path()).expect("write");
         assert!(reap(&state.keep()).expect("reap").killed.is_empty());
         assert!(child.try_wait().expect("wait").is_none(), "it was killed");
         child.kill().expect("kill");
@@ -160,10 +131,7 @@ mod tests {
         let state = tempfile::tempdir().expect("tempdir").keep();
         fs::write(state.join("record.json"), "half a rec").expect("write");
         let reaped = reap(&state).expect("reap");
-        assert!(matches!(
-            reaped.unknown,
-            Some(RecordError::Malformed { .. })
-        ));
+        assert!(matches!(reaped.unknown, Some(RecordError::Malformed { .. })));
         assert!(!state.exists());
     }
 }

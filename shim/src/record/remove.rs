@@ -14,10 +14,7 @@ use super::RecordError;
 /// # Errors
 /// [`RecordError::Remove`]
 pub fn remove_directory(path: &Path) -> Result<(), RecordError> {
-    remove(path).map_err(|source| RecordError::Remove {
-        path: path.to_owned(),
-        source,
-    })
+    remove(path).map_err(|source| RecordError::Remove { path: path.to_owned(), source })
 }
 
 fn remove(path: &Path) -> io::Result<()> {
@@ -49,9 +46,7 @@ fn unescape(field: &[u8]) -> PathBuf {
     let mut path = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((byte, tail)) = rest.split_first() {
-        let digits = tail
-            .get(..3)
-            .and_then(|digits| std::str::from_utf8(digits).ok());
+        let digits = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
         match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
             Some(escaped) if *byte == b'\\' => {
                 path.push(escaped);

@@ -33,17 +33,11 @@ impl Console {
         let pipe = dir.join("console");
         nix::unistd::mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR)?;
         // With a writer of our own the VMM need not be there yet, and may go.
-        let receiver = pipe::OpenOptions::new()
-            .read_write(true)
-            .open_receiver(&pipe)?;
+        let receiver = pipe::OpenOptions::new().read_write(true).open_receiver(&pipe)?;
         let files = Rotating::create(dir.join("console.log"), limit)?;
         let tail = Arc::default();
         let reading = tokio::spawn(read(receiver, files, Arc::clone(&tail)));
-        Ok(Self {
-            pipe,
-            tail,
-            reading,
-        })
+        Ok(Self { pipe, tail, reading })
     }
 
     /// Where the VMM writes.
@@ -55,11 +49,7 @@ impl Console {
     pub fn tail(&self) -> String {
         let tail = lock(&self.tail);
         let text = String::from_utf8_lossy(&tail);
-        let lines: Vec<_> = text
-            .lines()
-            .map(clean)
-            .filter(|line| !line.is_empty())
-            .collect();
+        let lines: Vec<_> = text.lines().map(clean).filter(|line| !line.is_empty()).collect();
         lines[lines.len().saturating_sub(12)..].join("; ")
     }
 }
@@ -95,12 +85,7 @@ struct Rotating {
 impl Rotating {
     fn create(path: PathBuf, limit: u64) -> io::Result<Self> {
         let file = File::create_new(&path)?;
-        Ok(Self {
-            path,
-            file,
-            written: 0,
-            limit: limit / 2,
-        })
+        Ok(Self { path, file, written: 0, limit: limit / 2 })
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -128,10 +113,7 @@ mod tests {
     async fn a_guest_that_writes_without_end_fills_no_disk() {
         let dir = dir("limit");
         let console = Console::open(&dir, 64 << 10).unwrap();
-        let mut pipe = fs::OpenOptions::new()
-            .write(true)
-            .open(console.pipe())
-            .unwrap();
+        let mut pipe = fs::OpenOptions::new().write(true).open(console.pipe()).unwrap();
         let writer = tokio::task::spawn_blocking(move || {
             for line in 0..40_000 {
                 writeln!(pipe, "line {line} of a guest").unwrap();
@@ -144,12 +126,7 @@ mod tests {
         let kept: u64 = fs::read_dir(&dir)
             .unwrap()
             .map(|entry| entry.unwrap())
-            .filter(|entry| {
-                entry
-                    .file_name()
-                    .to_string_lossy()
-                    .starts_with("console.log")
-            })
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with("console.log"))
             .map(|entry| entry.metadata().unwrap().len())
             .sum();
         assert!(kept > 30 << 10 && kept <= 64 << 10, "{kept}");

@@ -52,11 +52,7 @@ impl Parts {
         let mut record = lock(&self.record);
         let (vm, served) = (self.vm.processes(), self.virtiofsd.processes());
         record.processes = vm.into_iter().chain(served).map(ProcessId::from).collect();
-        record.phases = phases
-            .all()
-            .iter()
-            .map(|(name, since)| Phase::new(name, *since))
-            .collect();
+        record.phases = phases.all().iter().map(|(name, since)| Phase::new(name, *since)).collect();
         if let Err(error) = record.write(&self.dir) {
             warn!(self.log, "{error}");
         }
@@ -103,10 +99,7 @@ pub async fn devices(
     log: &Logger,
 ) -> Result<(Parts, UnixListener), SandboxError> {
     let dir = directory::path(&config.state_dir, &identity.namespace, &identity.id);
-    let failed = |source| SandboxError::Directory {
-        path: dir.clone(),
-        source,
-    };
+    let failed = |source| SandboxError::Directory { path: dir.clone(), source };
     let selection = Selection::of(config)?;
     info!(log, "hypervisor chosen: {selection}");
     let virtiofsd = config.files.virtiofsd()?;
@@ -114,11 +107,7 @@ pub async fn devices(
     let initramfs = config.files.initramfs()?;
 
     directory::create(&dir).map_err(failed)?;
-    let mut new = NewDirectory {
-        path: dir.clone(),
-        share: None,
-        kept: false,
-    };
+    let mut new = NewDirectory { path: dir.clone(), share: None, kept: false };
     let console = Console::open(&dir, config.console_limit).map_err(failed)?;
     let spec = VmSpec {
         dir: dir.clone(),
@@ -129,20 +118,12 @@ pub async fn devices(
         memory: config.memory,
         nested: config.nested,
         console: console.pipe().to_owned(),
-        share: vmm::Share {
-            tag: SHARE_TAG.to_owned(),
-            socket: dir.join("fs"),
-        },
+        share: vmm::Share { tag: SHARE_TAG.to_owned(), socket: dir.join("fs") },
     };
     // From here on whoever finds the directory knows whose it is.
-    let record = Record::new(
-        &identity.namespace,
-        &identity.id,
-        &identity.socket,
-        &spec,
-        &selection,
-    )
-    .map_err(failed)?;
+    let record =
+        Record::new(&identity.namespace, &identity.id, &identity.socket, &spec, &selection)
+            .map_err(failed)?;
     if let Err(error) = record.write(&dir) {
         warn!(log, "{error}");
     }
@@ -162,20 +143,9 @@ pub async fn devices(
     let vm = selection.start(&spec).await?;
     phases.stamp("vmm");
     new.kept = true;
-    let share = new
-        .share
-        .take()
-        .ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    let share = new.share.take().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
     let record = Mutex::new(record);
-    let parts = Parts {
-        dir,
-        share,
-        console,
-        virtiofsd,
-        vm,
-        record,
-        log: log.clone(),
-    };
+    let parts = Parts { dir, share, console, virtiofsd, vm, record, log: log.clone() };
     parts.record_phases(phases);
     Ok((parts, listener))
 }
@@ -246,34 +216,20 @@ pub async fn over(parts: &Parts) -> String {
     };
     // A daemon that ends well does so because the VMM has ended; any other end may be the cause.
     let daemon = daemon.filter(|ended| exit.is_none() || ended.status != Status::Code(0));
-    let daemon = daemon.map(|ended| {
-        format!(
-            "{} {}: {}",
-            parts.virtiofsd.role(),
-            ended.status,
-            ended.output
-        )
-    });
-    let reasons: Vec<_> = daemon
-        .into_iter()
-        .chain(exit.map(|exit| exit.to_string()))
-        .collect();
+    let daemon = daemon
+        .map(|ended| format!("{} {}: {}", parts.virtiofsd.role(), ended.status, ended.output));
+    let reasons: Vec<_> = daemon.into_iter().chain(exit.map(|exit| exit.to_string())).collect();
     reasons.join("; ")
 }
 
 fn died(reason: String, parts: &Parts) -> SandboxError {
-    SandboxError::Died {
-        reason,
-        console: parts.console.tail(),
-    }
+    SandboxError::Died { reason, console: parts.console.tail() }
 }
 
 fn setup_request(hostname: &str) -> io::Result<SetupRequest> {
     let mut entropy = vec![0; ENTROPY];
     io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut entropy)?;
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Ok(SetupRequest {
         hostname: hostname.to_owned(),
         clock_ns: i64::try_from(now.as_nanos()).unwrap_or(0),

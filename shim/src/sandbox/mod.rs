@@ -192,8 +192,7 @@ impl Sandbox {
         match self.build(config).await {
             Ok((running, events)) => {
                 let running = Arc::new(running);
-                self.host_pid
-                    .store(running.parts.vm.pid(), Ordering::Relaxed);
+                self.host_pid.store(running.parts.vm.pid(), Ordering::Relaxed);
                 self.state.send_replace(State::Running(running.clone()));
                 self.supervise(&running, events).await;
             }
@@ -287,12 +286,10 @@ impl Sandbox {
         match state.wait_for(built).await.as_deref() {
             Ok(State::Running(running)) => Ok(running.clone()),
             Ok(State::Failed(error)) => Err(SandboxError::Launch(error.clone())),
-            Ok(State::Ended(reason)) => Err(SandboxError::Ended {
-                reason: reason.to_string(),
-            }),
-            Ok(State::Starting) | Err(_) => Err(SandboxError::Ended {
-                reason: "the shim ends".to_owned(),
-            }),
+            Ok(State::Ended(reason)) => Err(SandboxError::Ended { reason: reason.to_string() }),
+            Ok(State::Starting) | Err(_) => {
+                Err(SandboxError::Ended { reason: "the shim ends".to_owned() })
+            }
         }
     }
 
@@ -320,16 +317,9 @@ impl Sandbox {
         self.phases.stamp("rootfs");
         let pid = running.parts.vm.pid();
         let guest = running.guest.clone();
-        let container = Container::create(
-            new,
-            spec,
-            tree,
-            guest,
-            pid,
-            self.publisher.clone(),
-            &self.log,
-        )
-        .await?;
+        let container =
+            Container::create(new, spec, tree, guest, pid, self.publisher.clone(), &self.log)
+                .await?;
         self.table().insert(id, Arc::new(container));
         self.phases.stamp("created");
         Ok(pid)
@@ -404,10 +394,7 @@ impl Sandbox {
 
     /// A container by its id.
     pub fn container(&self, id: &str) -> Result<Arc<Container>, SandboxError> {
-        self.table()
-            .get(id)
-            .cloned()
-            .ok_or_else(|| SandboxError::NoContainer(id.to_owned()))
+        self.table().get(id).cloned().ok_or_else(|| SandboxError::NoContainer(id.to_owned()))
     }
 
     /// Whether there is no container, and none is being made.
@@ -474,18 +461,10 @@ fn prepare(
     new: &NewContainer,
 ) -> Result<(Vec<u8>, ContainerTree), ContainerError> {
     let document = spec::load(&new.bundle)?;
-    let mut tree = running
-        .parts
-        .share
-        .container(&new.id)
-        .map_err(ContainerError::Rootfs)?;
+    let mut tree = running.parts.share.container(&new.id).map_err(ContainerError::Rootfs)?;
     let root = spec::root(&document, &new.bundle)?;
     let rootfs = tree
-        .rootfs(
-            &spec::rootfs_mounts(&new.rootfs),
-            &root,
-            spec::read_only(&document),
-        )
+        .rootfs(&spec::rootfs_mounts(&new.rootfs), &root, spec::read_only(&document))
         .map_err(ContainerError::Rootfs)?;
     let spec = spec::for_guest(document, rootfs, &new.bundle, &mut tree)?;
     Ok((spec, tree))
@@ -495,11 +474,7 @@ fn prepare(
 fn check_id(id: &str) -> Result<(), SandboxError> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let valid = id.chars().all(allowed) && id.starts_with(|c: char| c.is_ascii_alphanumeric());
-    if valid {
-        Ok(())
-    } else {
-        Err(SandboxError::BadId(id.to_owned()))
-    }
+    if valid { Ok(()) } else { Err(SandboxError::BadId(id.to_owned())) }
 }
 
 #[cfg(test)]
@@ -511,9 +486,7 @@ mod tests {
         for good in ["a", "demo", "a1.b_c-d", &"x".repeat(76)] {
             assert!(check_id(good).is_ok(), "{good}");
         }
-        for bad in [
-            "", ".", "..", "a/b", "../x", "-a", ".hidden", "a b", "ä", "a\0",
-        ] {
+        for bad in ["", ".", "..", "a/b", "../x", "-a", ".hidden", "a b", "ä", "a\0"] {
             assert!(check_id(bad).is_err(), "{bad}");
         }
     }

@@ -14,10 +14,7 @@ pub struct Phases {
 impl Phases {
     /// Starts to count.
     pub fn start() -> Self {
-        Self {
-            zero: Instant::now(),
-            stamps: Mutex::default(),
-        }
+        Self { zero: Instant::now(), stamps: Mutex::default() }
     }
 
     /// The phase `name` is reached now.
@@ -39,9 +36,7 @@ impl Phases {
     /// All stamps so far, in milliseconds, for a log line.
     pub fn line(&self) -> String {
         let stamps = self.all();
-        let words = stamps
-            .iter()
-            .map(|(name, since)| format!("{name}={}", since.as_millis()));
+        let words = stamps.iter().map(|(name, since)| format!("{name}={}", since.as_millis()));
         words.collect::<Vec<_>>().join(" ")
     }
 }

@@ -28,10 +28,7 @@ impl Service for Diagnostics {
     }
 
     async fn containers(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<ContainersResponse> {
-        Ok(ContainersResponse {
-            ids: self.0.ids(),
-            ..Default::default()
-        })
+        Ok(ContainersResponse { ids: self.0.ids(), ..Default::default() })
     }
 }
 
@@ -54,9 +51,7 @@ pub enum AskError {
 /// # Errors
 /// When there is no answer within `deadline`.
 pub fn inspect(socket: &Path, deadline: Duration) -> Result<DiagnosticsResponse, AskError> {
-    ask(socket, deadline, async |client| {
-        client.inspect(Context::default(), &Empty::new()).await
-    })
+    ask(socket, deadline, async |client| client.inspect(Context::default(), &Empty::new()).await)
 }
 
 /// Which containers the shim that listens on `socket` has.
@@ -64,10 +59,8 @@ pub fn inspect(socket: &Path, deadline: Duration) -> Result<DiagnosticsResponse,
 /// # Errors
 /// When there is no answer within `deadline`.
 pub fn containers(socket: &Path, deadline: Duration) -> Result<Vec<String>, AskError> {
-    ask(socket, deadline, async |client| {
-        client.containers(Context::default(), &Empty::new()).await
-    })
-    .map(|answer| answer.ids)
+    ask(socket, deadline, async |client| client.containers(Context::default(), &Empty::new()).await)
+        .map(|answer| answer.ids)
 }
 
 fn ask<T>(
@@ -75,9 +68,7 @@ fn ask<T>(
     deadline: Duration,
     call: impl AsyncFnOnce(&SandboxClient) -> ttrpc::Result<T>,
 ) -> Result<T, AskError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let answer = async {
             let stream = UnixStream::connect(socket).await?;

@@ -56,11 +56,7 @@ fn container(error: &ContainerError) -> Code {
 
 fn guest(error: &GuestError) -> Code {
     match error {
-        GuestError::Refused {
-            code: Code::INTERNAL,
-            ..
-        }
-        | GuestError::Stream(_) => Code::UNKNOWN,
+        GuestError::Refused { code: Code::INTERNAL, .. } | GuestError::Stream(_) => Code::UNKNOWN,
         GuestError::Refused { code, .. } => *code,
         GuestError::Deadline(_) => Code::DEADLINE_EXCEEDED,
         GuestError::Lost(_) => Code::UNAVAILABLE,

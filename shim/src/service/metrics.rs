@@ -15,11 +15,7 @@ pub fn metrics(stats: &StatsResponse) -> Metrics {
         pids: MessageField::some(PidsStat {
             current: pids.current,
             // The field of an unlimited container is 0 in containerd's own reading.
-            limit: if pids.limit == u64::MAX {
-                0
-            } else {
-                pids.limit
-            },
+            limit: if pids.limit == u64::MAX { 0 } else { pids.limit },
             ..Default::default()
         }),
         cpu: MessageField::some(CPUStat {

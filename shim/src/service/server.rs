@@ -87,10 +87,7 @@ async fn run(
         Publisher::start(events_address(args), args.namespace.clone(), log);
     // A bundle without a usable spec fails at Create, with the spec's error.
     let spec = spec::load(&args.bundle).ok();
-    let hostname = spec
-        .as_ref()
-        .and_then(|spec| spec.hostname().clone())
-        .unwrap_or_default();
+    let hostname = spec.as_ref().and_then(|spec| spec.hostname().clone()).unwrap_or_default();
     if let Err(error) = take_oom_score(spec.as_ref()) {
         warn!(log, "the sandbox keeps containerd's OOM score: {error}");
     }

@@ -43,17 +43,12 @@ pub struct TaskService {
 /// Both versions of the API, for a ttrpc server. `stop` is notified when containerd says that the
 /// server may end.
 pub fn services(sandbox: &Arc<Sandbox>, stop: &Arc<Notify>) -> HashMap<String, Service> {
-    let one = || TaskService {
-        sandbox: sandbox.clone(),
-        stop: stop.clone(),
-    };
+    let one = || TaskService { sandbox: sandbox.clone(), stop: stop.clone() };
     [V2, V3]
         .into_iter()
         .flat_map(|name| {
             let service = create_task(Arc::new(one()));
-            service
-                .into_values()
-                .map(move |methods| (name.to_owned(), methods))
+            service.into_values().map(move |methods| (name.to_owned(), methods))
         })
         .collect()
 }
@@ -77,8 +72,7 @@ async fn to_its_end<T: Send + 'static>(
     call: impl Future<Output = Result<T, SandboxError>> + Send + 'static,
 ) -> Answer<T> {
     let done = tokio::spawn(call).await;
-    done.unwrap_or(Err(SandboxError::Interrupted))
-        .map_err(|error| status(&error))
+    done.unwrap_or(Err(SandboxError::Interrupted)).map_err(|error| status(&error))
 }
 
 #[async_trait]
@@ -104,20 +98,14 @@ impl Task for TaskService {
         };
         let sandbox = self.sandbox.clone();
         let pid = to_its_end(async move { sandbox.create(new).await }).await?;
-        Ok(CreateTaskResponse {
-            pid,
-            ..Default::default()
-        })
+        Ok(CreateTaskResponse { pid, ..Default::default() })
     }
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> Answer<StartResponse> {
         let sandbox = self.sandbox.clone();
         let pid =
             to_its_end(async move { sandbox.start(&request.id, &request.exec_id).await }).await?;
-        Ok(StartResponse {
-            pid,
-            ..Default::default()
-        })
+        Ok(StartResponse { pid, ..Default::default() })
     }
 
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> Answer<DeleteResponse> {
@@ -134,9 +122,7 @@ impl Task for TaskService {
 
     async fn state(&self, _: &TtrpcContext, request: StateRequest) -> Answer<StateResponse> {
         let container = self.container(&request.id)?;
-        let process = container
-            .process(&request.exec_id)
-            .map_err(|error| status(&error.into()))?;
+        let process = container.process(&request.exec_id).map_err(|error| status(&error.into()))?;
         let mut response = StateResponse {
             id: request.id,
             exec_id: request.exec_id,
@@ -182,11 +168,7 @@ impl Task for TaskService {
             stderr: request.stderr,
             terminal: request.terminal,
         };
-        let spec = request
-            .spec
-            .into_option()
-            .map(|any| any.value)
-            .unwrap_or_default();
+        let spec = request.spec.into_option().map(|any| any.value).unwrap_or_default();
         let container = self.container(&request.id)?;
         to_its_end(async move { Ok(container.exec(&request.exec_id, spec, stdio).await?) }).await?;
         Ok(Empty::new())
@@ -196,9 +178,7 @@ impl Task for TaskService {
         let sandbox = self.sandbox.clone();
         to_its_end(async move {
             let (signal, all) = (request.signal, request.all);
-            sandbox
-                .kill(&request.id, &request.exec_id, signal, all)
-                .await
+            sandbox.kill(&request.id, &request.exec_id, signal, all).await
         })
         .await?;
         Ok(Empty::new())
@@ -222,17 +202,9 @@ impl Task for TaskService {
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> Answer<PidsResponse> {
         let pids = self.container(&request.id)?.pids().await;
-        let processes = pids
-            .into_iter()
-            .map(|pid| ProcessInfo {
-                pid,
-                ..Default::default()
-            })
-            .collect();
-        Ok(PidsResponse {
-            processes,
-            ..Default::default()
-        })
+        let processes =
+            pids.into_iter().map(|pid| ProcessInfo { pid, ..Default::default() }).collect();
+        Ok(PidsResponse { processes, ..Default::default() })
     }
 
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> Answer<Empty> {
@@ -249,10 +221,7 @@ impl Task for TaskService {
 
     async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> Answer<Empty> {
         let text = "checkpoints are not supported".to_owned();
-        Err(ttrpc::Error::RpcStatus(get_status(
-            Code::UNIMPLEMENTED,
-            text,
-        )))
+        Err(ttrpc::Error::RpcStatus(get_status(Code::UNIMPLEMENTED, text)))
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> Answer<Empty> {
@@ -265,23 +234,13 @@ impl Task for TaskService {
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> Answer<StatsResponse> {
-        let stats = self
-            .container(&request.id)?
-            .stats()
-            .await
-            .map_err(|error| status(&error.into()))?;
+        let stats =
+            self.container(&request.id)?.stats().await.map_err(|error| status(&error.into()))?;
         let value = metrics(&stats)
             .write_to_bytes()
             .map_err(|error| invalid(format!("statistics: {error}")))?;
-        let any = Any {
-            type_url: METRICS.to_owned(),
-            value,
-            ..Default::default()
-        };
-        Ok(StatsResponse {
-            stats: MessageField::some(any),
-            ..Default::default()
-        })
+        let any = Any { type_url: METRICS.to_owned(), value, ..Default::default() };
+        Ok(StatsResponse { stats: MessageField::some(any), ..Default::default() })
     }
 
     async fn connect(&self, _: &TtrpcContext, _: ConnectRequest) -> Answer<ConnectResponse> {

@@ -84,14 +84,8 @@ pub fn mount(mount: &Mount, target: &Path) -> Result<(), MountError> {
     if bind {
         // The kernel heeds nothing but MS_REC at a bind; the rest wants a second step.
         let first = parsed.flags & (MsFlags::MS_BIND | MsFlags::MS_REC);
-        nix::mount::mount(
-            Some(mount.source.as_str()),
-            target,
-            None::<&str>,
-            first,
-            None::<&str>,
-        )
-        .map_err(failed)?;
+        nix::mount::mount(Some(mount.source.as_str()), target, None::<&str>, first, None::<&str>)
+            .map_err(failed)?;
         let rest = parsed.flags - (MsFlags::MS_BIND | MsFlags::MS_REC);
         if !rest.is_empty() {
             let again = rest | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
@@ -153,11 +147,7 @@ fn read_only_with_all_below(target: &Path) -> io::Result<()> {
             size_of_val(&attributes),
         )
     };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Takes every mount on `target` away, at once for new users and as soon as they are done for
@@ -178,16 +168,9 @@ pub fn make_target(source_is_dir: bool, target: &Path) -> Result<(), MountError>
     let made = if source_is_dir {
         fs::create_dir(target)
     } else {
-        fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(target)
-            .map(drop)
+        fs::OpenOptions::new().write(true).create_new(true).open(target).map(drop)
     };
-    made.map_err(|source| MountError::Target {
-        target: target.to_owned(),
-        source,
-    })
+    made.map_err(|source| MountError::Target { target: target.to_owned(), source })
 }
 
 struct Parsed {
@@ -238,11 +221,7 @@ fn parse(mount: &Mount) -> Result<Parsed, MountError> {
             _ => data.push(option.clone()),
         }
     }
-    Ok(Parsed {
-        flags,
-        read_only_below,
-        data,
-    })
+    Ok(Parsed { flags, read_only_below, data })
 }
 
 /// Overlay options name a directory for each layer, and many layers exceed a page. Named relative
@@ -269,10 +248,8 @@ fn shorten(
         .iter()
         .map(|option| match option.split_once('=') {
             Some(("lowerdir", value)) => {
-                let paths: Vec<_> = value
-                    .split(':')
-                    .map(|p| p.strip_prefix(&prefix).unwrap_or(p))
-                    .collect();
+                let paths: Vec<_> =
+                    value.split(':').map(|p| p.strip_prefix(&prefix).unwrap_or(p)).collect();
                 format!("lowerdir={}", paths.join(":"))
             }
             Some((key @ ("upperdir" | "workdir"), value)) => {
@@ -289,9 +266,7 @@ fn shorten(
 }
 
 fn common_directory(data: &[String]) -> Option<PathBuf> {
-    let lower = data
-        .iter()
-        .find_map(|option| option.strip_prefix("lowerdir="))?;
+    let lower = data.iter().find_map(|option| option.strip_prefix("lowerdir="))?;
     let mut paths = lower.split(':').map(Path::new);
     let mut base = paths.next()?.parent()?.to_owned();
     for path in paths {
@@ -321,9 +296,7 @@ mod tests {
 
     fn overlay(layers: usize) -> Mount {
         let dir = "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots";
-        let lower: Vec<_> = (0..layers)
-            .map(|layer| format!("{dir}/{layer}/fs"))
-            .collect();
+        let lower: Vec<_> = (0..layers).map(|layer| format!("{dir}/{layer}/fs")).collect();
         Mount {
             fstype: "overlay".into(),
             source: "overlay".into(),
@@ -353,17 +326,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_done_is_named() {
-        let mount = Mount {
-            options: vec!["loop".into()],
-            ..overlay(1)
-        };
-        assert!(
-            parse(&mount)
-                .err()
-                .unwrap()
-                .to_string()
-                .contains("\"loop\"")
-        );
+        let mount = Mount { options: vec!["loop".into()], ..overlay(1) };
+        assert!(parse(&mount).err().unwrap().to_string().contains("\"loop\""));
     }
 
     #[test]
@@ -380,10 +344,7 @@ mod tests {
         let (base, data) = shorten(&mount.options, &mount, Path::new("/t")).unwrap();
         assert!(base.unwrap().ends_with("snapshots"));
         assert!(data.len() <= DATA_LIMIT);
-        assert!(
-            data.contains("lowerdir=0/fs:1/fs:") && data.contains("upperdir=900/fs"),
-            "{data}"
-        );
+        assert!(data.contains("lowerdir=0/fs:1/fs:") && data.contains("upperdir=900/fs"), "{data}");
     }
 
     #[test]

@@ -63,10 +63,7 @@ pub struct Share {
 impl Share {
     /// Makes the tree below `sandbox`.
     pub fn create(sandbox: &Path) -> Result<Self, ShareError> {
-        let share = Self {
-            host: sandbox.join("share/host"),
-            guest: sandbox.join("share/guest"),
-        };
+        let share = Self { host: sandbox.join("share/host"), guest: sandbox.join("share/guest") };
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |source| ShareError::Tree { path, source }
@@ -92,15 +89,8 @@ impl Share {
     /// Makes a container's place in the tree. `id` is one path component.
     pub fn container(&self, id: &str) -> Result<ContainerTree, ShareError> {
         let host = self.host.join(id);
-        fs::create_dir(&host).map_err(|source| ShareError::Tree {
-            path: host.clone(),
-            source,
-        })?;
-        Ok(ContainerTree {
-            host,
-            guest: format!("{SHARE_DIR}/{id}"),
-            targets: Vec::new(),
-        })
+        fs::create_dir(&host).map_err(|source| ShareError::Tree { path: host.clone(), source })?;
+        Ok(ContainerTree { host, guest: format!("{SHARE_DIR}/{id}"), targets: Vec::new() })
     }
 
     /// Takes every mount away. The empty directories stay, for whoever removes the sandbox's.
@@ -148,10 +138,8 @@ impl ContainerTree {
 
     /// Bind-mounts a file or directory of the host. Returns its path in the guest.
     pub fn bind(&mut self, source: &Path, options: &[String]) -> Result<String, ShareError> {
-        let metadata = fs::metadata(source).map_err(|error| ShareError::Source {
-            path: source.to_owned(),
-            source: error,
-        })?;
+        let metadata = fs::metadata(source)
+            .map_err(|error| ShareError::Source { path: source.to_owned(), source: error })?;
         let name = self.targets.len().to_string();
         let target = self.host.join(&name);
         make_target(metadata.is_dir(), &target)?;
@@ -191,13 +179,7 @@ impl Drop for ContainerTree {
 }
 
 fn bind(source: &Path, target: &Path) -> io::Result<()> {
-    nix::mount::mount(
-        Some(source),
-        target,
-        None::<&str>,
-        MsFlags::MS_BIND,
-        None::<&str>,
-    )?;
+    nix::mount::mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
     Ok(())
 }
 

@@ -17,10 +17,7 @@ use crate::version::Version;
 const ROLE: &str = "virtiofsd";
 
 /// The first version that works: it takes a bound socket, and asks for file handles by itself.
-pub const OLDEST: Version = Version {
-    major: 1,
-    minor: 13,
-};
+pub const OLDEST: Version = Version { major: 1, minor: 13 };
 
 /// The kernel's own limit for a process (`fs.nr_open`), where it was not changed.
 const MOST_DESCRIPTORS: u64 = 1 << 20;
@@ -66,21 +63,13 @@ impl Virtiofsd<'_> {
     /// # Errors
     /// [`VirtiofsdError`]
     pub fn start(&self) -> Result<Daemon, VirtiofsdError> {
-        let listener = UnixListener::bind(self.socket).map_err(|source| VirtiofsdError::Bind {
-            path: self.socket.to_owned(),
-            source,
-        })?;
+        let listener = UnixListener::bind(self.socket)
+            .map_err(|source| VirtiofsdError::Bind { path: self.socket.to_owned(), source })?;
         let mut command = HelperCommand::new(ROLE, self.program);
         let fd = command.inherit(listener).to_string();
-        command
-            .arg("--fd")
-            .arg(fd)
-            .arg("--shared-dir")
-            .arg(self.dir);
+        command.arg("--fd").arg(fd).arg("--shared-dir").arg(self.dir);
         command.args(["--cache", self.cache.as_str()]);
-        command
-            .arg("--thread-pool-size")
-            .arg(self.threads.to_string());
+        command.arg("--thread-pool-size").arg(self.threads.to_string());
         // Its own PID, mount and network namespaces, and a filter on its system calls.
         command.args(["--sandbox", "namespace", "--seccomp", "kill"]);
         // Handles would save descriptors, but with the capability that they need (opening a file
@@ -93,10 +82,7 @@ impl Virtiofsd<'_> {
             command.arg(format!("--rlimit-nofile={}", most.min(MOST_DESCRIPTORS)));
         }
         let helper = command.spawn()?;
-        Ok(Daemon {
-            helper,
-            socket: self.socket.to_owned(),
-        })
+        Ok(Daemon { helper, socket: self.socket.to_owned() })
     }
 }
 
@@ -124,11 +110,7 @@ impl Daemon {
         let first = self.helper.process();
         let served = children(first.pid).into_iter().filter_map(|pid| {
             let start_time = start_time(pid).ok()?;
-            Some(Process {
-                pid,
-                start_time,
-                ..first
-            })
+            Some(Process { pid, start_time, ..first })
         });
         std::iter::once(first).chain(served).collect()
     }
@@ -203,10 +185,7 @@ mod tests {
             if processes.len() == 2 {
                 return processes;
             }
-            assert!(
-                start.elapsed() < Duration::from_secs(20),
-                "no second process"
-            );
+            assert!(start.elapsed() < Duration::from_secs(20), "no second process");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -215,10 +194,7 @@ mod tests {
         let start = Instant::now();
         for process in processes {
             while start_time(process.pid).is_ok_and(|now| now == process.start_time) {
-                assert!(
-                    start.elapsed() < Duration::from_secs(20),
-                    "{process:?} is still there"
-                );
+                assert!(start.elapsed() < Duration::from_secs(20), "{process:?} is still there");
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }

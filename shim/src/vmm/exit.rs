@@ -32,9 +32,5 @@ pub enum VmExit {
 }
 
 fn after_colon(output: &str) -> String {
-    if output.is_empty() {
-        String::new()
-    } else {
-        format!(": {output}")
-    }
+    if output.is_empty() { String::new() } else { format!(": {output}") }
 }

@@ -54,12 +54,7 @@ impl Machine {
             }
         };
         tokio::spawn(task);
-        Machine {
-            helpers,
-            vsock,
-            cause,
-            over,
-        }
+        Machine { helpers, vsock, cause, over }
     }
 }
 
@@ -82,10 +77,7 @@ async fn first_cause(
         }
     };
     if index > 0 {
-        return VmExit::Ended {
-            role: helpers[index].process().role,
-            ended,
-        };
+        return VmExit::Ended { role: helpers[index].process().role, ended };
     }
     if !reports_end && let Ok(Some(exit)) = timeout(LAST_WORDS, events).await {
         return exit;
@@ -157,9 +149,7 @@ mod tests {
 
     async fn all_ended(machine: &Machine) {
         for helper in machine.helpers.iter() {
-            timeout(Duration::from_millis(1), helper.wait())
-                .await
-                .expect("still running");
+            timeout(Duration::from_millis(1), helper.wait()).await.expect("still running");
         }
     }
 

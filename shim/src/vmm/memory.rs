@@ -35,11 +35,7 @@ fn on_tmpfs(bytes: u64) -> rustix::io::Result<OwnedFd> {
         fsconfig_set_string(&context, key, value)?;
     }
     fsconfig_create(&context)?;
-    let root = fsmount(
-        &context,
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::empty(),
-    )?;
+    let root = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     openat(&root, ".", flags, Mode::RUSR | Mode::WUSR)
 }

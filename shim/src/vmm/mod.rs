@@ -24,13 +24,8 @@ pub use select::{Accel, Host, KvmProblem, SelectError, Selection, Vmm};
 /// there, and to reset at once on a panic, in case it cannot reach the panic device. With a single vCPU it would
 /// take the lock prefixes out of its own code, at 8,000 places, for less than that costs; and without haste the
 /// end of each RCU grace period, for which mounts and control groups wait, takes several ticks.
-const KERNEL_PARAMS: [&str; 5] = [
-    "console=ttyS0",
-    "loglevel=3",
-    "panic=-1",
-    "noreplace-smp",
-    "rcupdate.rcu_expedited=1",
-];
+const KERNEL_PARAMS: [&str; 5] =
+    ["console=ttyS0", "loglevel=3", "panic=-1", "noreplace-smp", "rcupdate.rcu_expedited=1"];
 
 /// What a VM is made of. All of it is there before the VMM starts: nothing is plugged later.
 #[derive(Debug, Clone)]
@@ -67,11 +62,7 @@ impl VmSpec {
     /// What is plugged into the VM, in words for people.
     #[must_use]
     pub fn devices(&self) -> Vec<String> {
-        let share = format!(
-            "virtiofs {} on {}",
-            self.share.tag,
-            self.share.socket.display()
-        );
+        let share = format!("virtiofs {} on {}", self.share.tag, self.share.socket.display());
         let vsock = format!("vsock on {}", self.vsock().display());
         let console = format!("serial console on {}", self.console.display());
         vec![share, vsock, console]

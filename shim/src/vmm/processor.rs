@@ -11,9 +11,7 @@ pub(super) fn has(flags: &[&str]) -> bool {
 
 fn first() -> io::Result<String> {
     let mut text = Vec::new();
-    File::open("/proc/cpuinfo")?
-        .take(8192)
-        .read_to_end(&mut text)?;
+    File::open("/proc/cpuinfo")?.take(8192).read_to_end(&mut text)?;
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
@@ -35,9 +33,7 @@ mod tests {
         let virtual_machines = |text| shows(text, &["vmx", "svm"]);
         assert!(virtual_machines("processor\t: 0\nflags\t\t: fpu vmx sse\n"));
         assert!(virtual_machines("flags : svm\nflags : none"));
-        assert!(!virtual_machines(
-            "flags\t\t: fpu svme vmx2\nmodel name: vmx\n"
-        ));
+        assert!(!virtual_machines("flags\t\t: fpu svme vmx2\nmodel name: vmx\n"));
         assert!(!virtual_machines(""));
     }
 }

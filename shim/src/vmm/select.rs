@@ -158,13 +158,7 @@ pub struct Selection {
 
 impl fmt::Display for Selection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} with {}: {}",
-            self.vmm.name(),
-            self.accel.name(),
-            self.reason
-        )
+        write!(f, "{} with {}: {}", self.vmm.name(), self.accel.name(), self.reason)
     }
 }
 
@@ -183,12 +177,7 @@ impl Selection {
     /// [`SelectError`]
     pub fn choose(config: &Config, host: Host) -> Result<Selection, SelectError> {
         let named = "the configuration names it".to_owned();
-        let Host {
-            kvm,
-            cloud_hypervisor,
-            qemu,
-            vhost_device_vsock: daemon,
-        } = host;
+        let Host { kvm, cloud_hypervisor, qemu, vhost_device_vsock: daemon } = host;
         match config.hypervisor {
             Hypervisor::CloudHypervisor => {
                 kvm.map_err(SelectError::NeedsKvm)?;
@@ -207,20 +196,14 @@ impl Selection {
                     }
                     // Named and unusable: the operator means that one.
                     (Ok(()), Err(source @ AssetError::Unusable { .. })) => {
-                        return Err(SelectError::Program {
-                            hypervisor: "auto",
-                            source,
-                        });
+                        return Err(SelectError::Program { hypervisor: "auto", source });
                     }
                     (Ok(()), Err(missing)) => missing.to_string(),
                     (Err(problem), _) => problem.to_string(),
                 };
                 let program = match qemu {
                     Err(qemu @ AssetError::NotFound { .. }) => {
-                        return Err(SelectError::Nothing {
-                            cloud_hypervisor: obstacle,
-                            qemu,
-                        });
+                        return Err(SelectError::Nothing { cloud_hypervisor: obstacle, qemu });
                     }
                     other => needed("auto", other)?,
                 };
@@ -304,20 +287,12 @@ mod tests {
     use super::*;
 
     fn missing(name: &'static str) -> AssetError {
-        AssetError::NotFound {
-            name,
-            key: "key",
-            looked_in: vec![PathBuf::from("/bin")],
-        }
+        AssetError::NotFound { name, key: "key", looked_in: vec![PathBuf::from("/bin")] }
     }
 
     fn unusable() -> AssetError {
         let source = io::Error::from(io::ErrorKind::PermissionDenied);
-        AssetError::Unusable {
-            key: "cloud_hypervisor",
-            path: PathBuf::from("/x"),
-            source,
-        }
+        AssetError::Unusable { key: "cloud_hypervisor", path: PathBuf::from("/x"), source }
     }
 
     fn host() -> Host {
@@ -330,22 +305,13 @@ mod tests {
     }
 
     fn choose(hypervisor: Hypervisor, host: Host) -> Result<Selection, SelectError> {
-        Selection::choose(
-            &Config {
-                hypervisor,
-                ..Config::default()
-            },
-            host,
-        )
+        Selection::choose(&Config { hypervisor, ..Config::default() }, host)
     }
 
     #[test]
     fn auto_takes_cloud_hypervisor_where_it_can_run() {
         let selection = choose(Hypervisor::Auto, host()).expect("all there");
-        assert_eq!(
-            (selection.vmm, selection.accel),
-            (Vmm::CloudHypervisor, Accel::Kvm)
-        );
+        assert_eq!((selection.vmm, selection.accel), (Vmm::CloudHypervisor, Accel::Kvm));
         assert_eq!(
             selection.to_string(),
             "cloud-hypervisor with kvm: it is installed, and KVM is usable"
@@ -354,25 +320,15 @@ mod tests {
 
     #[test]
     fn auto_takes_qemu_with_kvm_where_cloud_hypervisor_is_missing() {
-        let host = Host {
-            cloud_hypervisor: Err(missing("cloud-hypervisor")),
-            ..host()
-        };
+        let host = Host { cloud_hypervisor: Err(missing("cloud-hypervisor")), ..host() };
         let selection = choose(Hypervisor::Auto, host).expect("QEMU");
         assert_eq!((selection.vmm, selection.accel), (Vmm::Qemu, Accel::Kvm));
-        assert!(
-            selection
-                .reason
-                .contains("cloud-hypervisor is not installed")
-        );
+        assert!(selection.reason.contains("cloud-hypervisor is not installed"));
     }
 
     #[test]
     fn auto_takes_qemu_without_kvm_where_the_processor_has_none() {
-        let host = Host {
-            kvm: Err(KvmProblem::NoExtension),
-            ..host()
-        };
+        let host = Host { kvm: Err(KvmProblem::NoExtension), ..host() };
         let selection = choose(Hypervisor::Auto, host).expect("QEMU");
         assert_eq!((selection.vmm, selection.accel), (Vmm::Qemu, Accel::Tcg));
         assert_eq!(
@@ -384,85 +340,46 @@ mod tests {
     #[test]
     fn auto_says_what_both_lack() {
         let host = Host {
-            kvm: Err(KvmProblem::Open(io::Error::from(
-                io::ErrorKind::PermissionDenied,
-            ))),
+            kvm: Err(KvmProblem::Open(io::Error::from(io::ErrorKind::PermissionDenied))),
             qemu: Err(missing("qemu-system-x86_64")),
             ..host()
         };
-        let text = choose(Hypervisor::Auto, host)
-            .expect_err("nothing")
-            .to_string();
-        assert!(
-            text.contains("cloud-hypervisor: /dev/kvm cannot be opened"),
-            "{text}"
-        );
-        assert!(
-            text.contains("qemu: qemu-system-x86_64 is not installed"),
-            "{text}"
-        );
+        let text = choose(Hypervisor::Auto, host).expect_err("nothing").to_string();
+        assert!(text.contains("cloud-hypervisor: /dev/kvm cannot be opened"), "{text}");
+        assert!(text.contains("qemu: qemu-system-x86_64 is not installed"), "{text}");
     }
 
     #[test]
     fn auto_replaces_no_program_that_the_operator_named() {
-        let host = Host {
-            cloud_hypervisor: Err(unusable()),
-            ..host()
-        };
+        let host = Host { cloud_hypervisor: Err(unusable()), ..host() };
         let error = choose(Hypervisor::Auto, host).expect_err("named and broken");
         let source = error.source().map(ToString::to_string);
-        assert_eq!(
-            source.as_deref(),
-            Some("cloud_hypervisor = /x cannot be used")
-        );
+        assert_eq!(source.as_deref(), Some("cloud_hypervisor = /x cannot be used"));
     }
 
     #[test]
     fn a_named_vmm_is_never_replaced() {
-        let no_kvm = Host {
-            kvm: Err(KvmProblem::NoExtension),
-            ..host()
-        };
+        let no_kvm = Host { kvm: Err(KvmProblem::NoExtension), ..host() };
         let error = choose(Hypervisor::CloudHypervisor, no_kvm).expect_err("no KVM");
-        assert!(
-            error
-                .to_string()
-                .ends_with("the processor shows neither vmx nor svm"),
-            "{error}"
-        );
+        assert!(error.to_string().ends_with("the processor shows neither vmx nor svm"), "{error}");
 
-        let none = Host {
-            cloud_hypervisor: Err(missing("cloud-hypervisor")),
-            ..host()
-        };
+        let none = Host { cloud_hypervisor: Err(missing("cloud-hypervisor")), ..host() };
         choose(Hypervisor::CloudHypervisor, none).expect_err("not installed");
-        let none = Host {
-            qemu: Err(missing("qemu-system-x86_64")),
-            ..host()
-        };
+        let none = Host { qemu: Err(missing("qemu-system-x86_64")), ..host() };
         choose(Hypervisor::Qemu, none).expect_err("not installed");
     }
 
     #[test]
     fn qemu_needs_its_vsock_daemon() {
-        let host = Host {
-            vhost_device_vsock: Err(missing("vhost-device-vsock")),
-            ..host()
-        };
+        let host = Host { vhost_device_vsock: Err(missing("vhost-device-vsock")), ..host() };
         let error = choose(Hypervisor::Qemu, host).expect_err("no daemon");
         let source = error.source().map(ToString::to_string).unwrap_or_default();
-        assert!(
-            source.starts_with("vhost-device-vsock is not installed"),
-            "{source}"
-        );
+        assert!(source.starts_with("vhost-device-vsock is not installed"), "{source}");
     }
 
     #[test]
     fn a_named_qemu_says_when_it_has_no_kvm() {
-        let host = Host {
-            kvm: Err(KvmProblem::NoExtension),
-            ..host()
-        };
+        let host = Host { kvm: Err(KvmProblem::NoExtension), ..host() };
         let selection = choose(Hypervisor::Qemu, host).expect("TCG");
         assert_eq!(
             selection.reason,

@@ -32,10 +32,7 @@ fn work() -> Outcome {
     let place = options.hypervisor.clone();
     let bed = Bed::make(options)?;
     let test = Test::new(&bed, "bench");
-    let mut results = Results {
-        place,
-        list: Vec::new(),
-    };
+    let mut results = Results { place, list: Vec::new() };
     println!("{:<44} {:>9} {:>9} {:>7}", "", "bulkhead", "runc", "ratio");
     let measured =
         cold_start(&test, &mut results).and_then(|()| in_a_running_sandbox(&test, &mut results));
@@ -104,18 +101,8 @@ fn cold_start(t: &Test<'_>, results: &mut Results) -> Outcome {
             }
         }
     }
-    results.pair(
-        "ctr run, to the first byte",
-        "s",
-        seconds(&first[0]),
-        seconds(&first[1]),
-    );
-    results.pair(
-        "ctr run, to the end",
-        "s",
-        seconds(&end[0]),
-        seconds(&end[1]),
-    );
+    results.pair("ctr run, to the first byte", "s", seconds(&first[0]), seconds(&first[1]));
+    results.pair("ctr run, to the end", "s", seconds(&end[0]), seconds(&end[1]));
     for (name, values) in phases {
         results.single(&format!("  phase: {name}"), "s", median(values));
     }
@@ -151,12 +138,7 @@ fn in_a_running_sandbox(t: &Test<'_>, results: &mut Results) -> Outcome {
             }
         }
     }
-    results.pair(
-        "exec, to the end",
-        "s",
-        seconds(&exec[0]),
-        seconds(&exec[1]),
-    );
+    results.pair("exec, to the end", "s", seconds(&exec[0]), seconds(&exec[1]));
     results.pair(
         "second container, to the first byte",
         "s",
@@ -180,19 +162,10 @@ fn memory(containers: &[Container<'_>; 2], results: &mut Results) -> Outcome {
             .sum()
     };
     for process in &ours {
-        results.single(
-            &format!("  idle: {}, PSS", process.program),
-            "MiB",
-            mib(process.pss),
-        );
+        results.single(&format!("  idle: {}, PSS", process.program), "MiB", mib(process.pss));
     }
     let pss = |list: &[measure::Process]| list.iter().map(|process| process.pss).sum();
-    results.pair(
-        "idle sandbox, all processes, PSS",
-        "MiB",
-        mib(pss(&ours)),
-        mib(pss(&peers)),
-    );
+    results.pair("idle sandbox, all processes, PSS", "MiB", mib(pss(&ours)), mib(pss(&peers)));
     results.pair("shim, resident", "MiB", mib(shim(&ours)), mib(shim(&peers)));
     let mut inspect = containers[0].node().tool("bulkhead");
     inspect.args(["inspect", "--json", &containers[0].id]);

@@ -29,10 +29,7 @@ fn work() -> Outcome {
     fs::create_dir_all(options.target.join("demo"))?;
     image::write(Path::new("/bin/busybox"), &tar)?;
 
-    println!(
-        "starting a containerd of our own and importing {}",
-        image::NAME
-    );
+    println!("starting a containerd of our own and importing {}", image::NAME);
     let bed = Bed::make(options)?;
     let test = Test::new(&bed, "demo");
     let container = test.container();
@@ -47,10 +44,7 @@ fn work() -> Outcome {
         "  kernel of this host       {}",
         fs::read_to_string("/proc/sys/kernel/osrelease")?.trim()
     );
-    println!(
-        "  from start to end         {:.1} s\n",
-        done.took.as_secs_f64()
-    );
+    println!("  from start to end         {:.1} s\n", done.took.as_secs_f64());
     println!("its cold start, milliseconds from the start of the shim's server:");
     for (phase, milliseconds) in measure::phases(&bed.containerd.log(), &container.id) {
         println!("  {milliseconds:>7}  {phase}");

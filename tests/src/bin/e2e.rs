@@ -51,14 +51,8 @@ fn work() -> Outcome<bool> {
         println!("FAILED  the host after the run\n        {failure}");
     }
     if tally.failed > 0 {
-        println!(
-            "logs and state are kept in {}",
-            bed.containerd.keep().display()
-        );
+        println!("logs and state are kept in {}", bed.containerd.keep().display());
     }
-    println!(
-        "{} passed, {} failed, {} skipped",
-        tally.passed, tally.failed, tally.skipped
-    );
+    println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped);
     Ok(tally.failed == 0)
 }

@@ -31,56 +31,24 @@ pub const CASES: &[Case] = &[
         "deleting what runs is refused, and it runs on",
         delete_running,
     ),
-    Case::any(
-        "api.start_twice",
-        "starting twice is refused, and it runs on",
-        start_twice,
-    ),
-    Case::any(
-        "api.gone",
-        "every call on what is gone, or never was, says NotFound",
-        gone,
-    ),
-    Case::any(
-        "api.exec_stopped",
-        "exec in a stopped container is refused",
-        exec_stopped,
-    ),
+    Case::any("api.start_twice", "starting twice is refused, and it runs on", start_twice),
+    Case::any("api.gone", "every call on what is gone, or never was, says NotFound", gone),
+    Case::any("api.exec_stopped", "exec in a stopped container is refused", exec_stopped),
     Case::any(
         "api.wait_many",
         "any number of waits, before and after the end, get the same answer",
         wait_many,
     ),
-    Case::any(
-        "api.update",
-        "update changes the limits, and the numbers show it",
-        update,
-    ),
-    Case::any(
-        "api.same_exec_twice",
-        "an exec's name can't be taken twice",
-        same_exec_twice,
-    ),
+    Case::any("api.update", "update changes the limits, and the numbers show it", update),
+    Case::any("api.same_exec_twice", "an exec's name can't be taken twice", same_exec_twice),
     Case::bulkhead(
         "api.streams_missing",
         "a stdio FIFO that isn't there is an error, not a hang",
         streams_missing,
     ),
-    Case::bulkhead(
-        "api.both_versions",
-        "task v2 and v3 are served on one socket",
-        both_versions,
-    ),
-    Case::bulkhead(
-        "api.checkpoint",
-        "Checkpoint says Unimplemented",
-        checkpoint,
-    ),
-    Case::bulkhead(
-        "api.codes",
-        "refusals have the codes that containerd decides by",
-        codes,
-    ),
+    Case::bulkhead("api.both_versions", "task v2 and v3 are served on one socket", both_versions),
+    Case::bulkhead("api.checkpoint", "Checkpoint says Unimplemented", checkpoint),
+    Case::bulkhead("api.codes", "refusals have the codes that containerd decides by", codes),
 ];
 
 /// A shim for a container that runs `args`.
@@ -100,13 +68,7 @@ pub(super) fn shim_of(
     spec["linux"]["cgroupsPath"] = json!(format!("/e2e/{}", container.id));
     change(&mut spec);
     let bundle: PathBuf = t.directory()?.join(&container.id);
-    Shim::start(
-        &t.bed.options,
-        &t.bed.containerd,
-        &container.id,
-        bundle,
-        &spec,
-    )
+    Shim::start(&t.bed.options, &t.bed.containerd, &container.id, bundle, &spec)
 }
 
 /// Ends a container that runs, and its shim.
@@ -122,9 +84,7 @@ fn end(shim: &Shim) -> Outcome {
 /// Requires a refusal whose text holds one of `texts`.
 pub(super) fn refused<T>(what: &str, reply: Reply<T>, texts: &[&str]) -> Outcome<Refusal> {
     let Err(refusal) = reply else {
-        return Err(crate::failure::Failure::new(format!(
-            "{what} was not refused"
-        )));
+        return Err(crate::failure::Failure::new(format!("{what} was not refused")));
     };
     let low = refusal.message.to_lowercase();
     ensure!(
@@ -140,42 +100,20 @@ fn created_deleted(t: &Test<'_>) -> Outcome {
     let pid = shim.create()?.pid;
     ensure!(pid > 0, "Create gave no pid");
     let state = shim.state("")?;
-    ensure!(
-        state.status.enum_value() == Ok(Status::CREATED),
-        "the state is {:?}",
-        state.status
-    );
+    ensure!(state.status.enum_value() == Ok(Status::CREATED), "the state is {:?}", state.status);
     shim.delete("")?;
-    refused(
-        "State after Delete",
-        shim.state(""),
-        &["not found", "no such", "not created"],
-    )?;
+    refused("State after Delete", shim.state(""), &["not found", "no such", "not created"])?;
     shim.shutdown()?;
     Ok(())
 }
 
 fn whole_life(t: &Test<'_>) -> Outcome {
-    let shim = shim(
-        t,
-        &[
-            "sh",
-            "-c",
-            "trap 'exit 9' TERM; while :; do sleep 0.1; done",
-        ],
-    )?;
+    let shim = shim(t, &["sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.1; done"])?;
     let created = shim.create()?.pid;
     let started = shim.start_process("")?.pid;
-    ensure!(
-        created == started,
-        "Create said pid {created}, Start {started}"
-    );
+    ensure!(created == started, "Create said pid {created}, Start {started}");
     let state = shim.state("")?;
-    ensure!(
-        state.status.enum_value() == Ok(Status::RUNNING),
-        "the state is {:?}",
-        state.status
-    );
+    ensure!(state.status.enum_value() == Ok(Status::RUNNING), "the state is {:?}", state.status);
     ensure!(
         state.pid == started && state.id == shim.id,
         "State tells of {} {}",
@@ -183,10 +121,7 @@ fn whole_life(t: &Test<'_>) -> Outcome {
         state.pid
     );
     let connect = shim.connect()?;
-    ensure!(
-        connect.task_pid == started && connect.shim_pid > 0,
-        "Connect says {connect:?}"
-    );
+    ensure!(connect.task_pid == started && connect.shim_pid > 0, "Connect says {connect:?}");
     ensure!(!shim.pids()?.processes.is_empty(), "Pids is empty");
 
     shim.exec("e", &["sh", "-c", "exit 21"])?;
@@ -198,10 +133,7 @@ fn whole_life(t: &Test<'_>) -> Outcome {
     let status = shim.wait("e")?.exit_status;
     ensure!(status == 21, "the exec gave {status}");
     let deleted = shim.delete("e")?;
-    ensure!(
-        deleted.exit_status == 21 && deleted.exited_at.is_some(),
-        "Delete says {deleted:?}"
-    );
+    ensure!(deleted.exit_status == 21 && deleted.exited_at.is_some(), "Delete says {deleted:?}");
 
     shim.kill("", 15, false)?;
     let waited = shim.wait("")?;
@@ -210,20 +142,9 @@ fn whole_life(t: &Test<'_>) -> Outcome {
         "Wait says {waited:?}"
     );
     let state = shim.state("")?;
-    ensure!(
-        state.status.enum_value() == Ok(Status::STOPPED),
-        "the state is {:?}",
-        state.status
-    );
-    ensure!(
-        state.exit_status == 9,
-        "State tells of exit {}",
-        state.exit_status
-    );
-    ensure!(
-        shim.delete("")?.exit_status == 9,
-        "Delete tells of another exit"
-    );
+    ensure!(state.status.enum_value() == Ok(Status::STOPPED), "the state is {:?}", state.status);
+    ensure!(state.exit_status == 9, "State tells of exit {}", state.exit_status);
+    ensure!(shim.delete("")?.exit_status == 9, "Delete tells of another exit");
     shim.shutdown()?;
     Ok(())
 }
@@ -232,15 +153,8 @@ fn delete_running(t: &Test<'_>) -> Outcome {
     let shim = shim(t, &["sleep", "1000"])?;
     shim.create()?;
     shim.start_process("")?;
-    refused(
-        "Delete of a running container",
-        shim.delete(""),
-        &["running"],
-    )?;
-    ensure!(
-        shim.state("")?.status.enum_value() == Ok(Status::RUNNING),
-        "it no longer runs"
-    );
+    refused("Delete of a running container", shim.delete(""), &["running"])?;
+    ensure!(shim.state("")?.status.enum_value() == Ok(Status::RUNNING), "it no longer runs");
     end(&shim)
 }
 
@@ -248,15 +162,8 @@ fn start_twice(t: &Test<'_>) -> Outcome {
     let shim = shim(t, &["sleep", "1000"])?;
     shim.create()?;
     shim.start_process("")?;
-    refused(
-        "the second Start",
-        shim.start_process(""),
-        &["running", "already", "start"],
-    )?;
-    ensure!(
-        shim.state("")?.status.enum_value() == Ok(Status::RUNNING),
-        "it no longer runs"
-    );
+    refused("the second Start", shim.start_process(""), &["running", "already", "start"])?;
+    ensure!(shim.state("")?.status.enum_value() == Ok(Status::RUNNING), "it no longer runs");
     end(&shim)
 }
 
@@ -283,11 +190,7 @@ fn gone(t: &Test<'_>) -> Outcome {
         }
         shim.create()?;
         let refusal = refused("State of no exec", shim.state("nobody"), &texts)?;
-        ensure!(
-            refusal.code == Code::NOT_FOUND,
-            "the code is {:?}",
-            refusal.code
-        );
+        ensure!(refusal.code == Code::NOT_FOUND, "the code is {:?}", refusal.code);
         shim.start_process("")?;
         shim.wait("")?;
         shim.delete("")?;
@@ -308,14 +211,8 @@ fn exec_stopped(t: &Test<'_>) -> Outcome {
     shim.start_process("")?;
     shim.wait("")?;
     // Refused by Exec itself, or at the latest by Start.
-    let reply = shim
-        .exec("e", &["true"])
-        .and_then(|_| shim.start_process("e"));
-    refused(
-        "exec in a stopped container",
-        reply,
-        &["stopped", "not running", "not found"],
-    )?;
+    let reply = shim.exec("e", &["true"]).and_then(|_| shim.start_process("e"));
+    refused("exec in a stopped container", reply, &["stopped", "not running", "not found"])?;
     refused(
         "Kill of the stopped one",
         shim.kill("", 15, false),
@@ -332,21 +229,12 @@ fn wait_many(t: &Test<'_>) -> Outcome {
     shim.start_process("")?;
     let answers: Vec<Reply<_>> = std::thread::scope(|scope| {
         let waiters: Vec<_> = (0..4).map(|_| scope.spawn(|| shim.wait(""))).collect();
-        waiters
-            .into_iter()
-            .filter_map(|waiter| waiter.join().ok())
-            .collect()
+        waiters.into_iter().filter_map(|waiter| waiter.join().ok()).collect()
     });
     let started = Instant::now();
     let late = shim.wait("")?;
-    ensure!(
-        started.elapsed() < Duration::from_secs(2),
-        "a wait after the end took its time"
-    );
-    ensure!(
-        answers.len() == 4 && late.exit_status == 17,
-        "late: {late:?}"
-    );
+    ensure!(started.elapsed() < Duration::from_secs(2), "a wait after the end took its time");
+    ensure!(answers.len() == 4 && late.exit_status == 17, "late: {late:?}");
     for answer in answers {
         let answer = answer?;
         ensure!(
@@ -374,16 +262,8 @@ fn update(t: &Test<'_>) -> Outcome {
         rest >>= 7;
     }
     varint.push(rest as u8);
-    let found = stats
-        .stats
-        .value
-        .windows(varint.len())
-        .any(|window| window == varint);
-    ensure!(
-        found,
-        "the metrics ({}) don't tell of the new limit",
-        stats.stats.type_url
-    );
+    let found = stats.stats.value.windows(varint.len()).any(|window| window == varint);
+    ensure!(found, "the metrics ({}) don't tell of the new limit", stats.stats.type_url);
     end(&shim)
 }
 
@@ -397,11 +277,7 @@ fn same_exec_twice(t: &Test<'_>) -> Outcome {
         shim.exec("e", &["true"]),
         &["already exists", "exists"],
     )?;
-    ensure!(
-        refusal.code == Code::ALREADY_EXISTS,
-        "the code is {:?}",
-        refusal.code
-    );
+    ensure!(refusal.code == Code::ALREADY_EXISTS, "the code is {:?}", refusal.code);
     shim.start_process("e")?;
     shim.kill("e", 9, false)?;
     shim.wait("e")?;
@@ -411,19 +287,11 @@ fn same_exec_twice(t: &Test<'_>) -> Outcome {
 
 fn streams_missing(t: &Test<'_>) -> Outcome {
     let shim = shim(t, &["true"])?;
-    let missing = shim
-        .bundle
-        .join("no-such-fifo")
-        .to_string_lossy()
-        .into_owned();
+    let missing = shim.bundle.join("no-such-fifo").to_string_lossy().into_owned();
     let started = Instant::now();
     let reply = shim.create_with(|request| request.stdout = missing);
     refused("Create with a missing FIFO", reply, &["no such file"])?;
-    ensure!(
-        started.elapsed() < t.deadline(30),
-        "it took {} s",
-        started.elapsed().as_secs()
-    );
+    ensure!(started.elapsed() < t.deadline(30), "it took {} s", started.elapsed().as_secs());
     shim.shutdown()?;
     Ok(())
 }
@@ -448,20 +316,10 @@ fn checkpoint(t: &Test<'_>) -> Outcome {
     let shim = shim(t, &["sleep", "1000"])?;
     shim.create()?;
     shim.start_process("")?;
-    let request = CheckpointTaskRequest {
-        id: shim.id.clone(),
-        ..Default::default()
-    };
-    let refusal = refused(
-        "Checkpoint",
-        shim.call::<_, Empty>("Checkpoint", &request),
-        &["checkpoint"],
-    )?;
-    ensure!(
-        refusal.code == Code::UNIMPLEMENTED,
-        "the code is {:?}",
-        refusal.code
-    );
+    let request = CheckpointTaskRequest { id: shim.id.clone(), ..Default::default() };
+    let refusal =
+        refused("Checkpoint", shim.call::<_, Empty>("Checkpoint", &request), &["checkpoint"])?;
+    ensure!(refusal.code == Code::UNIMPLEMENTED, "the code is {:?}", refusal.code);
     end(&shim)
 }
 
@@ -469,59 +327,25 @@ fn codes(t: &Test<'_>) -> Outcome {
     let shim = shim(t, &["sleep", "1000"])?;
     shim.create()?;
     let again = refused("the second Create", shim.create(), &["exist", "already"])?;
-    ensure!(
-        again.code == Code::ALREADY_EXISTS,
-        "Create again: {:?}",
-        again.code
-    );
+    ensure!(again.code == Code::ALREADY_EXISTS, "Create again: {:?}", again.code);
     shim.start_process("")?;
-    let twice = refused(
-        "the second Start",
-        shim.start_process(""),
-        &["running", "started"],
-    )?;
-    ensure!(
-        twice.code == Code::FAILED_PRECONDITION,
-        "Start again: {:?}",
-        twice.code
-    );
+    let twice = refused("the second Start", shim.start_process(""), &["running", "started"])?;
+    ensure!(twice.code == Code::FAILED_PRECONDITION, "Start again: {:?}", twice.code);
     let delete = refused("Delete of what runs", shim.delete(""), &["running"])?;
-    ensure!(
-        delete.code == Code::FAILED_PRECONDITION,
-        "Delete of what runs: {:?}",
-        delete.code
-    );
+    ensure!(delete.code == Code::FAILED_PRECONDITION, "Delete of what runs: {:?}", delete.code);
     let signal = refused("signal 99", shim.kill("", 99, false), &["signal", "99"])?;
-    ensure!(
-        signal.code == Code::INVALID_ARGUMENT,
-        "signal 99: {:?}",
-        signal.code
-    );
+    ensure!(signal.code == Code::INVALID_ARGUMENT, "signal 99: {:?}", signal.code);
     shim.kill("", 9, false)?;
     shim.wait("")?;
-    let exec = shim
-        .exec("e", &["true"])
-        .and_then(|_| shim.start_process("e"));
-    let exec = refused(
-        "exec in a stopped container",
-        exec,
-        &["stopped", "not running"],
-    )?;
-    ensure!(
-        exec.code == Code::FAILED_PRECONDITION,
-        "exec in a stopped container: {:?}",
-        exec.code
-    );
+    let exec = shim.exec("e", &["true"]).and_then(|_| shim.start_process("e"));
+    let exec = refused("exec in a stopped container", exec, &["stopped", "not running"])?;
+    ensure!(exec.code == Code::FAILED_PRECONDITION, "exec in a stopped container: {:?}", exec.code);
     let kill = refused(
         "Kill of what is gone",
         shim.kill("", 9, false),
         &["finished", "not running", "ended", "gone"],
     )?;
-    ensure!(
-        kill.code == Code::NOT_FOUND,
-        "Kill of what is gone: {:?}",
-        kill.code
-    );
+    ensure!(kill.code == Code::NOT_FOUND, "Kill of what is gone: {:?}", kill.code);
     shim.delete("")?;
     shim.shutdown()?;
     Ok(())

@@ -50,10 +50,8 @@ fn subscribe(t: &Test<'_>) -> Outcome<Session> {
 /// The task events of container `id`, up to its delete and whatever comes shortly after.
 fn collect(mut session: Session, id: &str) -> Outcome<Vec<Event>> {
     let mut text = String::new();
-    let deleted = |text: &str| {
-        text.lines()
-            .any(|line| line.contains(id) && line.contains(" /tasks/delete "))
-    };
+    let deleted =
+        |text: &str| text.lines().any(|line| line.contains(id) && line.contains(" /tasks/delete "));
     while !deleted(&text) {
         match session.read_within(Duration::from_secs(3))? {
             Some(piece) if !piece.is_empty() => text.push_str(&String::from_utf8_lossy(&piece)),
@@ -64,18 +62,11 @@ fn collect(mut session: Session, id: &str) -> Outcome<Vec<Event>> {
     while let Some(piece) = session.read_within(Duration::from_millis(500))? {
         text.push_str(&String::from_utf8_lossy(&piece));
     }
-    let mine = text
-        .lines()
-        .filter(|line| line.contains(id) && line.contains(" /tasks/"));
+    let mine = text.lines().filter(|line| line.contains(id) && line.contains(" /tasks/"));
     mine.map(|line| {
-        let start = line
-            .find('{')
-            .ok_or_else(|| Failure::new(format!("no content in {line:?}")))?;
-        let topic = line[..start]
-            .split_whitespace()
-            .next_back()
-            .unwrap_or_default()
-            .to_owned();
+        let start =
+            line.find('{').ok_or_else(|| Failure::new(format!("no content in {line:?}")))?;
+        let topic = line[..start].split_whitespace().next_back().unwrap_or_default().to_owned();
         Ok((topic, serde_json::from_str(&line[start..])?))
     })
     .collect()
@@ -95,14 +86,8 @@ fn in_order(t: &Test<'_>, seen: &[&str], expected: &[&str]) -> Outcome {
 fn order(t: &Test<'_>) -> Outcome {
     let session = subscribe(t)?;
     let container = t.container();
-    container.start(&[
-        "sh",
-        "-c",
-        "trap 'exit 4' TERM; while :; do sleep 0.1; done",
-    ])?;
-    container
-        .exec("e", &[], &["sh", "-c", "exit 5"])?
-        .exits(5)?;
+    container.start(&["sh", "-c", "trap 'exit 4' TERM; while :; do sleep 0.1; done"])?;
+    container.exec("e", &[], &["sh", "-c", "exit 5"])?.exits(5)?;
     container.kill("TERM")?;
     container.wait_stopped()?;
     container.delete()?;
@@ -122,26 +107,14 @@ fn order(t: &Test<'_>) -> Outcome {
         .iter()
         .filter(|(topic, _)| topic == "/tasks/exit")
         .map(|(_, event)| {
-            (
-                event["id"].as_str().unwrap_or(""),
-                event["exit_status"].as_u64().unwrap_or(0),
-            )
+            (event["id"].as_str().unwrap_or(""), event["exit_status"].as_u64().unwrap_or(0))
         })
         .collect();
-    ensure!(
-        exits == [("e", 5), (container.id.as_str(), 4)],
-        "the exits were {exits:?}"
-    );
+    ensure!(exits == [("e", 5), (container.id.as_str(), 4)], "the exits were {exits:?}");
     let pid = |topic: &str| {
-        events
-            .iter()
-            .find(|(name, _)| name == topic)
-            .map(|(_, event)| event["pid"].as_u64())
+        events.iter().find(|(name, _)| name == topic).map(|(_, event)| event["pid"].as_u64())
     };
-    ensure!(
-        pid("/tasks/create") == pid("/tasks/start"),
-        "create and start tell different pids"
-    );
+    ensure!(pid("/tasks/create") == pid("/tasks/start"), "create and start tell different pids");
     Ok(())
 }
 
@@ -152,16 +125,7 @@ fn short_life(t: &Test<'_>) -> Outcome {
         container.run(&[], &["true"])?.ok()?;
         let events = collect(session, &container.id)?;
         let seen = topics(&events);
-        in_order(
-            t,
-            &seen,
-            &[
-                "/tasks/create",
-                "/tasks/start",
-                "/tasks/exit",
-                "/tasks/delete",
-            ],
-        )?;
+        in_order(t, &seen, &["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"])?;
     }
     Ok(())
 }

@@ -15,51 +15,27 @@ pub const CASES: &[Case] = &[
         output_and_code,
     ),
     Case::any("exec.input", "exec takes stdin, and sees its end", input),
-    Case::any(
-        "exec.outputs_apart",
-        "stdout and stderr of an exec arrive apart",
-        outputs_apart,
-    ),
+    Case::any("exec.outputs_apart", "stdout and stderr of an exec arrive apart", outputs_apart),
     Case::any(
         "exec.same_container",
         "an exec sees the container's processes, files and environment",
         same_container,
     ),
-    Case::any(
-        "exec.user_and_cwd",
-        "--user with its groups, and --cwd",
-        user_and_cwd,
-    ),
+    Case::any("exec.user_and_cwd", "--user with its groups, and --cwd", user_and_cwd),
     Case::any(
         "exec.missing_program",
         "exec of a missing program is refused at once",
         missing_program,
     ),
-    Case::any(
-        "exec.signal_code",
-        "an exec ended by signal n gives 128 + n",
-        signal_code,
-    ),
-    Case::any(
-        "exec.at_once",
-        "many execs at once keep their outputs and codes apart",
-        at_once,
-    ),
-    Case::any(
-        "exec.name_again",
-        "an exec's name is free again after its end",
-        name_again,
-    ),
+    Case::any("exec.signal_code", "an exec ended by signal n gives 128 + n", signal_code),
+    Case::any("exec.at_once", "many execs at once keep their outputs and codes apart", at_once),
+    Case::any("exec.name_again", "an exec's name is free again after its end", name_again),
     Case::any(
         "exec.leaves_container",
         "the container goes on when an exec is killed",
         leaves_container,
     ),
-    Case::any(
-        "exec.after_exit",
-        "exec in a stopped container is refused",
-        after_exit,
-    ),
+    Case::any("exec.after_exit", "exec in a stopped container is refused", after_exit),
 ];
 
 /// A container that runs until it is killed.
@@ -72,17 +48,9 @@ fn idle<'a>(t: &Test<'a>) -> Outcome<Container<'a>> {
 fn output_and_code(t: &Test<'_>) -> Outcome {
     let container = idle(t)?;
     for code in [0, 3, 255] {
-        let done = container.exec(
-            "e",
-            &[],
-            &["sh", "-c", &format!("echo {code}; exit {code}")],
-        )?;
+        let done = container.exec("e", &[], &["sh", "-c", &format!("echo {code}; exit {code}")])?;
         let done = done.exits(code)?;
-        ensure!(
-            done.out() == format!("{code}\n"),
-            "printed {:?}",
-            done.out()
-        );
+        ensure!(done.out() == format!("{code}\n"), "printed {:?}", done.out());
     }
     Ok(())
 }
@@ -112,49 +80,30 @@ fn same_container(t: &Test<'_>) -> Outcome {
     )?;
     let script = "until test -s /file; do sleep 0.1; done; cat /file; echo $FROM; tr '\\0' ' ' < /proc/1/cmdline";
     let done = container.exec("e", &[], &["sh", "-c", script])?.ok()?;
-    ensure!(
-        done.out() == "written\nspec\nsleep 100000 ",
-        "printed {:?}",
-        done.out()
-    );
+    ensure!(done.out() == "written\nspec\nsleep 100000 ", "printed {:?}", done.out());
     Ok(())
 }
 
 fn user_and_cwd(t: &Test<'_>) -> Outcome {
     let container = idle(t)?;
     let flags = ["--user", "1000:2000", "--cwd", "/home/user"];
-    let done = container
-        .exec("e", &flags, &["sh", "-c", "id -u; id -g; pwd"])?
-        .ok()?;
-    ensure!(
-        done.out() == "1000\n2000\n/home/user\n",
-        "printed {:?}",
-        done.out()
-    );
+    let done = container.exec("e", &flags, &["sh", "-c", "id -u; id -g; pwd"])?.ok()?;
+    ensure!(done.out() == "1000\n2000\n/home/user\n", "printed {:?}", done.out());
     Ok(())
 }
 
 fn missing_program(t: &Test<'_>) -> Outcome {
     let container = idle(t)?;
     let done = container.exec("e", &[], &["no-such-program"])?;
-    ensure!(
-        done.took < t.deadline(10),
-        "it took {:.1} s",
-        done.took.as_secs_f64()
-    );
+    ensure!(done.took < t.deadline(10), "it took {:.1} s", done.took.as_secs_f64());
     done.refused(&["executable file not found in $PATH"])?;
     container.exec("e2", &[], &["true"])?.ok().map(drop)
 }
 
 fn signal_code(t: &Test<'_>) -> Outcome {
     let container = idle(t)?;
-    container
-        .exec("e", &[], &["sh", "-c", "kill -USR1 $$"])?
-        .exits(128 + 10)?;
-    container
-        .exec("f", &[], &["sh", "-c", "kill -KILL $$"])?
-        .exits(137)
-        .map(drop)
+    container.exec("e", &[], &["sh", "-c", "kill -USR1 $$"])?.exits(128 + 10)?;
+    container.exec("f", &[], &["sh", "-c", "kill -KILL $$"])?.exits(137).map(drop)
 }
 
 fn at_once(t: &Test<'_>) -> Outcome {
@@ -189,15 +138,9 @@ fn leaves_container(t: &Test<'_>) -> Outcome {
     let command = container.exec_command("e", &[], &["sh", "-c", "echo ready; exec sleep 1000"]);
     let mut session = Session::pipes(command, t.deadline(30))?;
     session.read_until("ready\n")?;
-    container
-        .task("kill", &["--signal", "KILL", "--exec-id", "e"])?
-        .ok()?;
+    container.task("kill", &["--signal", "KILL", "--exec-id", "e"])?.ok()?;
     session.finish()?.exits(137)?;
-    ensure!(
-        container.state()? == "RUNNING",
-        "the container is {}",
-        container.state()?
-    );
+    ensure!(container.state()? == "RUNNING", "the container is {}", container.state()?);
     Ok(())
 }
 
@@ -205,13 +148,8 @@ fn after_exit(t: &Test<'_>) -> Outcome {
     let container = t.container();
     container.start(&["true"])?;
     container.wait_stopped()?;
-    let refusals = [
-        "not running",
-        "not found",
-        "stopped",
-        "no running task",
-        "process already finished",
-    ];
+    let refusals =
+        ["not running", "not found", "stopped", "no running task", "process already finished"];
     container.exec("e", &[], &["true"])?.refused(&refusals)?;
     container.delete().map(drop)
 }

@@ -20,11 +20,7 @@ pub const CASES: &[Case] = &[
         "kill sends the signal that is named, and the program may catch it",
         kill,
     ),
-    Case::any(
-        "lifecycle.kill_all",
-        "kill --all reaches every process of the container",
-        kill_all,
-    ),
+    Case::any("lifecycle.kill_all", "kill --all reaches every process of the container", kill_all),
     Case::any(
         "lifecycle.delete_force",
         "delete --force ends a running container at once",
@@ -40,21 +36,9 @@ pub const CASES: &[Case] = &[
         "a task that is created does not run until it is started",
         create_start,
     ),
-    Case::any(
-        "lifecycle.pause",
-        "pause stops the program, resume lets it go on",
-        pause,
-    ),
-    Case::any(
-        "lifecycle.processes",
-        "ps lists the container's processes",
-        processes,
-    ),
-    Case::any(
-        "lifecycle.metrics",
-        "metrics tell what the container uses",
-        metrics,
-    ),
+    Case::any("lifecycle.pause", "pause stops the program, resume lets it go on", pause),
+    Case::any("lifecycle.processes", "ps lists the container's processes", processes),
+    Case::any("lifecycle.metrics", "metrics tell what the container uses", metrics),
     Case::bulkhead(
         "lifecycle.second_container",
         "a container of a running sandbox shares its VM and nothing else, and ends alone",
@@ -111,31 +95,17 @@ fn kill_all(t: &Test<'_>) -> Outcome {
                   echo ready; wait; wait; echo both gone; exit 3";
     let mut session = container.converse(&[], &["sh", "-c", script])?;
     session.read_until("ready\n")?;
-    container
-        .task("kill", &["--all", "--signal", "TERM"])?
-        .ok()?;
+    container.task("kill", &["--all", "--signal", "TERM"])?.ok()?;
     session.read_until("both gone\n")?;
     session.finish()?.exits(3).map(drop)
 }
 
 fn delete_force(t: &Test<'_>) -> Outcome {
     let container = t.container();
-    container.start(&[
-        "sh",
-        "-c",
-        "trap '' TERM INT HUP; while :; do sleep 1; done",
-    ])?;
+    container.start(&["sh", "-c", "trap '' TERM INT HUP; while :; do sleep 1; done"])?;
     let done = container.task("delete", &["--force"])?;
-    ensure!(
-        done.took < t.deadline(20),
-        "it took {:.1} s",
-        done.took.as_secs_f64()
-    );
-    ensure!(
-        container.state()?.is_empty(),
-        "the task is {}",
-        container.state()?
-    );
+    ensure!(done.took < t.deadline(20), "it took {:.1} s", done.took.as_secs_f64());
+    ensure!(container.state()?.is_empty(), "the task is {}", container.state()?);
     container.container("delete")?.ok().map(drop)
 }
 
@@ -150,11 +120,7 @@ fn kill_soon(t: &Test<'_>) -> Outcome {
         container.task("delete", &["--force"])?;
         session.finish()?;
         container.remove();
-        leftovers::none(
-            &container.id,
-            &[container.node().bundle(&container.id)],
-            t.deadline(20),
-        )?;
+        leftovers::none(&container.id, &[container.node().bundle(&container.id)], t.deadline(20))?;
     }
     Ok(())
 }
@@ -166,27 +132,15 @@ fn create_start(t: &Test<'_>) -> Outcome {
     let container = t.container();
     let mount = format!("type=bind,src={},dst=/host,options=rbind:rw", dir.display());
     container.create(&["--mount", &mount], &["sh", "/host/script"])?;
-    ensure!(
-        container.state()?.is_empty(),
-        "a container alone has no task"
-    );
+    ensure!(container.state()?.is_empty(), "a container alone has no task");
     container.task("start", &["--null-io", "--detach"])?.ok()?;
-    ensure!(
-        container.state()? == "RUNNING",
-        "the task is {}",
-        container.state()?
-    );
+    ensure!(container.state()? == "RUNNING", "the task is {}", container.state()?);
     let limit = Instant::now() + t.deadline(20);
     while fs::read_to_string(dir.join("file")).unwrap_or_default() != "ran\n" {
-        ensure!(
-            Instant::now() < limit,
-            "the program has not written its file"
-        );
+        ensure!(Instant::now() < limit, "the program has not written its file");
         thread::sleep(Duration::from_millis(50));
     }
-    container
-        .task("start", &["--null-io", "--detach"])?
-        .refused(&["already exists", "already"])?;
+    container.task("start", &["--null-io", "--detach"])?.refused(&["already exists", "already"])?;
     container.kill("KILL")?;
     container.wait_stopped()?;
     container.delete().map(drop)
@@ -198,43 +152,25 @@ fn pause(t: &Test<'_>) -> Outcome {
     let mut session = container.converse(&[], &["sh", "-c", script])?;
     session.read_until("ready\n")?;
     container.task("pause", &[])?.ok()?;
-    ensure!(
-        container.state()? == "PAUSED",
-        "the task is {}",
-        container.state()?
-    );
+    ensure!(container.state()? == "PAUSED", "the task is {}", container.state()?);
     // What was on its way arrives; then nothing.
-    while session
-        .read_within(Duration::from_millis(700))?
-        .is_some_and(|piece| !piece.is_empty())
-    {}
-    ensure!(
-        session.read_within(Duration::from_secs(1))?.is_none(),
-        "the paused program prints"
-    );
+    while session.read_within(Duration::from_millis(700))?.is_some_and(|piece| !piece.is_empty()) {}
+    ensure!(session.read_within(Duration::from_secs(1))?.is_none(), "the paused program prints");
     container.task("resume", &[])?.ok()?;
     session.read_until(".\n")?;
-    ensure!(
-        container.state()? == "RUNNING",
-        "the task is {}",
-        container.state()?
-    );
+    ensure!(container.state()? == "RUNNING", "the task is {}", container.state()?);
     container.kill("KILL")?;
     session.finish()?.exits(137).map(drop)
 }
 
 fn processes(t: &Test<'_>) -> Outcome {
     let container = t.container();
-    let mut session = container.converse(
-        &[],
-        &["sh", "-c", "sleep 1000 & sleep 1000 & echo ready; wait"],
-    )?;
+    let mut session =
+        container.converse(&[], &["sh", "-c", "sleep 1000 & sleep 1000 & echo ready; wait"])?;
     session.read_until("ready\n")?;
     let list = container.task("ps", &[])?.ok()?.out();
-    let pids = list
-        .lines()
-        .skip(1)
-        .filter_map(|line| line.split_whitespace().next()?.parse::<u32>().ok());
+    let pids =
+        list.lines().skip(1).filter_map(|line| line.split_whitespace().next()?.parse::<u32>().ok());
     let count = pids.count();
     ensure!(count == 3, "ps lists {count} processes:\n{list}");
     container.kill("KILL")?;
@@ -245,10 +181,7 @@ fn metrics(t: &Test<'_>) -> Outcome {
     let container = t.container();
     container.start(&["sh", "-c", "while :; do :; done"])?;
     thread::sleep(Duration::from_secs(1));
-    let json = container
-        .task("metrics", &["--format", "json"])?
-        .ok()?
-        .out();
+    let json = container.task("metrics", &["--format", "json"])?.ok()?.out();
     let value: Value = serde_json::from_str(&json)?;
     // cgroup v1 and v2 name their numbers differently; each has both of these.
     let memory = find(&value, &["memory"], &["usage"]);
@@ -264,16 +197,9 @@ fn metrics(t: &Test<'_>) -> Outcome {
 fn find(value: &Value, groups: &[&str], keys: &[&str]) -> u64 {
     let Value::Object(map) = value else { return 0 };
     let below = map.iter().map(|(key, inner)| {
-        let here = if groups.is_empty() && keys.contains(&key.as_str()) {
-            number(inner)
-        } else {
-            0
-        };
-        let groups = if groups.contains(&key.as_str()) {
-            &[]
-        } else {
-            groups
-        };
+        let here =
+            if groups.is_empty() && keys.contains(&key.as_str()) { number(inner) } else { 0 };
+        let groups = if groups.contains(&key.as_str()) { &[] } else { groups };
         here.max(find(inner, groups, keys))
     });
     below.max().unwrap_or(0)
@@ -282,11 +208,7 @@ fn find(value: &Value, groups: &[&str], keys: &[&str]) -> u64 {
 /// A number, which protobuf's JSON may write as a string, or one level down.
 fn number(value: &Value) -> u64 {
     let text = || value.as_str()?.parse().ok();
-    value
-        .as_u64()
-        .or_else(text)
-        .or_else(|| value.get("usage").map(number))
-        .unwrap_or(0)
+    value.as_u64().or_else(text).or_else(|| value.get("usage").map(number)).unwrap_or(0)
 }
 
 fn second_container(t: &Test<'_>) -> Outcome {
@@ -307,11 +229,7 @@ fn second_container(t: &Test<'_>) -> Outcome {
         "the first has {boot:?}, the second printed {:?}",
         done.out()
     );
-    ensure!(
-        done.err().contains("/who"),
-        "the second sees the first one's files: {}",
-        done.err()
-    );
+    ensure!(done.err().contains("/who"), "the second sees the first one's files: {}", done.err());
     let done = first.exec("after", &[], &["cat", "/who"])?.ok()?;
     ensure!(done.out() == "first\n", "printed {:?}", done.out());
     Ok(())
@@ -338,25 +256,17 @@ fn attach(t: &Test<'_>) -> Outcome {
     let container = t.container();
     container.start_with(
         &[],
-        &[
-            "sh",
-            "-c",
-            "while read line; do echo got $line; [ $line = end ] && exit 8; done",
-        ],
+        &["sh", "-c", "while read line; do echo got $line; [ $line = end ] && exit 8; done"],
     )?;
-    let mut first = Session::pipes(
-        container.node().ctr(["task", "attach", &container.id]),
-        t.deadline(30),
-    )?;
+    let mut first =
+        Session::pipes(container.node().ctr(["task", "attach", &container.id]), t.deadline(30))?;
     first.write(b"one\n")?;
     first.read_until("got one\n")?;
     // Detached again, the way a closed terminal window does it.
     first.signal(nix::sys::signal::Signal::SIGKILL)?;
     drop(first);
-    let mut second = Session::pipes(
-        container.node().ctr(["task", "attach", &container.id]),
-        t.deadline(30),
-    )?;
+    let mut second =
+        Session::pipes(container.node().ctr(["task", "attach", &container.id]), t.deadline(30))?;
     second.write(b"two\n")?;
     second.read_until("got two\n")?;
     second.write(b"end\n")?;
@@ -377,11 +287,7 @@ fn orphans(t: &Test<'_>) -> Outcome {
 fn containerd_restart(t: &Test<'_>) -> Outcome {
     let node = t.bed.another()?;
     let container = t.container_on(&node);
-    container.start(&[
-        "sh",
-        "-c",
-        "trap 'exit 6' TERM; while :; do sleep 0.1; done",
-    ])?;
+    container.start(&["sh", "-c", "trap 'exit 6' TERM; while :; do sleep 0.1; done"])?;
     node.stop()?;
     node.launch()?;
     ensure!(
@@ -425,18 +331,11 @@ fn shim_killed(t: &Test<'_>) -> Outcome {
     let container = t.container();
     container.start(&["sleep", "100000"])?;
     let shim = container.shim_pid()?;
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(shim),
-        nix::sys::signal::Signal::SIGKILL,
-    )?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), nix::sys::signal::Signal::SIGKILL)?;
     let limit = Instant::now() + t.deadline(20);
     // containerd notices, runs the shim's delete command, and forgets the task or shows it as stopped.
     while ["RUNNING", "UNKNOWN"].contains(&container.state()?.as_str()) {
-        ensure!(
-            Instant::now() < limit,
-            "the task is still {}",
-            container.state()?
-        );
+        ensure!(Instant::now() < limit, "the task is still {}", container.state()?);
         thread::sleep(Duration::from_millis(100));
     }
     container.remove();

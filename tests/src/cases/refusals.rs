@@ -27,21 +27,13 @@ pub const CASES: &[Case] = &[
         "a kernel that panics at boot is seen at once, with its words",
         panic,
     ),
-    Case::bulkhead(
-        "refusals.config_key",
-        "an unknown key is named, with its file",
-        config_key,
-    ),
+    Case::bulkhead("refusals.config_key", "an unknown key is named, with its file", config_key),
     Case::bulkhead(
         "refusals.config_value",
         "a value out of range is named, with what is allowed",
         config_value,
     ),
-    Case::bulkhead(
-        "refusals.config_type",
-        "a value of the wrong type is named",
-        config_type,
-    ),
+    Case::bulkhead("refusals.config_type", "a value of the wrong type is named", config_type),
     Case::bulkhead(
         "refusals.config_syntax",
         "a file that is not TOML is named, with its line",
@@ -57,21 +49,13 @@ pub const CASES: &[Case] = &[
         "a configuration file that can't be read is named",
         config_unreadable,
     ),
-    Case::bulkhead(
-        "refusals.no_kernel",
-        "a kernel that isn't there is named",
-        no_kernel,
-    ),
+    Case::bulkhead("refusals.no_kernel", "a kernel that isn't there is named", no_kernel),
     Case::bulkhead(
         "refusals.not_a_kernel",
         "a kernel that is none is refused, and quickly",
         not_a_kernel,
     ),
-    Case::bulkhead(
-        "refusals.no_initramfs",
-        "an initramfs that isn't there is named",
-        no_initramfs,
-    ),
+    Case::bulkhead("refusals.no_initramfs", "an initramfs that isn't there is named", no_initramfs),
     Case::bulkhead("refusals.no_vmm", "a VMM that isn't there is named", no_vmm),
     Case::bulkhead(
         "refusals.vmm_not_executable",
@@ -83,11 +67,7 @@ pub const CASES: &[Case] = &[
         "a VMM that ends at once is told with its last words",
         vmm_ends,
     ),
-    Case::bulkhead(
-        "refusals.no_virtiofsd",
-        "a virtiofsd that isn't there is named",
-        no_virtiofsd,
-    ),
+    Case::bulkhead("refusals.no_virtiofsd", "a virtiofsd that isn't there is named", no_virtiofsd),
     Case::bulkhead(
         "refusals.virtiofsd_ends",
         "a virtiofsd that ends at once is told",
@@ -109,11 +89,7 @@ struct Ward<'t, 'b> {
 
 impl<'t, 'b> Ward<'t, 'b> {
     fn new(test: &'t Test<'b>) -> Outcome<Self> {
-        Ok(Self {
-            test,
-            node: test.bed.another()?,
-            scratch: test.directory()?,
-        })
+        Ok(Self { test, node: test.bed.another()?, scratch: test.directory()? })
     }
 
     /// The configuration that works, with lines of its own. A later line for the same key replaces the
@@ -123,10 +99,7 @@ impl<'t, 'b> Ward<'t, 'b> {
         let replaced: Vec<String> = lines.lines().map(key).collect();
         let usual = product::config(&self.test.bed.options, self.node.dir());
         let kept = usual.lines().filter(|line| !replaced.contains(&key(line)));
-        let text = kept
-            .chain(lines.lines())
-            .map(|line| format!("{line}\n"))
-            .collect::<String>();
+        let text = kept.chain(lines.lines()).map(|line| format!("{line}\n")).collect::<String>();
         self.node.configure(&text)
     }
 
@@ -186,11 +159,7 @@ impl<'t, 'b> Ward<'t, 'b> {
 
     /// The key under which the configuration names the VMM's program.
     fn vmm_key(&self) -> &'static str {
-        if self.test.bed.options.hypervisor == "qemu" {
-            "qemu"
-        } else {
-            "cloud_hypervisor"
-        }
+        if self.test.bed.options.hypervisor == "qemu" { "qemu" } else { "cloud_hypervisor" }
     }
 }
 
@@ -199,9 +168,7 @@ fn silent_guest(t: &Test<'_>) -> Outcome {
     // busybox as init starts no agent, but says on the console that it lacks its start-up script.
     let initramfs = ward.initramfs(Path::new("/bin/busybox"))?;
     let patience = 10 * u64::from(t.bed.options.patience);
-    ward.configure(&format!(
-        "initramfs = {initramfs:?}\nagent_timeout = {patience}\n"
-    ))?;
+    ward.configure(&format!("initramfs = {initramfs:?}\nagent_timeout = {patience}\n"))?;
     let done = ward.refused(20, &["rcS"])?;
     ensure!(
         done.took >= Duration::from_secs(patience),
@@ -224,8 +191,7 @@ fn panic(t: &Test<'_>) -> Outcome {
 fn config_key(t: &Test<'_>) -> Outcome {
     let ward = Ward::new(t)?;
     ward.configure("no_such_key = 1")?;
-    ward.refused(10, &["no_such_key", &ward.config_file()])
-        .map(drop)
+    ward.refused(10, &["no_such_key", &ward.config_file()]).map(drop)
 }
 
 fn config_value(t: &Test<'_>) -> Outcome {
@@ -256,8 +222,7 @@ fn config_syntax(t: &Test<'_>) -> Outcome {
 fn config_missing(t: &Test<'_>) -> Outcome {
     let ward = Ward::new(t)?;
     fs::remove_file(ward.node.config_file())?;
-    ward.refused(10, &["No such file", &ward.config_file()])
-        .map(drop)
+    ward.refused(10, &["No such file", &ward.config_file()]).map(drop)
 }
 
 fn config_unreadable(t: &Test<'_>) -> Outcome {
@@ -265,15 +230,13 @@ fn config_unreadable(t: &Test<'_>) -> Outcome {
     // Permissions don't stop root; a directory in the file's place does.
     fs::remove_file(ward.node.config_file())?;
     fs::create_dir(ward.node.config_file())?;
-    ward.refused(10, &["directory", &ward.config_file()])
-        .map(drop)
+    ward.refused(10, &["directory", &ward.config_file()]).map(drop)
 }
 
 fn no_kernel(t: &Test<'_>) -> Outcome {
     let ward = Ward::new(t)?;
     ward.configure("kernel = \"/no/such/vmlinux\"")?;
-    ward.refused(10, &["kernel", "/no/such/vmlinux", "No such file"])
-        .map(drop)
+    ward.refused(10, &["kernel", "/no/such/vmlinux", "No such file"]).map(drop)
 }
 
 fn not_a_kernel(t: &Test<'_>) -> Outcome {
@@ -287,15 +250,13 @@ fn not_a_kernel(t: &Test<'_>) -> Outcome {
 fn no_initramfs(t: &Test<'_>) -> Outcome {
     let ward = Ward::new(t)?;
     ward.configure("initramfs = \"/no/such/initramfs\"")?;
-    ward.refused(10, &["initramfs", "/no/such/initramfs", "No such file"])
-        .map(drop)
+    ward.refused(10, &["initramfs", "/no/such/initramfs", "No such file"]).map(drop)
 }
 
 fn no_vmm(t: &Test<'_>) -> Outcome {
     let ward = Ward::new(t)?;
     ward.configure(&format!("{} = \"/no/such/vmm\"", ward.vmm_key()))?;
-    ward.refused(10, &[ward.vmm_key(), "/no/such/vmm"])
-        .map(drop)
+    ward.refused(10, &[ward.vmm_key(), "/no/such/vmm"]).map(drop)
 }
 
 fn vmm_not_executable(t: &Test<'_>) -> Outcome {
@@ -303,25 +264,20 @@ fn vmm_not_executable(t: &Test<'_>) -> Outcome {
     let file = ward.scratch.join("vmm");
     fs::write(&file, "")?;
     ward.configure(&format!("{} = {file:?}", ward.vmm_key()))?;
-    ward.refused(10, &[ward.vmm_key(), &file.to_string_lossy()])
-        .map(drop)
+    ward.refused(10, &[ward.vmm_key(), &file.to_string_lossy()]).map(drop)
 }
 
 fn vmm_ends(t: &Test<'_>) -> Outcome {
     let ward = Ward::new(t)?;
     let vmm = ward.script("vmm", "echo these are my last words >&2; exit 3")?;
-    ward.configure(&format!(
-        "{} = {vmm:?}\nagent_timeout = 600",
-        ward.vmm_key()
-    ))?;
+    ward.configure(&format!("{} = {vmm:?}\nagent_timeout = 600", ward.vmm_key()))?;
     ward.refused(15, &["these are my last words"]).map(drop)
 }
 
 fn no_virtiofsd(t: &Test<'_>) -> Outcome {
     let ward = Ward::new(t)?;
     ward.configure("virtiofsd = \"/no/such/virtiofsd\"")?;
-    ward.refused(10, &["virtiofsd", "/no/such/virtiofsd"])
-        .map(drop)
+    ward.refused(10, &["virtiofsd", "/no/such/virtiofsd"]).map(drop)
 }
 
 fn virtiofsd_ends(t: &Test<'_>) -> Outcome {

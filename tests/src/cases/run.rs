@@ -11,36 +11,16 @@ use crate::runner::Case;
 /// The tests of this file.
 pub const CASES: &[Case] = &[
     Case::any("run.hello", "a program runs and its output arrives", hello),
-    Case::any(
-        "run.exit_codes",
-        "the exit code is the program's, whichever it is",
-        exit_codes,
-    ),
-    Case::any(
-        "run.signal_codes",
-        "a program ended by signal n gives 128 + n",
-        signal_codes,
-    ),
-    Case::any(
-        "run.outputs_apart",
-        "stdout and stderr arrive apart, each complete",
-        outputs_apart,
-    ),
-    Case::any(
-        "run.input",
-        "stdin reaches the program as it is written",
-        input,
-    ),
+    Case::any("run.exit_codes", "the exit code is the program's, whichever it is", exit_codes),
+    Case::any("run.signal_codes", "a program ended by signal n gives 128 + n", signal_codes),
+    Case::any("run.outputs_apart", "stdout and stderr arrive apart, each complete", outputs_apart),
+    Case::any("run.input", "stdin reaches the program as it is written", input),
     Case::any(
         "run.no_input",
         "a program that reads nothing and prints nothing just ends",
         no_input,
     ),
-    Case::any(
-        "run.binary_safe",
-        "every byte value passes unchanged",
-        binary_safe,
-    ),
+    Case::any("run.binary_safe", "every byte value passes unchanged", binary_safe),
     Case::any(
         "run.environment",
         "env, working directory and arguments arrive as given",
@@ -71,11 +51,7 @@ pub const CASES: &[Case] = &[
         "a file without the x bit is refused as by runc",
         not_executable,
     ),
-    Case::any(
-        "run.same_name_again",
-        "a name is free again after --rm",
-        same_name_again,
-    ),
+    Case::any("run.same_name_again", "a name is free again after --rm", same_name_again),
     Case::any(
         "run.two_at_once",
         "two containers at once keep their outputs and codes apart",
@@ -97,18 +73,14 @@ fn hello(t: &Test<'_>) -> Outcome {
 
 fn exit_codes(t: &Test<'_>) -> Outcome {
     for code in [0, 1, 7, 127, 255] {
-        t.container()
-            .run(&[], &["sh", "-c", &format!("exit {code}")])?
-            .exits(code)?;
+        t.container().run(&[], &["sh", "-c", &format!("exit {code}")])?.exits(code)?;
     }
     Ok(())
 }
 
 fn signal_codes(t: &Test<'_>) -> Outcome {
     // The first process of a PID namespace is spared most signals from inside; its child is not.
-    t.container()
-        .run(&[], &["sh", "-c", "sh -c 'kill -TERM $$'; exit $?"])?
-        .exits(143)?;
+    t.container().run(&[], &["sh", "-c", "sh -c 'kill -TERM $$'; exit $?"])?.exits(143)?;
     let container = t.container();
     container.start(&["sleep", "1000"])?;
     container.kill("KILL")?;
@@ -126,28 +98,15 @@ fn outputs_apart(t: &Test<'_>) -> Outcome {
 pub(super) fn two_outputs(count: u32, run: impl FnOnce(&[&str]) -> Outcome<Finished>) -> Outcome {
     let script = format!("for i in $(seq {count}); do echo out $i; echo err $i >&2; done");
     let done = run(&["sh", "-c", &script])?.ok()?;
-    let lines = |word: &str| {
-        (1..=count)
-            .map(|i| format!("{word} {i}\n"))
-            .collect::<String>()
-    };
-    ensure!(
-        done.out() == lines("out"),
-        "stdout lost or mixed: {} bytes",
-        done.stdout.len()
-    );
-    ensure!(
-        done.err() == lines("err"),
-        "stderr lost or mixed: {} bytes",
-        done.stderr.len()
-    );
+    let lines = |word: &str| (1..=count).map(|i| format!("{word} {i}\n")).collect::<String>();
+    ensure!(done.out() == lines("out"), "stdout lost or mixed: {} bytes", done.stdout.len());
+    ensure!(done.err() == lines("err"), "stderr lost or mixed: {} bytes", done.stderr.len());
     Ok(())
 }
 
 fn input(t: &Test<'_>) -> Outcome {
-    let mut session = t
-        .container()
-        .converse(&[], &["sh", "-c", "echo ready; head -n 2; echo end"])?;
+    let mut session =
+        t.container().converse(&[], &["sh", "-c", "echo ready; head -n 2; echo end"])?;
     session.read_until("ready\n")?;
     session.write(b"first\nsecond\n")?;
     session.read_until("first\nsecond\nend\n")?;
@@ -168,10 +127,8 @@ fn no_input(t: &Test<'_>) -> Outcome {
 fn binary_safe(t: &Test<'_>) -> Outcome {
     let bytes: Vec<u8> = (0..=255).cycle().take(256 * 257).collect();
     let count = bytes.len().to_string();
-    let done = t
-        .container()
-        .run_with(&[], &["head", "-c", &count], Input::Bytes(bytes.clone()))?
-        .ok()?;
+    let done =
+        t.container().run_with(&[], &["head", "-c", &count], Input::Bytes(bytes.clone()))?.ok()?;
     ensure!(
         done.stdout == bytes,
         "{} bytes of {} came back, or changed",
@@ -182,24 +139,11 @@ fn binary_safe(t: &Test<'_>) -> Outcome {
 }
 
 fn environment(t: &Test<'_>) -> Outcome {
-    let flags = [
-        "--env",
-        "GREETING=two words",
-        "--env",
-        "EMPTY=",
-        "--cwd",
-        "/home/user",
-    ];
+    let flags = ["--env", "GREETING=two words", "--env", "EMPTY=", "--cwd", "/home/user"];
     let script = "printf '%s|' \"$GREETING\" \"${EMPTY-unset}\" \"$PWD\" \"$@\"";
-    let done = t
-        .container()
-        .run(&flags, &["sh", "-c", script, "name", "a b", "", "ä$'\""])?
-        .ok()?;
-    ensure!(
-        done.out() == "two words||/home/user|a b||ä$'\"|",
-        "arrived: {:?}",
-        done.out()
-    );
+    let done =
+        t.container().run(&flags, &["sh", "-c", script, "name", "a b", "", "ä$'\""])?.ok()?;
+    ensure!(done.out() == "two words||/home/user|a b||ä$'\"|", "arrived: {:?}", done.out());
     Ok(())
 }
 
@@ -221,20 +165,14 @@ fn bind_mounts(t: &Test<'_>) -> Outcome {
     let script = "cat /rw/file /ro/file /etc/one-file; echo new > /rw/new; \
                   for f in /ro/new2 /etc/one-file; do ( : > $f ) 2>/dev/null && echo wrote $f; done; true";
     let done = t.container().run(&flags, &["sh", "-c", script])?.ok()?;
-    ensure!(
-        done.out() == "from the host\n".repeat(3),
-        "printed {:?}",
-        done.out()
-    );
+    ensure!(done.out() == "from the host\n".repeat(3), "printed {:?}", done.out());
     let new = fs::read_to_string(dir.join("new"))?;
     ensure!(new == "new\n", "the host reads {new:?}");
     Ok(())
 }
 
 fn read_only_root(t: &Test<'_>) -> Outcome {
-    let done = t
-        .container()
-        .run(&["--read-only"], &["sh", "-c", "echo x > /file"])?;
+    let done = t.container().run(&["--read-only"], &["sh", "-c", "echo x > /file"])?;
     ensure!(
         done.code() != 0 && done.err().contains("Read-only file system"),
         "stderr: {}",
@@ -257,16 +195,12 @@ fn missing_program(t: &Test<'_>) -> Outcome {
     let container = t.container();
     let done = container.run(&[], &["no-such-program"])?;
     done.refused(&["executable file not found in $PATH"])?;
-    t.container()
-        .run(&[], &["/no/such/program"])?
-        .refused(&["no such file or directory"])?;
+    t.container().run(&[], &["/no/such/program"])?.refused(&["no such file or directory"])?;
     Ok(())
 }
 
 fn not_executable(t: &Test<'_>) -> Outcome {
-    t.container()
-        .run(&[], &["/etc/passwd"])?
-        .refused(&["permission denied"])?;
+    t.container().run(&[], &["/etc/passwd"])?.refused(&["permission denied"])?;
     Ok(())
 }
 
@@ -281,20 +215,10 @@ fn same_name_again(t: &Test<'_>) -> Outcome {
 
 fn two_at_once(t: &Test<'_>) -> Outcome {
     let (first, second) = (t.container(), t.container());
-    first.start(&[
-        "sh",
-        "-c",
-        "trap 'exit 3' TERM; while :; do sleep 1 & wait; done",
-    ])?;
-    let done = second
-        .run(&[], &["sh", "-c", "echo second; exit 4"])?
-        .exits(4)?;
+    first.start(&["sh", "-c", "trap 'exit 3' TERM; while :; do sleep 1 & wait; done"])?;
+    let done = second.run(&[], &["sh", "-c", "echo second; exit 4"])?.exits(4)?;
     ensure!(done.out() == "second\n", "printed {:?}", done.out());
-    ensure!(
-        first.state()? == "RUNNING",
-        "the first is {}",
-        first.state()?
-    );
+    ensure!(first.state()? == "RUNNING", "the first is {}", first.state()?);
     first.kill("TERM")?;
     first.wait_stopped()?;
     let code = first.delete()?;

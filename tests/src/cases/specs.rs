@@ -11,41 +11,19 @@ use crate::spec;
 
 /// The tests of this file.
 pub const CASES: &[Case] = &[
-    Case::any(
-        "specs.no_arguments",
-        "a process without arguments is refused",
-        |t| attempt(t, |spec| spec["process"]["args"] = json!([]), &["args"]),
-    ),
-    Case::any(
-        "specs.relative_cwd",
-        "a relative working directory is refused",
-        |t| {
-            attempt(
-                t,
-                |spec| spec["process"]["cwd"] = json!("relative"),
-                &["cwd"],
-            )
-        },
-    ),
-    Case::any(
-        "specs.unknown_rlimit",
-        "a resource limit that doesn't exist is refused",
-        |t| {
-            let limits = json!([{ "type": "RLIMIT_NONSENSE", "hard": 1, "soft": 1 }]);
-            attempt(t, |spec| spec["process"]["rlimits"] = limits, &["rlimit"])
-        },
-    ),
-    Case::any(
-        "specs.no_root",
-        "a root that isn't there is refused by its path",
-        |t| {
-            attempt(
-                t,
-                |spec| spec["root"]["path"] = json!("/no/such/root"),
-                &["/no/such/root"],
-            )
-        },
-    ),
+    Case::any("specs.no_arguments", "a process without arguments is refused", |t| {
+        attempt(t, |spec| spec["process"]["args"] = json!([]), &["args"])
+    }),
+    Case::any("specs.relative_cwd", "a relative working directory is refused", |t| {
+        attempt(t, |spec| spec["process"]["cwd"] = json!("relative"), &["cwd"])
+    }),
+    Case::any("specs.unknown_rlimit", "a resource limit that doesn't exist is refused", |t| {
+        let limits = json!([{ "type": "RLIMIT_NONSENSE", "hard": 1, "soft": 1 }]);
+        attempt(t, |spec| spec["process"]["rlimits"] = limits, &["rlimit"])
+    }),
+    Case::any("specs.no_root", "a root that isn't there is refused by its path", |t| {
+        attempt(t, |spec| spec["root"]["path"] = json!("/no/such/root"), &["/no/such/root"])
+    }),
     Case::any(
         "specs.bind_of_nothing",
         "a bind mount of what isn't there is refused by its path",
@@ -54,53 +32,29 @@ pub const CASES: &[Case] = &[
             attempt(t, |spec| add(spec, mount), &["/no/such/source"])
         },
     ),
-    Case::any(
-        "specs.unknown_file_system",
-        "a mount of an unknown type is refused",
-        |t| {
-            attempt(
-                t,
-                |spec| add(spec, spec::mount("/x", "nosuchfs", "none", &[])),
-                &["nosuchfs", "no such device"],
-            )
-        },
-    ),
+    Case::any("specs.unknown_file_system", "a mount of an unknown type is refused", |t| {
+        attempt(
+            t,
+            |spec| add(spec, spec::mount("/x", "nosuchfs", "none", &[])),
+            &["nosuchfs", "no such device"],
+        )
+    }),
     Case::any(
         "specs.unknown_seccomp_action",
         "a seccomp action that doesn't exist is refused",
         |t| {
             let seccomp = json!({ "defaultAction": "SCMP_ACT_NONSENSE" });
-            attempt(
-                t,
-                |spec| spec["linux"]["seccomp"] = seccomp,
-                &["seccomp", "scmp_act_nonsense"],
-            )
+            attempt(t, |spec| spec["linux"]["seccomp"] = seccomp, &["seccomp", "scmp_act_nonsense"])
         },
     ),
-    Case::any(
-        "specs.unknown_sysctl",
-        "a sysctl that doesn't exist is refused",
-        |t| {
-            let sysctl = json!({ "net.no_such_key": "1" });
-            attempt(
-                t,
-                |spec| spec["linux"]["sysctl"] = sysctl,
-                &["no_such_key", "sysctl"],
-            )
-        },
-    ),
-    Case::any(
-        "specs.unknown_namespace",
-        "a namespace that doesn't exist is refused",
-        |t| {
-            let namespaces = json!([{ "type": "mount" }, { "type": "nonsense" }]);
-            attempt(
-                t,
-                |spec| spec["linux"]["namespaces"] = namespaces,
-                &["namespace", "nonsense"],
-            )
-        },
-    ),
+    Case::any("specs.unknown_sysctl", "a sysctl that doesn't exist is refused", |t| {
+        let sysctl = json!({ "net.no_such_key": "1" });
+        attempt(t, |spec| spec["linux"]["sysctl"] = sysctl, &["no_such_key", "sysctl"])
+    }),
+    Case::any("specs.unknown_namespace", "a namespace that doesn't exist is refused", |t| {
+        let namespaces = json!([{ "type": "mount" }, { "type": "nonsense" }]);
+        attempt(t, |spec| spec["linux"]["namespaces"] = namespaces, &["namespace", "nonsense"])
+    }),
 ];
 
 /// Appends to the spec's mounts.
@@ -124,11 +78,7 @@ fn attempt(t: &Test<'_>, change: impl FnOnce(&mut Value), texts: &[&str]) -> Out
             return Ok(());
         }
     };
-    refused(
-        "the spec",
-        shim.create().and_then(|_| shim.start_process("")),
-        texts,
-    )?;
+    refused("the spec", shim.create().and_then(|_| shim.start_process("")), texts)?;
     // What was made before the refusal is deleted like anything else.
     let _ = shim.delete("");
     shim.shutdown()?;

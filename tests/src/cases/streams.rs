@@ -16,11 +16,7 @@ use crate::session::Session;
 
 /// The tests of this file.
 pub const CASES: &[Case] = &[
-    Case::any(
-        "streams.out",
-        "a long stdout arrives with its SHA-256 unchanged",
-        out,
-    ),
+    Case::any("streams.out", "a long stdout arrives with its SHA-256 unchanged", out),
     Case::any(
         "streams.in_and_out",
         "a long stdin, sent back, arrives with its SHA-256 unchanged",
@@ -85,9 +81,7 @@ fn out(t: &Test<'_>) -> Outcome {
     let mount = format!("type=bind,src={},dst=/data,options=rbind:ro", dir.display());
     let script =
         format!("i=0; while [ $i -lt {megabytes} ]; do cat /data/block; i=$((i+1)); echo $i; done");
-    let mut session = t
-        .container()
-        .converse(&["--mount", &mount], &["sh", "-c", &script])?;
+    let mut session = t.container().converse(&["--mount", &mount], &["sh", "-c", &script])?;
     let arrived = digest_of(&mut session)?;
     session.finish()?.ok()?;
 
@@ -110,12 +104,8 @@ fn out(t: &Test<'_>) -> Outcome {
 fn in_and_out(t: &Test<'_>) -> Outcome {
     let megabytes = t.bed.options.megabytes;
     let total = megabytes << 20;
-    let mut session = t
-        .container()
-        .converse(&[], &["head", "-c", &total.to_string()])?;
-    let mut input = session
-        .take_input()
-        .ok_or_else(|| Failure::new("no input"))?;
+    let mut session = t.container().converse(&[], &["head", "-c", &total.to_string()])?;
+    let mut input = session.take_input().ok_or_else(|| Failure::new("no input"))?;
     let block = block();
     let writer = thread::spawn(move || {
         let mut sent = Sha256::new();
@@ -129,16 +119,10 @@ fn in_and_out(t: &Test<'_>) -> Outcome {
         Ok::<_, std::io::Error>((hex(&sent.finalize()), input))
     });
     let arrived = digest_of(&mut session)?;
-    let (sent, input) = writer
-        .join()
-        .map_err(|_| Failure::new("the writer panicked"))??;
+    let (sent, input) = writer.join().map_err(|_| Failure::new("the writer panicked"))??;
     drop(input);
     session.finish()?.ok()?;
-    ensure!(
-        arrived == (total, sent),
-        "sent {total} bytes, {} came back, or changed",
-        arrived.0
-    );
+    ensure!(arrived == (total, sent), "sent {total} bytes, {} came back, or changed", arrived.0);
     Ok(())
 }
 
@@ -146,9 +130,7 @@ fn in_digest(t: &Test<'_>) -> Outcome {
     let blocks = t.bed.options.megabytes.min(32);
     let script = format!("head -c {} | sha256sum", blocks << 20);
     let mut session = t.container().converse(&[], &["sh", "-c", &script])?;
-    let mut input = session
-        .take_input()
-        .ok_or_else(|| Failure::new("no input"))?;
+    let mut input = session.take_input().ok_or_else(|| Failure::new("no input"))?;
     let block = block();
     let mut sent = Sha256::new();
     for _ in 0..blocks {
@@ -156,10 +138,7 @@ fn in_digest(t: &Test<'_>) -> Outcome {
         sent.update(&block);
     }
     let line = session.read_until("\n")?;
-    ensure!(
-        line == format!("{}  -\n", hex(&sent.finalize())),
-        "the program read {line:?}"
-    );
+    ensure!(line == format!("{}  -\n", hex(&sent.finalize())), "the program read {line:?}");
     drop(input);
     session.finish()?.ok().map(drop)
 }
@@ -194,9 +173,7 @@ fn slow_reader(t: &Test<'_>) -> Outcome {
     // The first byte says that the program runs. From then on nothing is read for a while.
     let mut length = session.read()?.map_or(0, |piece| piece.len());
     let count = || -> Outcome<usize> {
-        let done = container
-            .exec("look", &[], &["cat", "/dev/shm/count"])?
-            .ok()?;
+        let done = container.exec("look", &[], &["cat", "/dev/shm/count"])?.ok()?;
         Ok(done.out().trim().parse()?)
     };
     let mut before = count()?;
@@ -207,16 +184,10 @@ fn slow_reader(t: &Test<'_>) -> Outcome {
         if now == before {
             break;
         }
-        ensure!(
-            std::time::Instant::now() < limit,
-            "the writer does not stop: {now} blocks"
-        );
+        ensure!(std::time::Instant::now() < limit, "the writer does not stop: {now} blocks");
         before = now;
     }
-    ensure!(
-        before < BLOCKS / 2,
-        "{before} blocks of {BLOCKS} were taken with nobody reading"
-    );
+    ensure!(before < BLOCKS / 2, "{before} blocks of {BLOCKS} were taken with nobody reading");
     while let Some(piece) = session.read()? {
         length += piece.len();
     }
@@ -229,10 +200,8 @@ fn background(t: &Test<'_>) -> Outcome {
     let log = t.directory()?.join("log");
     let container = t.container();
     let uri = format!("file://{}", log.display());
-    container.start_with(
-        &["--log-uri", &uri],
-        &["sh", "-c", "echo to the log; echo error too >&2"],
-    )?;
+    container
+        .start_with(&["--log-uri", &uri], &["sh", "-c", "echo to the log; echo error too >&2"])?;
     container.wait_stopped()?;
     container.delete()?;
     let text = fs::read_to_string(&log)?;
@@ -258,17 +227,11 @@ fn reader_gone(t: &Test<'_>) -> Outcome {
     session.signal(nix::sys::signal::Signal::SIGKILL)?;
     drop(session);
     let look = |name: &str| {
-        container
-            .exec(name, &[], &["cat", "/dev/shm/count"])?
-            .ok()
-            .map(|done| done.out())
+        container.exec(name, &[], &["cat", "/dev/shm/count"])?.ok().map(|done| done.out())
     };
     let before = look("one")?;
     thread::sleep(Duration::from_secs(1));
-    ensure!(
-        look("two")? != before,
-        "the container stands still at {before:?}"
-    );
+    ensure!(look("two")? != before, "the container stands still at {before:?}");
     container.kill("KILL")?;
     container.wait_stopped()?;
     container.delete().map(drop)

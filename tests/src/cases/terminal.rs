@@ -8,21 +8,13 @@ use crate::session::Session;
 
 /// The tests of this file.
 pub const CASES: &[Case] = &[
-    Case::any(
-        "terminal.is_one",
-        "with -t all three streams are one terminal",
-        is_one,
-    ),
+    Case::any("terminal.is_one", "with -t all three streams are one terminal", is_one),
     Case::any(
         "terminal.echo_and_interrupt",
         "the terminal echoes, and Ctrl-C interrupts",
         echo_and_interrupt,
     ),
-    Case::any(
-        "terminal.size",
-        "the program sees the terminal's size, and each change of it",
-        size,
-    ),
+    Case::any("terminal.size", "the program sees the terminal's size, and each change of it", size),
     Case::any(
         "terminal.last_lines",
         "what a program prints right before its end arrives",
@@ -38,14 +30,8 @@ pub const CASES: &[Case] = &[
 fn is_one(t: &Test<'_>) -> Outcome {
     let script = "test -t 0 && test -t 1 && test -t 2 && tty; ls -l /dev/console | cut -c1; exit 5";
     let command = t.container().run_command(&["-t"], &["sh", "-c", script]);
-    let done = Session::terminal(command, 24, 80, t.deadline(60))?
-        .finish()?
-        .exits(5)?;
-    ensure!(
-        done.out().starts_with("/dev/pts/0\nc\n"),
-        "printed {:?}",
-        done.out()
-    );
+    let done = Session::terminal(command, 24, 80, t.deadline(60))?.finish()?.exits(5)?;
+    ensure!(done.out().starts_with("/dev/pts/0\nc\n"), "printed {:?}", done.out());
     Ok(())
 }
 
@@ -86,26 +72,11 @@ fn last_lines(t: &Test<'_>) -> Outcome {
     let lines: String = (1..=3000).map(|i| format!("line {i}\n")).collect();
     let script = "for i in $(seq 3000); do echo line $i; done";
     let command = t.container().run_command(&["-t"], &["sh", "-c", script]);
-    let done = Session::terminal(command, 24, 80, t.deadline(60))?
-        .finish()?
-        .ok()?;
+    let done = Session::terminal(command, 24, 80, t.deadline(60))?.finish()?.ok()?;
     let text = done.out();
-    ensure!(
-        text.starts_with("line 1\n"),
-        "the first lines are lost: {:?}",
-        text.lines().next()
-    );
-    ensure!(
-        text.ends_with("line 3000\n"),
-        "the last lines are lost: {:?}",
-        text.lines().last()
-    );
-    ensure!(
-        text == lines,
-        "{} of {} bytes arrived",
-        text.len(),
-        lines.len()
-    );
+    ensure!(text.starts_with("line 1\n"), "the first lines are lost: {:?}", text.lines().next());
+    ensure!(text.ends_with("line 3000\n"), "the last lines are lost: {:?}", text.lines().last());
+    ensure!(text == lines, "{} of {} bytes arrived", text.len(), lines.len());
     Ok(())
 }
 

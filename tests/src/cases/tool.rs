@@ -56,19 +56,10 @@ fn inspect(t: &Test<'_>) -> Outcome {
     for role in ["shim", "virtiofsd", &t.bed.options.hypervisor] {
         ensure!(roles.contains(&role), "{role} is not among {roles:?}");
     }
-    ensure!(
-        list_of(&seen["devices"]).len() >= 3,
-        "devices: {}",
-        seen["devices"]
-    );
-    let phases: Vec<&str> = list_of(&seen["phases"])
-        .iter()
-        .filter_map(|phase| phase["name"].as_str())
-        .collect();
-    ensure!(
-        phases.contains(&"guest.kernel") && phases.contains(&"started"),
-        "phases: {phases:?}"
-    );
+    ensure!(list_of(&seen["devices"]).len() >= 3, "devices: {}", seen["devices"]);
+    let phases: Vec<&str> =
+        list_of(&seen["phases"]).iter().filter_map(|phase| phase["name"].as_str()).collect();
+    ensure!(phases.contains(&"guest.kernel") && phases.contains(&"started"), "phases: {phases:?}");
     let guest = &seen["guest"];
     ensure!(
         guest["agent_rss"].as_u64() > Some(0) && guest["memory"]["MemTotal"].as_u64() > Some(0),
@@ -84,9 +75,7 @@ fn list(t: &Test<'_>) -> Outcome {
     c.start(&["sleep", "100000"])?;
     let listed = |c: &Container<'_>| -> Outcome<bool> {
         let text = bulkhead(t, &["list"])?.ok()?.out();
-        Ok(text
-            .lines()
-            .any(|line| line.starts_with(&c.id) && line.contains("running")))
+        Ok(text.lines().any(|line| line.starts_with(&c.id) && line.contains("running")))
     };
     ensure!(listed(&c)?, "a running sandbox is not listed");
     c.task("delete", &["--force"])?.ok()?;

@@ -87,10 +87,7 @@ impl Api {
     /// Of the VM whose API socket this is. Each call takes at most `deadline`.
     #[must_use]
     pub fn new(socket: &Path, deadline: Duration) -> Api {
-        Api {
-            socket: socket.to_owned(),
-            deadline,
-        }
+        Api { socket: socket.to_owned(), deadline }
     }
 
     /// What the VM consists of.
@@ -100,24 +97,17 @@ impl Api {
     pub fn info(&self) -> Result<VmInfo, ApiError> {
         let end = Instant::now() + self.deadline;
         let stream = UnixStream::connect(&self.socket).map_err(|e| self.io(e))?;
-        let mut call = Call {
-            api: self,
-            stream,
-            end,
-        };
+        let mut call = Call { api: self, stream, end };
         call.send()?;
         serde_json::from_slice(&call.receive()?).map_err(|e| malformed(e.to_string()))
     }
 
     fn io(&self, source: io::Error) -> ApiError {
         match source.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ApiError::Deadline {
-                after: self.deadline,
-            },
-            _ => ApiError::Io {
-                socket: self.socket.clone(),
-                source,
-            },
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                ApiError::Deadline { after: self.deadline }
+            }
+            _ => ApiError::Io { socket: self.socket.clone(), source },
         }
     }
 }
@@ -139,9 +129,7 @@ struct Head {
 impl Call<'_> {
     fn send(&mut self) -> Result<(), ApiError> {
         let timeout = self.stream.set_write_timeout(Some(self.left()?));
-        timeout
-            .and_then(|()| self.stream.write_all(REQUEST))
-            .map_err(|e| self.api.io(e))
+        timeout.and_then(|()| self.stream.write_all(REQUEST)).map_err(|e| self.api.io(e))
     }
 
     fn receive(&mut self) -> Result<Vec<u8>, ApiError> {
@@ -151,9 +139,7 @@ impl Call<'_> {
                 break head;
             }
             if text.len() > LONGEST_HEAD {
-                return Err(malformed(format!(
-                    "its header has more than {LONGEST_HEAD} bytes"
-                )));
+                return Err(malformed(format!("its header has more than {LONGEST_HEAD} bytes")));
             }
             self.read_more(&mut text)?;
         };
@@ -166,10 +152,7 @@ impl Call<'_> {
             return Ok(body);
         }
         let reason = String::from_utf8_lossy(&body[..body.len().min(LONGEST_REASON)]).into_owned();
-        Err(ApiError::Refused {
-            status: head.status,
-            reason,
-        })
+        Err(ApiError::Refused { status: head.status, reason })
     }
 
     /// The response's header, once all of it is there.
@@ -181,28 +164,21 @@ impl Call<'_> {
             return Ok(None);
         };
         let header = |name: &str| {
-            let found = response
-                .headers
-                .iter()
-                .find(|h| h.name.eq_ignore_ascii_case(name));
+            let found = response.headers.iter().find(|h| h.name.eq_ignore_ascii_case(name));
             found.map(|h| String::from_utf8_lossy(h.value).trim().to_owned())
         };
         let status = response.code.unwrap_or_default();
         let body_len = match header("Content-Length") {
-            Some(length) => length
-                .parse()
-                .map_err(|_| malformed(format!("its length is {length:?}")))?,
+            Some(length) => {
+                length.parse().map_err(|_| malformed(format!("its length is {length:?}")))?
+            }
             None => return Err(malformed("it has no length".to_owned())),
         };
         if body_len > LONGEST_BODY {
             let what = format!("it has {body_len} bytes; at most {LONGEST_BODY} are taken");
             return Err(malformed(what));
         }
-        Ok(Some(Head {
-            status,
-            body_at,
-            body_len,
-        }))
+        Ok(Some(Head { status, body_at, body_len }))
     }
 
     fn read_more(&mut self, text: &mut Vec<u8>) -> Result<(), ApiError> {
@@ -222,9 +198,7 @@ impl Call<'_> {
     fn left(&self) -> Result<Duration, ApiError> {
         let left = self.end.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(ApiError::Deadline {
-                after: self.api.deadline,
-            });
+            return Err(ApiError::Deadline { after: self.api.deadline });
         }
         Ok(left)
     }
@@ -271,10 +245,7 @@ mod tests {
     }
 
     fn ok(body: &str) -> String {
-        format!(
-            "HTTP/1.1 200 \r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        )
+        format!("HTTP/1.1 200 \r\nContent-Length: {}\r\n\r\n{body}", body.len())
     }
 
     fn message(response: &str) -> String {
@@ -289,16 +260,10 @@ mod tests {
     fn info_is_read() {
         let (info, request) = asked(|mut s| s.write_all(ok(INFO).as_bytes()).expect("write"));
         let info = info.expect("info");
-        assert_eq!(
-            (info.state.as_str(), info.memory_actual_size),
-            ("Running", 512 << 20)
-        );
+        assert_eq!((info.state.as_str(), info.memory_actual_size), ("Running", 512 << 20));
         let place = info.device_tree.get("_fs0").and_then(|d| d.pci_bdf.clone());
         assert_eq!(place.as_deref(), Some("0000:00:02.0"));
-        assert!(
-            request.starts_with("GET /api/v1/vm.info HTTP/1.1\r\n"),
-            "{request}"
-        );
+        assert!(request.starts_with("GET /api/v1/vm.info HTTP/1.1\r\n"), "{request}");
     }
 
     #[test]
@@ -314,14 +279,9 @@ mod tests {
     #[test]
     fn a_refusal_carries_its_reason() {
         let text = message("HTTP/1.1 500 \r\nContent-Length: 17\r\n\r\nVM is not created");
-        assert!(
-            text.ends_with("vm.info with status 500: VM is not created"),
-            "{text}"
-        );
+        assert!(text.ends_with("vm.info with status 500: VM is not created"), "{text}");
         let long = "x".repeat(100_000);
-        let text = message(&format!(
-            "HTTP/1.1 404 \r\nContent-Length: 100000\r\n\r\n{long}"
-        ));
+        let text = message(&format!("HTTP/1.1 404 \r\nContent-Length: 100000\r\n\r\n{long}"));
         assert!(text.len() < 2 * LONGEST_REASON, "{}", text.len());
     }
 
@@ -336,15 +296,9 @@ mod tests {
     #[test]
     fn an_oversized_answer_is_not_read() {
         let text = message("HTTP/1.1 200 \r\nContent-Length: 99999999\r\n\r\n");
-        assert!(
-            text.contains("it has 99999999 bytes; at most 1048576 are taken"),
-            "{text}"
-        );
+        assert!(text.contains("it has 99999999 bytes; at most 1048576 are taken"), "{text}");
         let text = message(&format!("HTTP/1.1 200 \r\nX: {}", "y".repeat(100_000)));
-        assert!(
-            text.contains("its header has more than 8192 bytes"),
-            "{text}"
-        );
+        assert!(text.contains("its header has more than 8192 bytes"), "{text}");
     }
 
     #[test]
@@ -364,10 +318,7 @@ mod tests {
             drop(stream);
         });
         let text = result.expect_err("no answer").to_string();
-        assert!(
-            text.ends_with("did not answer vm.info within 300 ms"),
-            "{text}"
-        );
+        assert!(text.ends_with("did not answer vm.info within 300 ms"), "{text}");
         assert!(start.elapsed() < Duration::from_secs(3));
     }
 
@@ -381,19 +332,13 @@ mod tests {
                 thread::sleep(Duration::from_millis(50));
             }
         });
-        assert!(
-            matches!(result, Err(ApiError::Deadline { .. })),
-            "{result:?}"
-        );
+        assert!(matches!(result, Err(ApiError::Deadline { .. })), "{result:?}");
     }
 
     #[test]
     fn nobody_at_the_socket_is_named_with_its_path() {
         let api = Api::new(Path::new("/nowhere/api"), Duration::from_secs(1));
         let text = api.info().expect_err("nobody").to_string();
-        assert_eq!(
-            text,
-            "cloud-hypervisor's API at /nowhere/api cannot be used"
-        );
+        assert_eq!(text, "cloud-hypervisor's API at /nowhere/api cannot be used");
     }
 }

@@ -38,18 +38,10 @@ pub(super) fn arguments(spec: &VmSpec, inherited: Inherited, landlock: bool) -> 
         "--memory".into(),
         "size=0".into(),
         "--memory-zone".into(),
-        format!(
-            "id=mem0,size={},file={},shared=on",
-            spec.memory,
-            memory::path(inherited.memory)
-        )
-        .into(),
+        format!("id=mem0,size={},file={},shared=on", spec.memory, memory::path(inherited.memory))
+            .into(),
         "--fs".into(),
-        option(
-            &format!("tag={},socket=", spec.share.tag),
-            &spec.share.socket,
-            "",
-        ),
+        option(&format!("tag={},socket=", spec.share.tag), &spec.share.socket, ""),
         "--vsock".into(),
         option(&format!("cid={GUEST_CID},socket="), &spec.vsock(), ""),
         "--serial".into(),
@@ -88,11 +80,7 @@ mod tests {
     use super::*;
     use crate::vmm::Share;
 
-    const INHERITED: Inherited = Inherited {
-        api: 7,
-        events: 8,
-        memory: 9,
-    };
+    const INHERITED: Inherited = Inherited { api: 7, events: 8, memory: 9 };
 
     fn spec() -> VmSpec {
         VmSpec {
@@ -104,10 +92,7 @@ mod tests {
             memory: 256 << 20,
             nested: false,
             console: PathBuf::from("/run/b/1/console"),
-            share: Share {
-                tag: "share".to_owned(),
-                socket: PathBuf::from("/run/b/1/fs"),
-            },
+            share: Share { tag: "share".to_owned(), socket: PathBuf::from("/run/b/1/fs") },
         }
     }
 
@@ -124,10 +109,7 @@ mod tests {
         is("--initramfs", "/i");
         is("--cmdline", &format!("{} a=b c", KERNEL_PARAMS.join(" ")));
         is("--cpus", "boot=2,nested=off");
-        is(
-            "--memory-zone",
-            "id=mem0,size=268435456,file=/proc/self/fd/9,shared=on",
-        );
+        is("--memory-zone", "id=mem0,size=268435456,file=/proc/self/fd/9,shared=on");
         is("--fs", "tag=share,socket=/run/b/1/fs");
         is("--vsock", "cid=3,socket=/run/b/1/vsock");
         is("--serial", "file=/run/b/1/console");
@@ -138,10 +120,7 @@ mod tests {
 
     #[test]
     fn nested_virtualization_is_on_only_when_asked_for() {
-        let spec = VmSpec {
-            nested: true,
-            ..spec()
-        };
+        let spec = VmSpec { nested: true, ..spec() };
         let args = arguments(&spec, INHERITED, false);
         assert_eq!(value(&args, "--cpus").as_deref(), Some("boot=2,nested=on"));
     }
@@ -149,9 +128,6 @@ mod tests {
     #[test]
     fn landlock_is_told_of_the_sandboxs_directory() {
         let args = arguments(&spec(), INHERITED, true);
-        assert_eq!(
-            value(&args, "--landlock-rules").as_deref(),
-            Some("path=/run/b/1,access=rw")
-        );
+        assert_eq!(value(&args, "--landlock-rules").as_deref(), Some("path=/run/b/1,access=rw"));
     }
 }

@@ -127,9 +127,6 @@ mod tests {
         assert_eq!(read("[1, 2]").await, None);
         assert_eq!(read("").await, None);
         assert_eq!(read("{\"source\": \"vm\", \"event\": \"shut").await, None);
-        assert_eq!(
-            read(&format!("{{\"source\": \"{}", "x".repeat(1 << 20))).await,
-            None
-        );
+        assert_eq!(read(&format!("{{\"source\": \"{}", "x".repeat(1 << 20))).await, None);
     }
 }

@@ -25,10 +25,7 @@ const ROLE: &str = "cloud-hypervisor";
 
 /// The first version that has every option that is used here, and takes descriptors for the API
 /// and the events.
-pub const OLDEST: Version = Version {
-    major: 50,
-    minor: 0,
-};
+pub const OLDEST: Version = Version { major: 50, minor: 0 };
 
 /// Starts a VM.
 pub(super) fn start(program: &Path, spec: &VmSpec) -> Result<Machine, StartError> {
@@ -57,13 +54,7 @@ pub(super) fn start(program: &Path, spec: &VmSpec) -> Result<Machine, StartError
 
     let program = program.to_owned();
     let judge = move |ended| judge(&program, ended);
-    Ok(Machine::new(
-        vmm,
-        Vec::new(),
-        spec.vsock(),
-        events::first_exit(events),
-        judge,
-    ))
+    Ok(Machine::new(vmm, Vec::new(), spec.vsock(), events::first_exit(events), judge))
 }
 
 /// What the VMM's end means where its events say nothing.
@@ -92,10 +83,7 @@ mod tests {
         let program = dir.path().join("old");
         fs::write(&program, "#!/bin/sh\necho cloud-hypervisor v40.0\n").expect("write");
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("chmod");
-        let ended = Ended {
-            status: Status::Code(2),
-            output: "unexpected argument".to_owned(),
-        };
+        let ended = Ended { status: Status::Code(2), output: "unexpected argument".to_owned() };
         assert_eq!(
             judge(&program, ended).to_string(),
             "cloud-hypervisor ended with exit code 2: unexpected argument \
@@ -105,10 +93,7 @@ mod tests {
 
     #[test]
     fn a_silent_clean_end_is_a_power_off() {
-        let ended = Ended {
-            status: Status::Code(0),
-            output: String::new(),
-        };
+        let ended = Ended { status: Status::Code(0), output: String::new() };
         assert_eq!(judge(Path::new("/nowhere"), ended), VmExit::GuestPowerOff);
     }
 }

@@ -37,13 +37,7 @@ impl Moment {
             let after = monotonic()?;
             let took = after.saturating_sub(before);
             if best.is_none_or(|(least, _)| took < least) {
-                best = Some((
-                    took,
-                    Moment {
-                        ticks,
-                        nanos: before + took / 2,
-                    },
-                ));
+                best = Some((took, Moment { ticks, nanos: before + took / 2 }));
             }
         }
         best.map(|(_, moment)| moment)
@@ -73,34 +67,16 @@ mod tests {
 
     #[test]
     fn the_speed_is_ticks_over_time() {
-        let start = Moment {
-            ticks: 1000,
-            nanos: 5,
-        };
-        let later = Moment {
-            ticks: 1000 + 25_000_000,
-            nanos: 5 + 10_000_000,
-        };
+        let start = Moment { ticks: 1000, nanos: 5 };
+        let later = Moment { ticks: 1000 + 25_000_000, nanos: 5 + 10_000_000 };
         assert_eq!(start.khz_until(later), Some(2_500_000));
     }
 
     #[test]
     fn moments_too_near_or_out_of_order_say_nothing() {
-        let start = Moment {
-            ticks: 1000,
-            nanos: 5,
-        };
-        assert_eq!(
-            start.khz_until(Moment {
-                ticks: 2000,
-                nanos: 1000
-            }),
-            None
-        );
-        let early = Moment {
-            ticks: 0,
-            nanos: 10_000_000,
-        };
+        let start = Moment { ticks: 1000, nanos: 5 };
+        assert_eq!(start.khz_until(Moment { ticks: 2000, nanos: 1000 }), None);
+        let early = Moment { ticks: 0, nanos: 10_000_000 };
         assert_eq!(start.khz_until(early), None);
     }
 

@@ -35,11 +35,7 @@ const FS_QUEUE: u32 = 1024;
 
 /// The arguments for a VM.
 pub(super) fn arguments(spec: &VmSpec, platform: Platform, inherited: Inherited) -> Vec<OsString> {
-    let Platform {
-        machine,
-        accel,
-        tsc_khz,
-    } = platform;
+    let Platform { machine, accel, tsc_khz } = platform;
     let mut args: Vec<OsString> = Vec::new();
     let mut add = |name: &str, value: OsString| {
         args.push(name.into());
@@ -65,35 +61,20 @@ pub(super) fn arguments(spec: &VmSpec, platform: Platform, inherited: Inherited)
     add("-initrd", spec.initramfs.clone().into());
     add("-append", cmdline(spec, machine, tsc_khz).into());
 
-    add(
-        "-chardev",
-        option("file,id=console,append=on,path=", &spec.console),
-    );
+    add("-chardev", option("file,id=console,append=on,path=", &spec.console));
     add("-serial", "chardev:console".into());
-    add(
-        "-chardev",
-        format!("socket,id=qmp,fd={}", inherited.qmp).into(),
-    );
+    add("-chardev", format!("socket,id=qmp,fd={}", inherited.qmp).into());
     add("-mon", "chardev=qmp,mode=control".into());
 
     let bus = match machine {
         QemuMachine::Microvm => "device",
         QemuMachine::Q35 => "pci",
     };
-    add(
-        "-chardev",
-        option("socket,id=share,path=", &spec.share.socket),
-    );
+    add("-chardev", option("socket,id=share,path=", &spec.share.socket));
     let fs = format!("vhost-user-fs-{bus},chardev=share,queue-size={FS_QUEUE},tag=");
     add("-device", option(&fs, Path::new(&spec.share.tag)));
-    add(
-        "-chardev",
-        format!("socket,id=vsock,fd={}", inherited.vsock).into(),
-    );
-    add(
-        "-device",
-        format!("vhost-user-vsock-{bus},chardev=vsock").into(),
-    );
+    add("-chardev", format!("socket,id=vsock,fd={}", inherited.vsock).into());
+    add("-device", format!("vhost-user-vsock-{bus},chardev=vsock").into());
     if machine == QemuMachine::Q35 {
         add("-device", "pvpanic-pci".into());
     }
@@ -130,11 +111,7 @@ fn processor(accel: Accel, nested: bool) -> String {
         Accel::Kvm => "host",
         Accel::Tcg => "max",
     };
-    if nested {
-        model.to_owned()
-    } else {
-        format!("{model},-vmx,-svm")
-    }
+    if nested { model.to_owned() } else { format!("{model},-vmx,-svm") }
 }
 
 /// Without ACPI and keyboard controller the kernel resets by a triple fault, which `-no-reboot`
@@ -181,25 +158,14 @@ mod tests {
             memory: 256 << 20,
             nested: false,
             console: PathBuf::from("/run/b/1/console"),
-            share: Share {
-                tag: "share".to_owned(),
-                socket: PathBuf::from("/run/b/1/fs"),
-            },
+            share: Share { tag: "share".to_owned(), socket: PathBuf::from("/run/b/1/fs") },
         }
     }
 
     fn line(spec: &VmSpec, machine: QemuMachine, accel: Accel) -> String {
         let tsc_khz = (accel == Accel::Tcg).then_some(2_500_000);
-        let platform = Platform {
-            machine,
-            accel,
-            tsc_khz,
-        };
-        let inherited = Inherited {
-            qmp: 7,
-            vsock: 8,
-            memory: 9,
-        };
+        let platform = Platform { machine, accel, tsc_khz };
+        let inherited = Inherited { qmp: 7, vsock: 8, memory: 9 };
         let args = arguments(spec, platform, inherited);
         let words: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
         words.join(" ") + " "
@@ -221,10 +187,7 @@ mod tests {
         );
         has(&line, "-accel tcg,thread=multi");
         has(&line, "-cpu max,-vmx,-svm");
-        has(
-            &line,
-            "vhost-user-fs-device,chardev=share,queue-size=1024,tag=share",
-        );
+        has(&line, "vhost-user-fs-device,chardev=share,queue-size=1024,tag=share");
         has(&line, "vhost-user-vsock-device,chardev=vsock");
         has(&line, "socket,id=qmp,fd=7");
         has(&line, "socket,id=vsock,fd=8");
@@ -244,10 +207,7 @@ mod tests {
 
     #[test]
     fn nested_virtualization_is_on_only_when_asked_for() {
-        let spec = VmSpec {
-            nested: true,
-            ..spec()
-        };
+        let spec = VmSpec { nested: true, ..spec() };
         has(&line(&spec, QemuMachine::Microvm, Accel::Kvm), "-cpu host");
     }
 

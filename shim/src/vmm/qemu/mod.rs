@@ -53,23 +53,13 @@ pub(super) async fn start(settings: &Settings<'_>, spec: &VmSpec) -> Result<Mach
         vsock: command.inherit(connection),
         memory: command.inherit(memory),
     };
-    let platform = command::Platform {
-        machine: settings.machine,
-        accel: settings.accel,
-        tsc_khz,
-    };
+    let platform = command::Platform { machine: settings.machine, accel: settings.accel, tsc_khz };
     command.args(command::arguments(spec, platform, inherited));
     let vmm = command.spawn()?;
 
     let program = settings.program.to_owned();
     let judge = move |ended| judge(&program, ended);
-    Ok(Machine::new(
-        vmm,
-        vec![daemon],
-        spec.vsock(),
-        qmp::first_exit(ours),
-        judge,
-    ))
+    Ok(Machine::new(vmm, vec![daemon], spec.vsock(), qmp::first_exit(ours), judge))
 }
 
 fn qmp_connection() -> io::Result<(tokio::net::UnixStream, UnixStream)> {

@@ -43,11 +43,7 @@ pub(super) async fn first_exit(stream: impl AsyncRead + Unpin) -> Option<VmExit>
     let mut stream = BufReader::new(stream);
     loop {
         let mut line = Vec::new();
-        (&mut stream)
-            .take(LONGEST)
-            .read_until(b'\n', &mut line)
-            .await
-            .ok()?;
+        (&mut stream).take(LONGEST).read_until(b'\n', &mut line).await.ok()?;
         let message: Message = serde_json::from_slice(&line).ok()?;
         if let Some(exit) = message.exit() {
             return Some(exit);
@@ -73,18 +69,9 @@ mod tests {
 
     #[tokio::test]
     async fn shutdowns_are_told_apart_by_their_reason() {
-        assert_eq!(
-            read(&shutdown("guest-reset")).await,
-            Some(VmExit::GuestReset)
-        );
-        assert_eq!(
-            read(&shutdown("guest-shutdown")).await,
-            Some(VmExit::GuestPowerOff)
-        );
-        assert_eq!(
-            read(&shutdown("guest-panic")).await,
-            Some(VmExit::GuestPanic)
-        );
+        assert_eq!(read(&shutdown("guest-reset")).await, Some(VmExit::GuestReset));
+        assert_eq!(read(&shutdown("guest-shutdown")).await, Some(VmExit::GuestPowerOff));
+        assert_eq!(read(&shutdown("guest-panic")).await, Some(VmExit::GuestPanic));
         assert_eq!(read(&shutdown("host-signal")).await, None);
     }
 

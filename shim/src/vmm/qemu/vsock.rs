@@ -35,11 +35,7 @@ pub(super) async fn start(
     spec: &VmSpec,
 ) -> Result<(Helper, UnixStream), StartError> {
     let socket = spec.dir.join(SOCKET);
-    let failed = |source| StartError::Socket {
-        what: "vsock device",
-        path: socket.clone(),
-        source,
-    };
+    let failed = |source| StartError::Socket { what: "vsock device", path: socket.clone(), source };
     // Watched before the daemon starts, so that its socket is not missed.
     let appears = Appearance::watch(&spec.dir).map_err(failed)?;
 
@@ -124,10 +120,7 @@ mod tests {
             memory: 64 << 20,
             nested: false,
             console: PathBuf::new(),
-            share: Share {
-                tag: String::new(),
-                socket: PathBuf::new(),
-            },
+            share: Share { tag: String::new(), socket: PathBuf::new() },
         }
     }
 
@@ -135,9 +128,7 @@ mod tests {
     async fn a_daemon_that_ends_is_reported_with_its_words() {
         let dir = tempfile::tempdir().expect("tempdir");
         let program = daemon(dir.path(), "echo no such option; exit 0");
-        let error = start(&program, &spec(dir.path()))
-            .await
-            .expect_err("it ended");
+        let error = start(&program, &spec(dir.path())).await.expect_err("it ended");
         assert_eq!(
             error.to_string(),
             "vhost-device-vsock ended with exit code 0 before the VM started: no such option"

@@ -40,11 +40,7 @@ const INTENDED: &[Intended] = &[
     Intended {
         line: "oom_score_adj ",
         reason: "one that the spec doesn't name is inherited: runc's shim has 1, the agent has its own",
-        rest: |line, spec| {
-            spec["process"]["oomScoreAdj"]
-                .is_number()
-                .then(|| line.to_owned())
-        },
+        rest: |line, spec| spec["process"]["oomScoreAdj"].is_number().then(|| line.to_owned()),
     },
     Intended {
         line: "dev core ",
@@ -55,10 +51,7 @@ const INTENDED: &[Intended] = &[
         line: "interfaces ",
         reason: "a kernel may bring fallback tunnels of its own into a new network namespace",
         rest: |line, _| {
-            Some(format!(
-                "interface lo {}",
-                line.split_whitespace().any(|name| name == "lo")
-            ))
+            Some(format!("interface lo {}", line.split_whitespace().any(|name| name == "lo")))
         },
     },
     Intended {
@@ -93,10 +86,7 @@ fn compare(t: &Test<'_>, change: Change) -> Outcome {
         difference.is_empty(),
         "runc (-) and the runtime under test (+) differ:\n{}\nmeant to differ are only:\n{}",
         difference.join("\n"),
-        INTENDED
-            .iter()
-            .map(|one| format!("  {}: {}\n", one.line, one.reason))
-            .collect::<String>()
+        INTENDED.iter().map(|one| format!("  {}: {}\n", one.line, one.reason)).collect::<String>()
     );
     Ok(())
 }
@@ -130,11 +120,8 @@ fn observe(t: &Test<'_>, runtime: Runtime, change: Change) -> Outcome<Vec<String
         command::tail(&done.out()),
         command::tail(&done.err())
     );
-    let mut lines: Vec<String> = done
-        .out()
-        .lines()
-        .filter_map(|line| comparable(line, &spec))
-        .collect();
+    let mut lines: Vec<String> =
+        done.out().lines().filter_map(|line| comparable(line, &spec)).collect();
     lines.push(format!("exit code {}", done.code()));
     lines.push(format!("stderr {:?}", done.err()));
     lines.sort();
@@ -143,10 +130,7 @@ fn observe(t: &Test<'_>, runtime: Runtime, change: Change) -> Outcome<Vec<String
 
 /// What remains of a line to be compared.
 fn comparable(line: &str, spec: &Value) -> Option<String> {
-    match INTENDED
-        .iter()
-        .find(|intended| line.starts_with(intended.line))
-    {
+    match INTENDED.iter().find(|intended| line.starts_with(intended.line)) {
         Some(intended) => (intended.rest)(line, spec),
         None => Some(line.to_owned()),
     }
@@ -154,22 +138,17 @@ fn comparable(line: &str, spec: &Value) -> Option<String> {
 
 /// Whether a line of /proc/self/limits is about a limit that the spec names.
 fn named_limit(line: &str, spec: &Value) -> bool {
-    let limits = spec["process"]["rlimits"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
-    let names = limits
-        .iter()
-        .filter_map(|limit| match limit["type"].as_str()? {
-            "RLIMIT_NOFILE" => Some("Max open files"),
-            "RLIMIT_CORE" => Some("Max core file size"),
-            "RLIMIT_NPROC" => Some("Max processes"),
-            "RLIMIT_STACK" => Some("Max stack size"),
-            "RLIMIT_FSIZE" => Some("Max file size"),
-            "RLIMIT_MEMLOCK" => Some("Max locked memory"),
-            "RLIMIT_CPU" => Some("Max cpu time"),
-            _ => None,
-        });
+    let limits = spec["process"]["rlimits"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let names = limits.iter().filter_map(|limit| match limit["type"].as_str()? {
+        "RLIMIT_NOFILE" => Some("Max open files"),
+        "RLIMIT_CORE" => Some("Max core file size"),
+        "RLIMIT_NPROC" => Some("Max processes"),
+        "RLIMIT_STACK" => Some("Max stack size"),
+        "RLIMIT_FSIZE" => Some("Max file size"),
+        "RLIMIT_MEMLOCK" => Some("Max locked memory"),
+        "RLIMIT_CPU" => Some("Max cpu time"),
+        _ => None,
+    });
     names.into_iter().any(|name| line.contains(name))
 }
 
@@ -194,20 +173,12 @@ fn mount(line: &str) -> Option<String> {
     {
         return None;
     }
-    let kernel = [
-        "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2",
-    ]
-    .contains(&kind);
-    let mut flags: Vec<&str> = flags
-        .split(',')
-        .filter(|flag| kernel || !flag.ends_with("atime"))
-        .collect();
+    let kernel =
+        ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"].contains(&kind);
+    let mut flags: Vec<&str> =
+        flags.split(',').filter(|flag| kernel || !flag.ends_with("atime")).collect();
     flags.sort_unstable();
-    let kind = if kernel {
-        kind.trim_end_matches('2')
-    } else {
-        "host"
-    };
+    let kind = if kernel { kind.trim_end_matches('2') } else { "host" };
     let mut own: Vec<&str> = options
         .split(',')
         .filter(|option| {
@@ -215,11 +186,7 @@ fn mount(line: &str) -> Option<String> {
         })
         .collect();
     own.sort_unstable();
-    Some(format!(
-        "mount {target} {kind} {} {}",
-        flags.join(","),
-        own.join(",")
-    ))
+    Some(format!("mount {target} {kind} {} {}", flags.join(","), own.join(",")))
 }
 
 /// Appends to an array of the spec.
@@ -233,8 +200,5 @@ fn push(list: &mut Value, item: Value) {
 
 /// Adds to the probe's environment.
 fn env(spec: &mut Value, name: &str, value: &str) {
-    push(
-        &mut spec["process"]["env"],
-        json!(format!("{name}={value}")),
-    );
+    push(&mut spec["process"]["env"], json!(format!("{name}={value}")));
 }
