@@ -12,12 +12,17 @@ PREFIX ?= /usr/local
 SYSCONFDIR ?= /etc
 DESTDIR ?=
 
-# The profile of shim and tool that the tests run; what is installed and measured is always release.
+# The profile of shim and tool that the tests run; what is installed and measured is always a static release
+# build: each sandbox starts the shim three times, and loading libraries is most of what a start costs.
 PROFILE ?= dev
 built := target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 guest := target/guest
 programs := containerd-shim-bulkhead-v2 bulkhead
 packages := -p bulkhead-shim -p bulkhead-ctl
+triple := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+release := target/static/$(triple)/release
+build-release = cargo build --locked --release --target-dir target/static --target $(triple) \
+    --config 'target.$(triple).rustflags=["-Ctarget-feature=+crt-static"]' $(packages)
 
 .PHONY: help
 help: ## List the targets.
@@ -73,9 +78,9 @@ test-bed: build e2e ## Run the end-to-end tests with cloud-hypervisor, in a nest
 
 .PHONY: bench
 bench: setup guest ## Measure start, exec and memory against runc; target/bench/bench.json.
-	cargo build --locked --release $(packages)
+	$(build-release)
 	cargo build --locked -p bulkhead-tests
-	@tests/bench.sh
+	@PROFILE=$(release:target/%=%) tests/bench.sh
 
 .PHONY: lint
 lint: ## Check formatting, lints, licences and sources of dependencies.
@@ -85,9 +90,9 @@ lint: ## Check formatting, lints, licences and sources of dependencies.
 
 .PHONY: install
 install: setup guest ## Install under PREFIX (/usr/local); DESTDIR is put before every path.
-	cargo build --locked --release $(packages)
+	$(build-release)
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/bulkhead $(DESTDIR)$(SYSCONFDIR)/bulkhead
-	install -m 755 $(addprefix target/release/,$(programs)) $(DESTDIR)$(PREFIX)/bin
+	install -m 755 $(addprefix $(release)/,$(programs)) $(DESTDIR)$(PREFIX)/bin
 	install -m 644 $(guest)/vmlinux $(guest)/initramfs.cpio $(DESTDIR)$(PREFIX)/share/bulkhead
 	@config=$(DESTDIR)$(SYSCONFDIR)/bulkhead/config.toml; \
 	if [[ -e $$config ]] && ! cmp -s deploy/config.toml $$config; then \

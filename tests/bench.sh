@@ -1,13 +1,14 @@
 #!/bin/bash
 # `make bench`: the benchmarks with QEMU on this machine, and with cloud-hypervisor: on this machine too where
-# hardware KVM is usable, else in the test bed. Prints tables, writes target/bench/bench.json.
+# hardware KVM is usable, else in the test bed. $PROFILE is the build, a directory below target/. Prints tables,
+# writes target/bench/bench.json.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
 export BULKHEAD_CACHE=${BULKHEAD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bulkhead}
 out=target/bench
 mkdir -p "$out"
-bench=(target/debug/bulkhead-bench --profile release)
+bench=(target/debug/bulkhead-bench --profile "${PROFILE:-release}")
 
 run() {
     echo "== $1"

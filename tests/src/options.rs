@@ -19,7 +19,7 @@ Runs the end-to-end tests whose names hold one of the patterns; all of them with
   --threads N                      how many tests run side by side (4)
   --patience N                     multiplies every deadline, for slow machines (1)
   --megabytes N                    how much the stream tests send (1024)
-  --profile debug|release          which build of the product to test (debug)
+  --profile NAME                   which build of the product to test: a directory below the target (debug)
   --cache DIR                      where `make setup` put the tools
   --target DIR                     where `make build` put the product
   --scratch DIR                    where the tests may write (/tmp)
