@@ -21,11 +21,18 @@ pub use exit::VmExit;
 pub use select::{Accel, Host, KvmProblem, SelectError, Selection, Vmm};
 
 /// What every guest's kernel is told, before the sandbox's own parameters: the console, what is worth to be shown
-/// there, and to reset at once on a panic, in case it cannot reach the panic device. With a single vCPU it would
-/// take the lock prefixes out of its own code, at 8,000 places, for less than that costs; and without haste the
-/// end of each RCU grace period, for which mounts and control groups wait, takes several ticks.
-const KERNEL_PARAMS: [&str; 5] =
-    ["console=ttyS0", "loglevel=3", "panic=-1", "noreplace-smp", "rcupdate.rcu_expedited=1"];
+/// there, and to reset at once on a panic, in case it cannot reach the panic device. The rest is time. With a single
+/// vCPU it would take the lock prefixes out of its own code, at 8,000 places, for less than that costs; the end of an
+/// RCU grace period, for which mounts and control groups wait, would take it several ticks; and a timer that is
+/// late, since the host is busy, is no reason to give up.
+const KERNEL_PARAMS: [&str; 6] = [
+    "console=ttyS0",
+    "loglevel=3",
+    "panic=-1",
+    "noreplace-smp",
+    "rcupdate.rcu_expedited=1",
+    "no_timer_check",
+];
 
 /// What a VM is made of. All of it is there before the VMM starts: nothing is plugged later.
 #[derive(Debug, Clone)]
