@@ -75,9 +75,14 @@ impl Guest {
         }
     }
 
-    /// Makes the guest ready for containers.
-    pub async fn setup(&self, request: &SetupRequest) -> Result<SetupResponse, GuestError> {
-        self.call(async |agent, context| agent.setup(context, request).await).await
+    /// Makes the guest ready for containers, within this time.
+    pub async fn setup(
+        &self,
+        request: &SetupRequest,
+        deadline: Duration,
+    ) -> Result<SetupResponse, GuestError> {
+        let setup = async |agent: &AgentClient, context| agent.setup(context, request).await;
+        self.call_within(deadline, setup).await
     }
 
     /// Syncs the guest's file systems; the VM may be ended afterwards.

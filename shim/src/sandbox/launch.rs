@@ -183,7 +183,7 @@ pub async fn guest(
         path: PathBuf::from("/dev/urandom"),
         source,
     })?;
-    let setup = match guest.setup(&request).await {
+    let setup = match guest.setup(&request, config.agent_timeout).await {
         Ok(setup) => setup,
         Err(error) => {
             // Why the guest hung up is better known by the VMM.
