@@ -1,13 +1,14 @@
 #!/bin/sh
-# Builds bulkhead-agent as one static binary and copies it to OUT:
+# Builds bulkhead-agent, or another package for the guest, as one static binary and copies it to OUT:
 #
-#     agent/build.sh OUT
+#     agent/build.sh OUT [PACKAGE]
 #
 # Needs libseccomp.a, libelf.a and libz.a (Debian: libseccomp-dev, libelf-dev, zlib1g-dev).
 # CARGO_TARGET_DIR is honoured; other arguments of cargo go into CARGO_ARGS.
 set -eu
 
-out=${1:?usage: agent/build.sh OUT}
+out=${1:?usage: agent/build.sh OUT [PACKAGE]}
+package=${2:-bulkhead-agent}
 cd "$(dirname "$0")/.."
 
 # Named explicitly, so that the flags below reach the agent and not cargo's build scripts. At a fixed address the
@@ -18,8 +19,8 @@ export LIBSECCOMP_LINK_TYPE=static
 export LIBSECCOMP_LIB_PATH="${LIBSECCOMP_LIB_PATH:-/usr/lib/x86_64-linux-gnu}"
 
 # shellcheck disable=SC2086
-cargo build --release --locked --package bulkhead-agent --target "$target" ${CARGO_ARGS:-}
+cargo build --release --locked --package "$package" --target "$target" ${CARGO_ARGS:-}
 
 # Copied only when it has changed, so that what is made from it is not made again without a cause.
-built=${CARGO_TARGET_DIR:-target}/$target/release/bulkhead-agent
+built=${CARGO_TARGET_DIR:-target}/$target/release/$package
 cmp -s "$built" "$out" || install -D -m 0755 "$built" "$out"

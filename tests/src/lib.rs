@@ -15,3 +15,4 @@ pub mod runner;
 pub mod session;
 pub mod shim;
 pub mod spec;
+pub mod ward;

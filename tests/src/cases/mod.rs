@@ -4,6 +4,7 @@ mod api;
 mod differential;
 mod events;
 mod exec;
+mod hostile;
 mod lifecycle;
 mod refusals;
 mod run;
@@ -20,6 +21,7 @@ pub fn all() -> Vec<&'static Case> {
     [
         streams::CASES,
         refusals::CASES,
+        hostile::CASES,
         lifecycle::CASES,
         api::CASES,
         specs::CASES,

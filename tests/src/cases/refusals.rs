@@ -1,19 +1,14 @@
 //! A host that isn't right: what `ctr run` then says, and that nothing is left.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use crate::bed::Test;
-use crate::command::{self, Finished, Input};
-use crate::containerd::Containerd;
 use crate::ensure;
 use crate::failure::Outcome;
-use crate::leftovers;
-use crate::product;
 use crate::runner::Case;
+use crate::ward::Ward;
 
 /// The tests of this file.
 pub const CASES: &[Case] = &[
@@ -79,89 +74,6 @@ pub const CASES: &[Case] = &[
         then_all_is_well,
     ),
 ];
-
-/// A containerd whose shims read another configuration.
-struct Ward<'t, 'b> {
-    test: &'t Test<'b>,
-    node: Containerd,
-    scratch: PathBuf,
-}
-
-impl<'t, 'b> Ward<'t, 'b> {
-    fn new(test: &'t Test<'b>) -> Outcome<Self> {
-        Ok(Self { test, node: test.bed.another()?, scratch: test.directory()? })
-    }
-
-    /// The configuration that works, with lines of its own. A later line for the same key replaces the
-    /// earlier one.
-    fn configure(&self, lines: &str) -> Outcome {
-        let key = |line: &str| line.split('=').next().unwrap_or_default().trim().to_owned();
-        let replaced: Vec<String> = lines.lines().map(key).collect();
-        let usual = product::config(&self.test.bed.options, self.node.dir());
-        let kept = usual.lines().filter(|line| !replaced.contains(&key(line)));
-        let text = kept.chain(lines.lines()).map(|line| format!("{line}\n")).collect::<String>();
-        self.node.configure(&text)
-    }
-
-    /// Runs a container that should be refused with all of `texts`, within a time, leaving nothing.
-    fn refused(&self, seconds: u64, texts: &[&str]) -> Outcome<Finished> {
-        let container = self.test.container_on(&self.node);
-        let done = container.run(&[], &["true"])?;
-        for text in texts {
-            ensure!(
-                done.code() != 0 && done.err().contains(text),
-                "the error doesn't say {text:?}, but (code {}):\n{}\n--- containerd's log\n{}",
-                done.code(),
-                command::tail(&done.err()),
-                command::tail(&self.node.log())
-            );
-        }
-        let limit = self.test.deadline(seconds);
-        ensure!(
-            done.took <= limit,
-            "it took {:.1} s, not {} s",
-            done.took.as_secs_f64(),
-            limit.as_secs()
-        );
-        container.remove();
-        self.nothing_left(&container.id)?;
-        Ok(done)
-    }
-
-    fn nothing_left(&self, id: &str) -> Outcome {
-        let mut paths = leftovers::entries(&product::state_dir(self.node.dir()));
-        paths.push(self.node.bundle(id));
-        leftovers::none(id, &paths, self.test.deadline(15))
-    }
-
-    fn config_file(&self) -> String {
-        self.node.config_file().to_string_lossy().into_owned()
-    }
-
-    /// A script in the place of a program.
-    fn script(&self, name: &str, text: &str) -> Outcome<String> {
-        let file = self.scratch.join(name);
-        fs::write(&file, format!("#!/bin/sh\n{text}\n"))?;
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
-        Ok(file.to_string_lossy().into_owned())
-    }
-
-    /// An initramfs with this program as /init.
-    fn initramfs(&self, init: &Path) -> Outcome<String> {
-        let out = self.scratch.join("initramfs.cpio");
-        let mut pack = Command::new(
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-kernel/initramfs.sh"),
-        );
-        pack.arg(init).arg(&out);
-        command::run(pack, Input::Null, self.test.deadline(30))?.ok()?;
-        Ok(out.to_string_lossy().into_owned())
-    }
-
-    /// The key under which the configuration names the VMM's program.
-    fn vmm_key(&self) -> &'static str {
-        if self.test.bed.options.hypervisor == "qemu" { "qemu" } else { "cloud_hypervisor" }
-    }
-}
 
 fn silent_guest(t: &Test<'_>) -> Outcome {
     let ward = Ward::new(t)?;

@@ -1,0 +1,115 @@
+//! The calls of the agent, answered with ill intent.
+
+use std::future::pending;
+
+use async_trait::async_trait;
+use bulkhead_protocols::agent::{
+    ContainerRef, CreateRequest, CreateResponse, DiagnosticsResponse, Empty, Event, Exit, IoStats,
+    PidsResponse, ProcessRef, SetupRequest, SetupResponse, SignalRequest, Stamp, StartResponse,
+    StatsResponse, event,
+};
+use bulkhead_protocols::agent_ttrpc::Agent;
+use ttrpc::Result;
+use ttrpc::r#async::{ServerStreamSender, TtrpcContext};
+
+use crate::Vice;
+
+/// What would clear a screen, or be a line of its own in a log.
+const ESCAPES: &str = "\u{1b}[2Jforged\nlevel=fatal msg=forged";
+
+/// More of anything than a host should keep. All of one kind must fit into 64 KiB: QEMU's vsock device passes on no
+/// more in one direction until something goes the other way.
+const MANY: u32 = 1000;
+
+/// A service with this vice.
+pub struct Hostile(pub Vice);
+
+impl Hostile {
+    fn lies(&self) -> bool {
+        self.0 == Vice::Liar
+    }
+
+    async fn unless_mute<T>(&self, answer: T) -> Result<T> {
+        if self.0 == Vice::Mute { pending().await } else { Ok(answer) }
+    }
+}
+
+#[async_trait]
+impl Agent for Hostile {
+    async fn setup(&self, _: &TtrpcContext, _: SetupRequest) -> Result<SetupResponse> {
+        let mut answer = SetupResponse::new();
+        if self.lies() {
+            answer.agent_version = ESCAPES.to_owned();
+            answer.kernel_release = ESCAPES.repeat(100);
+            let stamp = |i| Stamp {
+                phase: format!("\u{1b}{i}"),
+                uptime_us: u64::MAX,
+                ..Default::default()
+            };
+            answer.stamps = (0..MANY).map(stamp).collect();
+        }
+        Ok(answer)
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> Result<Empty> {
+        self.unless_mute(Empty::new()).await
+    }
+
+    async fn events(
+        &self,
+        _: &TtrpcContext,
+        _: Empty,
+        to: ServerStreamSender<Event>,
+    ) -> Result<()> {
+        for number in 0..MANY {
+            if !self.lies() {
+                break;
+            }
+            let process = ProcessRef {
+                container: "../../etc".to_owned(),
+                exec: format!("../{number}"),
+                ..Default::default()
+            };
+            let exit =
+                Exit { process: Some(process).into(), status: u32::MAX, ..Default::default() };
+            let kind = Some(event::Kind::Exit(exit));
+            to.send(&Event { kind, ..Default::default() }).await?;
+        }
+        pending().await
+    }
+
+    async fn create(&self, _: &TtrpcContext, _: CreateRequest) -> Result<CreateResponse> {
+        Ok(CreateResponse { pid: u32::MAX, ..Default::default() })
+    }
+
+    async fn start(&self, _: &TtrpcContext, _: ProcessRef) -> Result<StartResponse> {
+        Ok(StartResponse { pid: u32::MAX, ..Default::default() })
+    }
+
+    async fn signal(&self, _: &TtrpcContext, _: SignalRequest) -> Result<Empty> {
+        self.unless_mute(Empty::new()).await
+    }
+
+    async fn stats(&self, _: &TtrpcContext, _: ContainerRef) -> Result<StatsResponse> {
+        let mut answer = StatsResponse::new();
+        if self.lies() {
+            let device = IoStats { major: u64::MAX, minor: u64::MAX, ..Default::default() };
+            answer.io = vec![device; MANY as usize];
+        }
+        self.unless_mute(answer).await
+    }
+
+    async fn pids(&self, _: &TtrpcContext, _: ContainerRef) -> Result<PidsResponse> {
+        let pids = if self.lies() { (0..10 * MANY).collect() } else { Vec::new() };
+        self.unless_mute(PidsResponse { pids, ..Default::default() }).await
+    }
+
+    async fn delete(&self, _: &TtrpcContext, _: ProcessRef) -> Result<Empty> {
+        self.unless_mute(Empty::new()).await
+    }
+
+    async fn diagnostics(&self, _: &TtrpcContext, _: Empty) -> Result<DiagnosticsResponse> {
+        let kernel_log = vec![ESCAPES.to_owned(); MANY as usize];
+        self.unless_mute(DiagnosticsResponse { kernel_log, ..Default::default() }).await
+    }
+}

@@ -1,0 +1,97 @@
+//! A guest in an attacker's hands: what the shim makes of an agent that lies, floods or is silent.
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use crate::bed::{Container, Test};
+use crate::ensure;
+use crate::failure::Outcome;
+use crate::runner::Case;
+use crate::ward::Ward;
+
+/// The tests of this file.
+pub const CASES: &[Case] = &[
+    Case::bulkhead("hostile.deaf", "kill -9 ends a container whose guest ignores it", deaf),
+    Case::bulkhead(
+        "hostile.mute",
+        "kill -9 and delete end a container whose guest answers nothing any more",
+        mute,
+    ),
+    Case::bulkhead(
+        "hostile.liar",
+        "what a guest makes up is neither acted upon, nor kept, nor written into the log as it is",
+        liar,
+    ),
+    Case::bulkhead(
+        "hostile.noise",
+        "a guest that does not speak the protocol is refused, and leaves nothing",
+        noise,
+    ),
+];
+
+/// More than a shim ever needs, in KiB.
+const RESIDENT: u64 = 64 << 10;
+
+/// A containerd whose guests have this vice.
+fn ward<'t, 'b>(t: &'t Test<'b>, vice: &str) -> Outcome<Ward<'t, 'b>> {
+    let ward = Ward::new(t)?;
+    let initramfs = ward.initramfs(&t.bed.options.target.join("guest/bulkhead-hostile"))?;
+    let patience = 15 * u64::from(t.bed.options.patience);
+    ward.configure(&format!(
+        "initramfs = {initramfs:?}\nagent_timeout = {patience}\nkernel_params = [\"hostile={vice}\"]\n"
+    ))?;
+    Ok(ward)
+}
+
+/// Kills what does not want to end, and deletes it.
+fn end(ward: &Ward<'_, '_>, container: &Container<'_>) -> Outcome {
+    container.kill("SIGKILL")?;
+    container.wait_stopped()?;
+    let status = container.delete()?;
+    ensure!(status == 137, "it ended with {status}, not 137");
+    ward.nothing_left(&container.id)
+}
+
+fn deaf(t: &Test<'_>) -> Outcome {
+    let ward = ward(t, "deaf")?;
+    let container = t.container_on(&ward.node);
+    container.start(&["true"])?;
+    container.kill("SIGTERM")?;
+    ensure!(container.state()? == "RUNNING", "the task is {}", container.state()?);
+    end(&ward, &container)
+}
+
+fn mute(t: &Test<'_>) -> Outcome {
+    let ward = ward(t, "mute")?;
+    let container = t.container_on(&ward.node);
+    container.start(&["true"])?;
+    ensure!(container.state()? == "RUNNING", "the task is {}", container.state()?);
+    end(&ward, &container)
+}
+
+fn liar(t: &Test<'_>) -> Outcome {
+    let ward = ward(t, "liar")?;
+    let container = t.container_on(&ward.node);
+    container.start(&["true"])?;
+    // However it answers, it answers.
+    container.task("metrics", &[])?;
+    container.task("ps", &[])?;
+    // Events go on all the while.
+    thread::sleep(Duration::from_secs(2));
+    ensure!(container.state()? == "RUNNING", "the task is {}", container.state()?);
+    let status = fs::read_to_string(format!("/proc/{}/status", container.shim_pid()?))?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let peak: u64 = peak.unwrap_or_default().trim().trim_end_matches(" kB").parse()?;
+    ensure!(peak < RESIDENT, "the shim had {peak} KiB");
+    end(&ward, &container)?;
+    let log = ward.node.log();
+    ensure!(!log.contains('\u{1b}'), "an escape sequence has come into the log");
+    ensure!(!log.lines().any(|line| line.starts_with("forged")), "a forged line is in the log");
+    Ok(())
+}
+
+fn noise(t: &Test<'_>) -> Outcome {
+    let ward = ward(t, "noise")?;
+    ward.refused(40, &["guest"]).map(drop)
+}
