@@ -79,9 +79,10 @@ fn silent_guest(t: &Test<'_>) -> Outcome {
     let ward = Ward::new(t)?;
     // busybox as init starts no agent, but says on the console that it lacks its start-up script.
     let initramfs = ward.initramfs(Path::new("/bin/busybox"))?;
-    let patience = 10 * u64::from(t.bed.options.patience);
+    // A kernel on a busy host may take this long to come to its init.
+    let patience = 20 * u64::from(t.bed.options.patience);
     ward.configure(&format!("initramfs = {initramfs:?}\nagent_timeout = {patience}\n"))?;
-    let done = ward.refused(20, &["rcS"])?;
+    let done = ward.refused(40, &["rcS"])?;
     ensure!(
         done.took >= Duration::from_secs(patience),
         "it gave up after {:.1} s",
