@@ -264,12 +264,14 @@ impl Service for Agent {
     }
 
     async fn pause(&self, _: &TtrpcContext, name: ContainerRef) -> ttrpc::Result<Empty> {
-        self.guest.set_paused(&name.container, true).await?;
+        let guest = Arc::clone(&self.guest);
+        to_its_end(async move { guest.set_paused(&name.container, true).await }).await?;
         Ok(Empty::default())
     }
 
     async fn resume(&self, _: &TtrpcContext, name: ContainerRef) -> ttrpc::Result<Empty> {
-        self.guest.set_paused(&name.container, false).await?;
+        let guest = Arc::clone(&self.guest);
+        to_its_end(async move { guest.set_paused(&name.container, false).await }).await?;
         Ok(Empty::default())
     }
 

@@ -236,9 +236,10 @@ impl Task for TaskService {
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> Answer<StatsResponse> {
         let stats =
             self.container(&request.id)?.stats().await.map_err(|error| status(&error.into()))?;
-        let value = metrics(&stats)
-            .write_to_bytes()
-            .map_err(|error| invalid(format!("statistics: {error}")))?;
+        let value = metrics(&stats).write_to_bytes().map_err(|error| {
+            let text = format!("the statistics cannot be encoded: {error}");
+            ttrpc::Error::RpcStatus(get_status(Code::INTERNAL, text))
+        })?;
         let any = Any { type_url: METRICS.to_owned(), value, ..Default::default() };
         Ok(StatsResponse { stats: MessageField::some(any), ..Default::default() })
     }
