@@ -43,6 +43,9 @@ pub const SIGKILL: u32 = 9;
 /// How long a process that is deleted may have output left that nobody reads.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// How long the news of a process's end waits for its output. Others may hold the output open.
+const SETTLE: Duration = Duration::from_secs(1);
+
 /// How long the guest may take to deliver a signal, or to forget a process that is over.
 const PROMPT: Duration = Duration::from_secs(10);
 
@@ -360,6 +363,10 @@ impl Container {
         let _turn = process.turn().await;
         if matches!(process.status(), Status::Stopped(_)) {
             return;
+        }
+        // A client may stop reading once it hears of the end.
+        if let Some(streams) = process.streams() {
+            streams.settle(SETTLE).await;
         }
         let exit = Exit {
             // Codes end at 255, whatever a guest says.

@@ -150,7 +150,18 @@ impl Streams {
         lock(&self.stdin).take();
     }
 
-    /// Waits for the last byte of every output, at most this long.
+    /// Waits for the last byte of every output, at most this long; what takes longer goes on.
+    pub async fn settle(&self, at_most: Duration) {
+        let deadline = Instant::now() + at_most;
+        let mut outputs = std::mem::take(&mut *lock(&self.outputs));
+        for output in &mut outputs {
+            let _ = timeout_at(deadline, output).await;
+        }
+        outputs.retain(|output| !output.is_finished());
+        *lock(&self.outputs) = outputs;
+    }
+
+    /// Waits for the last byte of every output, at most this long, and ends what takes longer.
     pub async fn drain(&self, at_most: Duration) {
         let deadline = Instant::now() + at_most;
         let outputs = std::mem::take(&mut *lock(&self.outputs));
