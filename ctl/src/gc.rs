@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
+use bulkhead_protocols::chain;
 use bulkhead_shim::record::{Entry, Reaped, reap};
-use bulkhead_shim::sys::chain;
 
 /// How old a directory without a record is before it counts as left over: a shim writes the
 /// record milliseconds after it has made the directory.

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::{Duration, UNIX_EPOCH};
 
+use bulkhead_protocols::chain;
 use bulkhead_shim::record::{Entry, Phase, ProcessId, Record};
 use bulkhead_shim::service::{self, AskError};
-use bulkhead_shim::sys::chain;
 use bulkhead_shim::vmm::{Api, VmInfo};
 use serde_json::{Value, json};
 

@@ -15,9 +15,9 @@ mod text;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use bulkhead_protocols::chain;
 use bulkhead_shim::config::{Config, ConfigError};
 use bulkhead_shim::record::{self, Entry, RecordError};
-use bulkhead_shim::sys::chain;
 use thiserror::Error;
 
 use args::{Args, Command};

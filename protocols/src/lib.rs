@@ -1,9 +1,12 @@
 //! The wire between the shim on the host and the agent in the guest: `proto/agent.proto`, its
-//! generated code, and the numbers that both sides must agree on.
+//! generated code, the numbers that both sides must agree on, and how both tell an error.
 
 #![forbid(unsafe_code)]
 
+mod chain;
 pub mod hybrid_vsock;
+
+pub use chain::chain;
 
 /// The messages of `proto/agent.proto`.
 #[allow(

@@ -14,6 +14,6 @@ pub mod record;
 pub mod sandbox;
 pub mod service;
 pub mod storage;
-pub mod sys;
+mod sys;
 pub mod version;
 pub mod vmm;

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
+use bulkhead_protocols::chain;
 use bulkhead_shim::args::{Action, Args};
-use bulkhead_shim::sys::chain;
 use bulkhead_shim::{bootstrap, cleanup, info, service};
 
 fn main() -> ExitCode {

@@ -7,11 +7,12 @@ mod mounts;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use bulkhead_protocols::chain;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use tokio::runtime::Builder;
 
 use crate::stamps::Stamps;
-use crate::{kmsg, server, sys};
+use crate::{kmsg, server};
 
 /// Descriptors that the agent, and a container whose spec does not say, may have open; what
 /// container engines give on a plain host.
@@ -42,7 +43,7 @@ pub fn main() -> ExitCode {
     match run(&stamps) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let text = sys::chain(&error);
+            let text = chain(&error);
             log::error!("{text}");
             eprintln!("bulkhead-agent: {text}");
             ExitCode::FAILURE

@@ -1,9 +1,9 @@
 //! Why the helper could not do its work.
 
+use bulkhead_protocols::chain;
 use libcontainer::error::LibcontainerError;
 
 use super::report::{Kind, Report};
-use crate::sys::chain;
 
 /// A reason, as a sentence for the person who started the container.
 #[derive(Debug)]

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::ffi::CString;
 use std::sync::{Arc, OnceLock};
 
+use bulkhead_protocols::chain;
 use libcontainer::capabilities::drop_privileges;
 use libcontainer::oci_spec::runtime::{LinuxCapabilities, LinuxSeccomp, PosixRlimit, Spec};
 use libcontainer::seccomp::initialize_seccomp;
@@ -19,7 +20,6 @@ use super::report::Report;
 use super::reporter::Reporter;
 use super::{limits, lookup};
 use crate::stdio::set_window_size;
-use crate::sys::chain;
 
 /// Executes the container's program as runc does: the environment in its order, and errors in the
 /// words that users know. libcontainer's own executor loses both.

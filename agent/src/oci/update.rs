@@ -1,11 +1,11 @@
 //! Changing the resource limits of a running container.
 
+use bulkhead_protocols::chain;
 use libcgroups::common::{CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager};
 use libcontainer::oci_spec::runtime::{LinuxResources, Spec};
 
 use super::failure::Failure;
 use super::{RESOURCES, bundle, spec};
-use crate::sys::chain;
 
 /// Applies the resources in the container's bundle.
 ///

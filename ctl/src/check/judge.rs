@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use bulkhead_protocols::chain;
 use bulkhead_shim::config::AssetError;
 use bulkhead_shim::info::RUNTIME;
 use bulkhead_shim::storage::virtiofsd;
-use bulkhead_shim::sys::chain;
 use bulkhead_shim::version::Version;
 use bulkhead_shim::vmm::{KvmProblem, Vmm};
 

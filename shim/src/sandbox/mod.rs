@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bulkhead_protocols::agent::{self, event};
+use bulkhead_protocols::chain;
 use slog::{Logger, error, info, warn};
 use thiserror::Error;
 use tokio::sync::watch;
@@ -32,7 +33,7 @@ use crate::events::Publisher;
 use crate::guest::{Guest, GuestError};
 use crate::storage::share::{ContainerTree, ShareError};
 use crate::storage::virtiofsd::VirtiofsdError;
-use crate::sys::{chain, lock};
+use crate::sys::lock;
 use crate::vmm::{SelectError, StartError};
 
 pub use directory::path as directory_path;

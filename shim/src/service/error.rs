@@ -1,13 +1,13 @@
 //! The one place where errors become RPC codes. containerd and the kubelet decide by the code,
 //! people by the text.
 
+use bulkhead_protocols::chain;
 use ttrpc::{Code, get_status};
 
 use crate::container::ContainerError;
 use crate::container::spec::SpecError;
 use crate::guest::GuestError;
 use crate::sandbox::SandboxError;
-use crate::sys::chain;
 
 /// The status that containerd gets.
 pub fn status(error: &SandboxError) -> ttrpc::Error {
