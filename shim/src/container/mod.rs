@@ -16,6 +16,7 @@ use bulkhead_protocols::agent::{
 };
 use containerd_shim_protos::api::Mount;
 use containerd_shim_protos::events::task;
+use futures::future::join_all;
 use protobuf::MessageField;
 use slog::{Logger, info, warn};
 use thiserror::Error;
@@ -337,9 +338,7 @@ impl Container {
         process.set(Status::Stopped(exit));
         if exec.is_empty() {
             // They ended with the container; whoever waits for them must hear of it.
-            for exec in self.exec_ids() {
-                self.exited(&exec, LOST).await;
-            }
+            self.execs_lost().await;
             lock(&self.tree).take();
             self.publisher.publish(&task::TaskDelete {
                 container_id: self.id.clone(),
@@ -364,15 +363,15 @@ impl Container {
         if matches!(process.status(), Status::Stopped(_)) {
             return;
         }
-        // A client may stop reading once it hears of the end.
-        if let Some(streams) = process.streams() {
-            streams.settle(SETTLE).await;
-        }
         let exit = Exit {
             // Codes end at 255, whatever a guest says.
             status: status.min(255),
             at: SystemTime::now(),
         };
+        // A client may stop reading once it hears of the end.
+        if let Some(streams) = process.streams() {
+            streams.settle(SETTLE).await;
+        }
         process.set(Status::Stopped(exit));
         if let (true, Some(streams)) = (exec.is_empty(), process.streams()) {
             streams.source_ended();
@@ -390,15 +389,14 @@ impl Container {
 
     /// Takes note that the VM is gone, and every process with it.
     pub async fn lost(&self) {
-        for exec in self.exec_ids() {
-            self.exited(&exec, LOST).await;
-        }
+        self.execs_lost().await;
         self.exited("", LOST).await;
     }
 
-    fn exec_ids(&self) -> Vec<String> {
-        let execs = lock(&self.execs);
-        execs.keys().cloned().collect()
+    /// Takes note that every exec is over. All at once, since each may have to wait for its output.
+    async fn execs_lost(&self) {
+        let execs: Vec<String> = lock(&self.execs).keys().cloned().collect();
+        join_all(execs.iter().map(|exec| self.exited(exec, LOST))).await;
     }
 
     /// Takes note that the kernel killed a process for want of memory; at most once a second.

@@ -163,12 +163,13 @@ impl Streams {
 
     /// Waits for the last byte of every output, at most this long, and ends what takes longer.
     pub async fn drain(&self, at_most: Duration) {
-        let deadline = Instant::now() + at_most;
-        let outputs = std::mem::take(&mut *lock(&self.outputs));
-        for mut output in outputs {
-            if timeout_at(deadline, &mut output).await.is_err() {
-                output.abort();
-            }
+        self.settle(at_most).await;
+        self.end_outputs();
+    }
+
+    fn end_outputs(&self) {
+        for output in lock(&self.outputs).drain(..) {
+            output.abort();
         }
     }
 }
@@ -178,9 +179,7 @@ impl Drop for Streams {
         if let Some(input) = &self.input {
             input.abort();
         }
-        for output in lock(&self.outputs).drain(..) {
-            output.abort();
-        }
+        self.end_outputs();
     }
 }
 
@@ -306,6 +305,14 @@ mod tests {
             Self(path)
         }
 
+        fn file(&self) -> String {
+            format!("file://{}/out", self.0.display())
+        }
+
+        fn text(&self) -> String {
+            std::fs::read_to_string(self.0.join("out")).unwrap()
+        }
+
         fn fifo(&self, name: &str) -> String {
             let path = self.0.join(name);
             nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
@@ -319,6 +326,13 @@ mod tests {
         }
     }
 
+    /// Copies what a guest says to this URI; the guest's end of the stream.
+    fn copying(uri: &str, ended: watch::Receiver<bool>) -> (UnixStream, JoinHandle<()>) {
+        let output = open_output("stdout", uri).unwrap();
+        let (guest, host) = UnixStream::pair().unwrap();
+        (guest, tokio::spawn(copy_output(host, output, ended)))
+    }
+
     /// A container that has not ended.
     fn running() -> watch::Receiver<bool> {
         let (sender, receiver) = watch::channel(false);
@@ -330,11 +344,8 @@ mod tests {
     #[tokio::test]
     async fn an_output_that_a_guest_keeps_open_ends_after_its_container() {
         let dir = Dir::new("kept");
-        let path = dir.0.join("out").display().to_string();
-        let output = open_output("stdout", &format!("file://{path}")).unwrap();
-        let (mut guest, host) = UnixStream::pair().unwrap();
         let (ended, receiver) = watch::channel(false);
-        let copying = tokio::spawn(copy_output(host, output, receiver));
+        let (mut guest, copying) = copying(&dir.file(), receiver);
         guest.write_all(b"last words").await.unwrap();
         ended.send_replace(true);
         tokio::time::pause();
@@ -346,30 +357,26 @@ mod tests {
             }
         }
         copying.await.unwrap();
-        assert!(std::fs::read_to_string(&path).unwrap().starts_with("last words"));
+        assert!(dir.text().starts_with("last words"));
     }
 
     #[tokio::test]
     async fn all_is_read_from_a_guest_that_has_closed_already() {
         let dir = Dir::new("closed");
-        let path = dir.0.join("out").display().to_string();
-        let output = open_output("stdout", &format!("file://{path}")).unwrap();
+        let output = open_output("stdout", &dir.file()).unwrap();
         let (mut guest, host) = UnixStream::pair().unwrap();
         let length = 2 * STREAM_WINDOW + 1;
         guest.write_all(&vec![7; length]).await.unwrap();
         drop(guest);
         copy_output(host, output, running()).await;
-        assert_eq!(std::fs::metadata(&path).unwrap().len(), length as u64);
+        assert_eq!(dir.text().len(), length);
     }
 
     #[tokio::test]
     async fn output_survives_a_client_that_detaches() {
         let dir = Dir::new("detach");
         let path = dir.fifo("out");
-        let output = open_output("stdout", &path).unwrap();
-        let (mut guest, host) = UnixStream::pair().unwrap();
-        let copying = tokio::spawn(copy_output(host, output, running()));
-
+        let (mut guest, copying) = copying(&path, running());
         let first = pipe::OpenOptions::new().open_receiver(&path).unwrap();
         drop(first);
         guest.write_all(b"late").await.unwrap();
@@ -384,10 +391,7 @@ mod tests {
     #[tokio::test]
     async fn a_reader_that_stops_stops_the_writer() {
         let dir = Dir::new("pressure");
-        let path = dir.fifo("out");
-        let output = open_output("stdout", &path).unwrap();
-        let (guest, host) = UnixStream::pair().unwrap();
-        let _copying = tokio::spawn(copy_output(host, output, running()));
+        let (guest, _copying) = copying(&dir.fifo("out"), running());
         let block = vec![7; 1 << 20];
         let mut sent = 0;
         loop {
@@ -408,10 +412,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_handed_on_is_acknowledged() {
         let dir = Dir::new("ack");
-        let path = dir.0.join("out").display().to_string();
-        let output = open_output("stdout", &format!("file://{path}")).unwrap();
-        let (mut guest, host) = UnixStream::pair().unwrap();
-        let copying = tokio::spawn(copy_output(host, output, running()));
+        let (mut guest, copying) = copying(&dir.file(), running());
         let mut acks = [0; 8];
         guest.write_all(&vec![1; 2 * STREAM_ACK + 1]).await.unwrap();
         guest.read_exact(&mut acks[..2]).await.unwrap();
@@ -419,7 +420,7 @@ mod tests {
         guest.read_exact(&mut acks[..1]).await.unwrap();
         drop(guest);
         copying.await.unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().len(), 3 * STREAM_ACK as u64);
+        assert_eq!(dir.text().len(), 3 * STREAM_ACK);
     }
 
     #[tokio::test]

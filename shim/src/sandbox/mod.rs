@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use bulkhead_protocols::agent::{self, event};
 use bulkhead_protocols::chain;
+use futures::future::join_all;
 use slog::{Logger, error, info, warn};
 use thiserror::Error;
 use tokio::sync::watch;
@@ -243,9 +244,7 @@ impl Sandbox {
             error!(self.log, "the VM has ended: {exit}"; "console" => parts.console.tail());
         }
         self.state.send_replace(State::Ended(exit.into()));
-        for container in self.containers() {
-            container.lost().await;
-        }
+        join_all(self.containers().iter().map(|container| container.lost())).await;
     }
 
     /// The agent is gone. It is PID 1, so the VM follows; its own reason is the better one.
