@@ -132,7 +132,8 @@ fn size_of(line: &str) -> u64 {
     }
 }
 
-fn field(text: &str, name: &str) -> Outcome<u64> {
+/// The number of this line in one of the kernel's lists, in KiB.
+pub fn field(text: &str, name: &str) -> Outcome<u64> {
     let line = text.lines().find(|line| line.starts_with(name));
     let number =
         line.and_then(|line| line.split_whitespace().nth(1)).and_then(|word| word.parse().ok());

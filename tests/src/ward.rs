@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::bed::Test;
+use crate::bed::{Container, Test};
 use crate::command::{self, Finished, Input};
 use crate::containerd::Containerd;
 use crate::ensure;
@@ -45,12 +45,17 @@ impl<'t, 'b> Ward<'t, 'b> {
         self.node.configure(&text)
     }
 
+    /// A container that the test has not started yet.
+    pub fn container(&self) -> Container<'_> {
+        self.test.container_on(&self.node)
+    }
+
     /// Runs a container that should be refused with all of `texts`, within a time, leaving nothing.
     ///
     /// # Errors
     /// It isn't refused so, or something is left.
     pub fn refused(&self, seconds: u64, texts: &[&str]) -> Outcome<Finished> {
-        let container = self.test.container_on(&self.node);
+        let container = self.container();
         let done = container.run(&[], &["true"])?;
         for text in texts {
             ensure!(

@@ -61,10 +61,8 @@ impl Agent for Hostile {
         _: Empty,
         to: ServerStreamSender<Event>,
     ) -> Result<()> {
-        for number in 0..MANY {
-            if !self.lies() {
-                break;
-            }
+        let forged = if self.lies() { MANY } else { 0 };
+        for number in 0..forged {
             let process = ProcessRef {
                 container: "../../etc".to_owned(),
                 exec: format!("../{number}"),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::bed::{Container, Test};
 use crate::ensure;
 use crate::failure::Outcome;
+use crate::measure::field;
 use crate::runner::Case;
 use crate::ward::Ward;
 
@@ -44,8 +45,12 @@ fn ward<'t, 'b>(t: &'t Test<'b>, vice: &str) -> Outcome<Ward<'t, 'b>> {
     Ok(ward)
 }
 
-/// Kills what does not want to end, and deletes it.
-fn end(ward: &Ward<'_, '_>, container: &Container<'_>) -> Outcome {
+/// Starts a container whose guest has this vice, does something with it, and ends it by force.
+fn survive(ward: &Ward<'_, '_>, meanwhile: impl FnOnce(&Container<'_>) -> Outcome) -> Outcome {
+    let container = ward.container();
+    container.start(&["true"])?;
+    meanwhile(&container)?;
+    ensure!(container.state()? == "RUNNING", "the task is {}", container.state()?);
     container.kill("SIGKILL")?;
     container.wait_stopped()?;
     let status = container.delete()?;
@@ -54,37 +59,26 @@ fn end(ward: &Ward<'_, '_>, container: &Container<'_>) -> Outcome {
 }
 
 fn deaf(t: &Test<'_>) -> Outcome {
-    let ward = ward(t, "deaf")?;
-    let container = t.container_on(&ward.node);
-    container.start(&["true"])?;
-    container.kill("SIGTERM")?;
-    ensure!(container.state()? == "RUNNING", "the task is {}", container.state()?);
-    end(&ward, &container)
+    survive(&ward(t, "deaf")?, |container| container.kill("SIGTERM").map(drop))
 }
 
 fn mute(t: &Test<'_>) -> Outcome {
-    let ward = ward(t, "mute")?;
-    let container = t.container_on(&ward.node);
-    container.start(&["true"])?;
-    ensure!(container.state()? == "RUNNING", "the task is {}", container.state()?);
-    end(&ward, &container)
+    survive(&ward(t, "mute")?, |_| Ok(()))
 }
 
 fn liar(t: &Test<'_>) -> Outcome {
     let ward = ward(t, "liar")?;
-    let container = t.container_on(&ward.node);
-    container.start(&["true"])?;
-    // However it answers, it answers.
-    container.task("metrics", &[])?;
-    container.task("ps", &[])?;
-    // Events go on all the while.
-    thread::sleep(Duration::from_secs(2));
-    ensure!(container.state()? == "RUNNING", "the task is {}", container.state()?);
-    let status = fs::read_to_string(format!("/proc/{}/status", container.shim_pid()?))?;
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let peak: u64 = peak.unwrap_or_default().trim().trim_end_matches(" kB").parse()?;
-    ensure!(peak < RESIDENT, "the shim had {peak} KiB");
-    end(&ward, &container)?;
+    survive(&ward, |container| {
+        // However it answers, it answers.
+        container.task("metrics", &[])?;
+        container.task("ps", &[])?;
+        // Events go on all the while.
+        thread::sleep(Duration::from_secs(2));
+        let status = fs::read_to_string(format!("/proc/{}/status", container.shim_pid()?))?;
+        let peak = field(&status, "VmHWM:")?;
+        ensure!(peak < RESIDENT, "the shim had {peak} KiB");
+        Ok(())
+    })?;
     let log = ward.node.log();
     ensure!(!log.contains('\u{1b}'), "an escape sequence has come into the log");
     ensure!(!log.lines().any(|line| line.starts_with("forged")), "a forged line is in the log");

@@ -205,7 +205,7 @@ fn then_all_is_well(t: &Test<'_>) -> Outcome {
     ward.configure("vcpus = 0")?;
     ward.refused(10, &["vcpus"])?;
     ward.configure("")?;
-    let container = t.container_on(&ward.node);
+    let container = ward.container();
     container.run(&[], &["true"])?.ok()?;
     ward.nothing_left(&container.id)
 }
