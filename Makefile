@@ -13,14 +13,14 @@ SYSCONFDIR ?= /etc
 DESTDIR ?=
 
 # The profile of shim and tool that the tests run; what is installed and measured is always a static release
-# build: each sandbox starts the shim three times, and loading libraries is most of what a start costs.
+# build: each sandbox starts the shim three times, and loading libraries is half of what a start costs.
 PROFILE ?= dev
 built := target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 guest := target/guest
 programs := containerd-shim-bulkhead-v2 bulkhead
 packages := -p bulkhead-shim -p bulkhead-ctl
-triple := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
-release := target/static/$(triple)/release
+triple = $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+release = target/static/$(triple)/release
 build-release = cargo build --locked --release --target-dir target/static --target $(triple) \
     --config 'target.$(triple).rustflags=["-Ctarget-feature=+crt-static"]' $(packages)
 
