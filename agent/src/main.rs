@@ -18,6 +18,7 @@ mod stamps;
 mod stdio;
 mod streams;
 mod sys;
+mod template;
 
 use std::process::ExitCode;
 

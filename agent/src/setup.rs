@@ -53,6 +53,8 @@ fn credit_entropy(bytes: &[u8]) -> io::Result<()> {
     /// `_IOW('R', 0x03, int[2])`.
     const RNDADDENTROPY: libc::c_ulong =
         nix::request_code_write!(b'R', 0x03, 2 * size_of::<libc::c_int>());
+    /// `_IO('R', 0x07)`: without it the generator takes from the pool within a minute, and not now.
+    const RNDRESEEDCRNG: libc::c_ulong = nix::request_code_none!(b'R', 0x07);
     /// `struct rand_pool_info`.
     #[repr(C)]
     struct Pool {
@@ -71,6 +73,8 @@ fn credit_entropy(bytes: &[u8]) -> io::Result<()> {
     // SAFETY: the request reads `size` bytes after the header, which are there.
     let result = unsafe { libc::ioctl(random.as_raw_fd(), RNDADDENTROPY, &raw const pool) };
     Errno::result(result)?;
+    // SAFETY: the request takes no argument.
+    Errno::result(unsafe { libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG) })?;
     Ok(())
 }
 

@@ -48,6 +48,10 @@ pub const STREAM_WINDOW: usize = 48 << 10;
 /// For how many bytes that it has handed on the shim sends one byte of acknowledgement.
 pub const STREAM_ACK: usize = 16 << 10;
 
+/// The word on the kernel's command line that makes a guest a template: it dials [`CONTROL_PORT`] to say that it is
+/// ready, and is then dialled on it by the host that wakes it.
+pub const TEMPLATE_PARAM: &str = "bulkhead.template";
+
 /// The tag of the sandbox's virtiofs share.
 pub const SHARE_TAG: &str = "share";
 
