@@ -121,6 +121,7 @@ async fn boot_with(init: Option<&str>, prepare: impl FnOnce(&mut VmSpec)) -> Gue
         nested: false,
         console: dir.path().join("console"),
         share: Share { tag: "share".to_owned(), socket },
+        template: None,
     };
     let console = Console::read(&spec.console);
     prepare(&mut spec);

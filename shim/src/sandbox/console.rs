@@ -21,28 +21,21 @@ const TAIL: usize = 2048;
 
 /// The console of one sandbox. Dropping it ends the reading.
 pub struct Console {
-    pipe: PathBuf,
     tail: Arc<Mutex<Vec<u8>>>,
     reading: JoinHandle<()>,
 }
 
 impl Console {
-    /// Makes the pipe in `dir` and starts to read it into `dir/console.log`, of which at most
-    /// `limit` bytes are kept.
-    pub fn open(dir: &Path, limit: u64) -> io::Result<Self> {
-        let pipe = dir.join("console");
-        nix::unistd::mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    /// Makes the pipe and starts to read it into a file beside it, of which at most `limit` bytes
+    /// are kept.
+    pub fn open(pipe: &Path, limit: u64) -> io::Result<Self> {
+        nix::unistd::mkfifo(pipe, Mode::S_IRUSR | Mode::S_IWUSR)?;
         // With a writer of our own the VMM need not be there yet, and may go.
-        let receiver = pipe::OpenOptions::new().read_write(true).open_receiver(&pipe)?;
-        let files = Rotating::create(dir.join("console.log"), limit)?;
+        let receiver = pipe::OpenOptions::new().read_write(true).open_receiver(pipe)?;
+        let files = Rotating::create(pipe.with_extension("log"), limit)?;
         let tail = Arc::default();
         let reading = tokio::spawn(read(receiver, files, Arc::clone(&tail)));
-        Ok(Self { pipe, tail, reading })
-    }
-
-    /// Where the VMM writes.
-    pub fn pipe(&self) -> &Path {
-        &self.pipe
+        Ok(Self { tail, reading })
     }
 
     /// The last lines, fit for an error's text.
@@ -112,8 +105,9 @@ mod tests {
     #[tokio::test]
     async fn a_guest_that_writes_without_end_fills_no_disk() {
         let dir = dir("limit");
-        let console = Console::open(&dir, 64 << 10).unwrap();
-        let mut pipe = fs::OpenOptions::new().write(true).open(console.pipe()).unwrap();
+        let pipe = dir.join("console");
+        let console = Console::open(&pipe, 64 << 10).unwrap();
+        let mut pipe = fs::OpenOptions::new().write(true).open(pipe).unwrap();
         let writer = tokio::task::spawn_blocking(move || {
             for line in 0..40_000 {
                 writeln!(pipe, "line {line} of a guest").unwrap();
@@ -136,8 +130,9 @@ mod tests {
     #[tokio::test]
     async fn the_tail_is_text() {
         let dir = dir("tail");
-        let console = Console::open(&dir, 64 << 10).unwrap();
-        fs::write(console.pipe(), b"\x1b[31mone\r\n\r\n\xfftwo\n").unwrap();
+        let pipe = dir.join("console");
+        let console = Console::open(&pipe, 64 << 10).unwrap();
+        fs::write(pipe, b"\x1b[31mone\r\n\r\n\xfftwo\n").unwrap();
         while console.tail().is_empty() {
             tokio::task::yield_now().await;
         }

@@ -2,14 +2,14 @@
 //! half-way, after an error, or at the end of a long life, the same way.
 
 use std::io;
-use std::path::PathBuf;
-use std::sync::Mutex;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bulkhead_protocols::agent::{Mount, SetupRequest};
-use bulkhead_protocols::{CONTROL_PORT, SHARE_DIR, SHARE_TAG, hybrid_vsock};
+use bulkhead_protocols::{CONTROL_PORT, SHARE_DIR, SHARE_TAG, chain, hybrid_vsock};
 use slog::{Logger, info, warn};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 
 use super::console::Console;
@@ -22,7 +22,7 @@ use crate::record::{Phase, ProcessId, Record, remove_directory};
 use crate::storage::share::Share;
 use crate::storage::virtiofsd::{Daemon, Virtiofsd};
 use crate::sys::lock;
-use crate::vmm::{self, Selection, Vm, VmSpec};
+use crate::vmm::{self, Selection, Template, Vm, VmSpec};
 
 /// Bytes of the host's entropy that a guest starts with.
 const ENTROPY: usize = 64;
@@ -32,8 +32,10 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Everything on the host that belongs to a sandbox. Dropping it gives all of it back.
 pub struct Parts {
-    /// The sandbox's directory.
-    pub dir: PathBuf,
+    /// What the VM is made of.
+    pub spec: VmSpec,
+    /// The VMM that runs it.
+    pub selection: Selection,
     /// The tree that the guest sees.
     pub share: Share,
     /// The guest's console.
@@ -53,7 +55,7 @@ impl Parts {
         let (vm, served) = (self.vm.processes(), self.virtiofsd.processes());
         record.processes = vm.into_iter().chain(served).map(ProcessId::from).collect();
         record.phases = phases.all().iter().map(|(name, since)| Phase::new(name, *since)).collect();
-        if let Err(error) = record.write(&self.dir) {
+        if let Err(error) = record.write(&self.spec.dir) {
             warn!(self.log, "{error}");
         }
     }
@@ -66,7 +68,7 @@ impl Drop for Parts {
         if let Err(error) = self.share.release() {
             warn!(self.log, "the share stays mounted: {error}");
         }
-        if let Err(error) = remove_directory(&self.dir) {
+        if let Err(error) = remove_directory(&self.spec.dir) {
             warn!(self.log, "the sandbox's directory stays: {error}");
         }
     }
@@ -90,35 +92,62 @@ impl Drop for NewDirectory {
     }
 }
 
-/// Starts the VM and its daemon; the guest boots while this returns. The listener is the one that
-/// the agent will dial.
+/// What a guest comes from.
+pub enum Origin {
+    /// The host's template where it has one that fits, else a boot.
+    Any,
+    /// A boot.
+    Boot,
+    /// This template.
+    Template(Arc<Template>),
+}
+
+/// How the control connection comes about.
+pub enum Control {
+    /// The agent of a guest that boots dials this.
+    Accept(UnixListener),
+    /// The agent of a guest that is woken is dialled.
+    Dial,
+}
+
+/// What a VM with this configuration is made of.
+pub fn spec(config: &Config, dir: &Path) -> Result<VmSpec, SandboxError> {
+    Ok(VmSpec {
+        dir: dir.to_owned(),
+        kernel: config.files.kernel()?,
+        initramfs: config.files.initramfs()?,
+        cmdline: config.kernel_params.clone(),
+        vcpus: config.vcpus,
+        memory: config.memory,
+        nested: config.nested,
+        console: dir.join("console"),
+        share: vmm::Share { tag: SHARE_TAG.to_owned(), socket: dir.join("fs") },
+        template: None,
+    })
+}
+
+/// Starts the VM and its daemon; a guest that boots does so while this returns.
 pub async fn devices(
     config: &Config,
     identity: &Identity,
+    origin: Origin,
     phases: &Phases,
     log: &Logger,
-) -> Result<(Parts, UnixListener), SandboxError> {
+) -> Result<(Parts, Control), SandboxError> {
     let dir = directory::path(&config.state_dir, &identity.namespace, &identity.id);
     let failed = |source| SandboxError::Directory { path: dir.clone(), source };
     let selection = Selection::of(config)?;
     info!(log, "hypervisor chosen: {selection}");
     let virtiofsd = config.files.virtiofsd()?;
-    let kernel = config.files.kernel()?;
-    let initramfs = config.files.initramfs()?;
+    let mut spec = spec(config, &dir)?;
 
     directory::create(&dir).map_err(failed)?;
     let mut new = NewDirectory { path: dir.clone(), share: None, kept: false };
-    let console = Console::open(&dir, config.console_limit).map_err(failed)?;
-    let spec = VmSpec {
-        dir: dir.clone(),
-        kernel,
-        initramfs,
-        cmdline: config.kernel_params.clone(),
-        vcpus: config.vcpus,
-        memory: config.memory,
-        nested: config.nested,
-        console: console.pipe().to_owned(),
-        share: vmm::Share { tag: SHARE_TAG.to_owned(), socket: dir.join("fs") },
+    let console = Console::open(&spec.console, config.console_limit).map_err(failed)?;
+    spec.template = match origin {
+        Origin::Any => fitting(&selection, &config.state_dir, &spec, log),
+        Origin::Boot => None,
+        Origin::Template(template) => Some(template),
     };
     // From here on whoever finds the directory knows whose it is.
     let record =
@@ -138,45 +167,90 @@ pub async fn devices(
     }
     .start()?;
     phases.stamp("virtiofsd");
-    let control = hybrid_vsock::host_port(&spec.vsock(), CONTROL_PORT);
-    let listener = UnixListener::bind(control).map_err(failed)?;
-    let vm = selection.start(&spec).await?;
+    let control = if spec.template.is_some() {
+        Control::Dial
+    } else {
+        let path = hybrid_vsock::host_port(&spec.vsock(), CONTROL_PORT);
+        Control::Accept(UnixListener::bind(path).map_err(failed)?)
+    };
+    let vm = timeout(config.agent_timeout, selection.start(&spec)).await;
+    let vm = vm.map_err(|_| silent(config, &console))??;
     phases.stamp("vmm");
     new.kept = true;
     let share = new.share.take().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
     let record = Mutex::new(record);
-    let parts = Parts { dir, share, console, virtiofsd, vm, record, log: log.clone() };
+    let parts = Parts { spec, selection, share, console, virtiofsd, vm, record, log: log.clone() };
     parts.record_phases(phases);
-    Ok((parts, listener))
+    Ok((parts, control))
+}
+
+/// The host's template; what keeps it from being used is no reason not to start.
+fn fitting(
+    selection: &Selection,
+    state_dir: &Path,
+    spec: &VmSpec,
+    log: &Logger,
+) -> Option<Arc<Template>> {
+    match selection.template(state_dir, spec) {
+        Ok(template) => template.map(Arc::new),
+        Err(error) => {
+            warn!(log, "the guest boots, since the template cannot be used: {}", chain(&error));
+            None
+        }
+    }
+}
+
+/// Waits for the agent.
+pub async fn agent(
+    parts: &Parts,
+    control: Control,
+    config: &Config,
+) -> Result<UnixStream, SandboxError> {
+    let vsock = parts.vm.vsock();
+    let connection = async {
+        match control {
+            Control::Accept(listener) => {
+                let (connection, _) = listener.accept().await?;
+                // Nobody else may speak for the agent.
+                drop(listener);
+                let _ = std::fs::remove_file(hybrid_vsock::host_port(vsock, CONTROL_PORT));
+                Ok(connection)
+            }
+            Control::Dial => hybrid_vsock::connect(vsock, CONTROL_PORT).await,
+        }
+    };
+    tokio::select! {
+        reason = over(parts) => Err(died(reason, parts)),
+        connection = timeout(config.agent_timeout, connection) => match connection {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(source)) => {
+                let path = vsock.to_owned();
+                Err(last_words(parts, SandboxError::Directory { path, source }).await)
+            }
+            Err(_) => Err(silent(config, &parts.console)),
+        },
+    }
+}
+
+/// Why the agent cannot be talked to is better known by the VMM, if that has ended.
+async fn last_words(parts: &Parts, otherwise: SandboxError) -> SandboxError {
+    // The VM's, and then its daemon's.
+    match timeout(2 * LAST_WORDS, over(parts)).await {
+        Ok(reason) => died(reason, parts),
+        Err(_) => otherwise,
+    }
 }
 
 /// Waits for the agent and sets the guest up.
 pub async fn guest(
     parts: &Parts,
-    listener: UnixListener,
+    control: Control,
     config: &Config,
     hostname: &str,
     phases: &Phases,
     log: &Logger,
 ) -> Result<Guest, SandboxError> {
-    let connection = tokio::select! {
-        connection = timeout(config.agent_timeout, listener.accept()) => match connection {
-            Ok(Ok((connection, _))) => connection,
-            Ok(Err(source)) => {
-                return Err(SandboxError::Directory { path: parts.dir.clone(), source });
-            }
-            Err(_) => {
-                return Err(SandboxError::Silent {
-                    seconds: config.agent_timeout.as_secs(),
-                    console: parts.console.tail(),
-                });
-            }
-        },
-        reason = over(parts) => return Err(died(reason, parts)),
-    };
-    // Nobody else may speak for the agent.
-    drop(listener);
-    let _ = std::fs::remove_file(hybrid_vsock::host_port(parts.vm.vsock(), CONTROL_PORT));
+    let connection = agent(parts, control, config).await?;
     phases.stamp("agent");
     let guest = Guest::new(connection, parts.vm.vsock().to_owned());
     let request = setup_request(hostname).map_err(|source| SandboxError::Directory {
@@ -185,13 +259,7 @@ pub async fn guest(
     })?;
     let setup = match guest.setup(&request, config.agent_timeout).await {
         Ok(setup) => setup,
-        Err(error) => {
-            // Why the guest hung up is better known by the VMM.
-            return Err(match timeout(LAST_WORDS, over(parts)).await {
-                Ok(reason) => died(reason, parts),
-                Err(_) => error.into(),
-            });
-        }
+        Err(error) => return Err(last_words(parts, error.into()).await),
     };
     for stamp in setup.stamps.iter().take(16) {
         let name = format!("guest.{}", crate::guest::clean(&stamp.phase));
@@ -220,6 +288,10 @@ pub async fn over(parts: &Parts) -> String {
         .map(|ended| format!("{} {}: {}", parts.virtiofsd.role(), ended.status, ended.output));
     let reasons: Vec<_> = daemon.into_iter().chain(exit.map(|exit| exit.to_string())).collect();
     reasons.join("; ")
+}
+
+fn silent(config: &Config, console: &Console) -> SandboxError {
+    SandboxError::Silent { seconds: config.agent_timeout.as_secs(), console: console.tail() }
 }
 
 fn died(reason: String, parts: &Parts) -> SandboxError {

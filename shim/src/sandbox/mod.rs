@@ -10,6 +10,7 @@ mod console;
 mod directory;
 mod launch;
 mod phases;
+pub mod template;
 
 use std::collections::HashMap;
 use std::io;
@@ -38,7 +39,7 @@ use crate::sys::lock;
 use crate::vmm::{SelectError, StartError};
 
 pub use directory::path as directory_path;
-use launch::Parts;
+use launch::{Origin, Parts};
 use phases::Phases;
 
 /// How long a VM whose agent hung up may take to end by itself, and to say why.
@@ -210,11 +211,11 @@ impl Sandbox {
         config: Result<Config, ConfigError>,
     ) -> Result<(Running, ClientStreamReceiver<agent::Event>), SandboxError> {
         let config = config?;
-        let (parts, listener) =
-            launch::devices(&config, &self.identity, &self.phases, &self.log).await?;
+        let (parts, control) =
+            launch::devices(&config, &self.identity, Origin::Any, &self.phases, &self.log).await?;
         let hostname = &self.identity.hostname;
         let guest =
-            launch::guest(&parts, listener, &config, hostname, &self.phases, &self.log).await?;
+            launch::guest(&parts, control, &config, hostname, &self.phases, &self.log).await?;
         let events = guest.events().await?;
         Ok((Running { parts, guest }, events))
     }

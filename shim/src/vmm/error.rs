@@ -25,6 +25,9 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// The template cannot be laid out for this VM.
+    #[error("the template cannot be used; `bulkhead template remove` removes it")]
+    Template(#[source] io::Error),
     /// There is no file for the guest's memory.
     #[error("the guest's memory cannot be set up")]
     Memory(#[source] io::Error),

@@ -13,8 +13,8 @@ use rustix::mount::{
 ///
 /// It is made of huge pages where the host can give them: a guest that starts touches tens of
 /// megabytes, and of 4 KiB pages each one is a fault that the host handles. memfd_create(2) gives such
-/// pages only where the host was told to (`shmem_enabled`); a tmpfs decides for itself (`huge=advise`
-/// in the kernel's transhuge.rst). It is mounted nowhere, and ends with its only file.
+/// pages only where the host was told to (`shmem_enabled`); a tmpfs decides for itself (`huge=within_size`
+/// in the kernel's transhuge.rst), for what is copied into it too. It is mounted nowhere, and ends with its only file.
 ///
 /// # Errors
 /// What the kernel says.
@@ -31,13 +31,14 @@ pub fn file(bytes: u64) -> io::Result<OwnedFd> {
 fn on_tmpfs(bytes: u64) -> rustix::io::Result<OwnedFd> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let size = bytes.to_string();
-    for (key, value) in [("huge", "advise"), ("size", &size), ("mode", "0700")] {
+    for (key, value) in [("huge", "within_size"), ("size", &size), ("mode", "0700")] {
         fsconfig_set_string(&context, key, value)?;
     }
     fsconfig_create(&context)?;
     let root = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    openat(&root, ".", flags, Mode::RUSR | Mode::WUSR)
+    // With a name, though nobody else can see it: of a file without one cloud-hypervisor's snapshots have a copy.
+    let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC;
+    openat(&root, "memory", flags, Mode::RUSR | Mode::WUSR)
 }
 
 /// The path by which a process opens a descriptor that it has inherited (proc_pid_fd(5)).

@@ -8,8 +8,10 @@ mod memory;
 mod processor;
 mod qemu;
 mod select;
+mod template;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
@@ -19,6 +21,8 @@ pub use cloud_hypervisor::{Api, ApiError, VmInfo};
 pub use error::StartError;
 pub use exit::VmExit;
 pub use select::{Accel, Host, KvmProblem, SelectError, Selection, Vmm};
+use template::Key;
+pub use template::{Template, TemplateError};
 
 /// What every guest's kernel is told, before the sandbox's own parameters: the console, what is worth to be shown
 /// there, and to reset at once on a panic, in case it cannot reach the panic device. The rest is time. With a single
@@ -56,6 +60,8 @@ pub struct VmSpec {
     pub console: PathBuf,
     /// The virtiofs share.
     pub share: Share,
+    /// What the guest is woken from; without it, it boots.
+    pub template: Option<Arc<Template>>,
 }
 
 impl VmSpec {

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::{StartError, Vm, VmSpec, cloud_hypervisor, processor, qemu};
+use super::{
+    Key, StartError, Template, TemplateError, Vm, VmSpec, cloud_hypervisor, processor, qemu,
+};
 use crate::config::{AssetError, Config, Hypervisor, QemuMachine};
 use crate::version::Version;
 
@@ -252,14 +254,14 @@ impl Selection {
         })
     }
 
-    /// Starts a VM. It returns once the VMM's process runs; whether the guest comes up shows
-    /// when its agent dials in, or when the VM ends.
+    /// Starts a VM. It returns once the VMM's process runs, and where the guest is woken, once that
+    /// is done; whether the guest comes up shows when its agent dials in, or when the VM ends.
     ///
     /// # Errors
     /// [`StartError`]; nothing runs then.
     pub async fn start(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, StartError> {
         match &self.vsock_daemon {
-            None => Ok(Box::new(cloud_hypervisor::start(&self.program, spec)?)),
+            None => Ok(Box::new(cloud_hypervisor::start(&self.program, spec).await?)),
             Some(daemon) => {
                 let settings = qemu::Settings {
                     program: &self.program,
@@ -270,6 +272,41 @@ impl Selection {
                 Ok(Box::new(qemu::start(&settings, spec).await?))
             }
         }
+    }
+}
+
+impl Selection {
+    /// Whether this VMM can keep a guest, and wake others from it.
+    #[must_use]
+    pub fn has_templates(&self) -> bool {
+        self.vmm == Vmm::CloudHypervisor
+    }
+
+    /// Stops a VM for good, and makes a template of its guest in a new file.
+    ///
+    /// # Errors
+    /// [`TemplateError`]
+    pub fn keep(&self, vm: &dyn Vm, spec: &VmSpec, file: &Path) -> Result<Template, TemplateError> {
+        let (snapshot, memory) = match self.vmm {
+            Vmm::CloudHypervisor => cloud_hypervisor::take(vm, spec)?,
+            Vmm::Qemu => return Err(TemplateError::Unsupported { vmm: self.vmm.name() }),
+        };
+        Template::write(file, Key::of(&self.program, spec)?, snapshot, &memory)
+    }
+
+    /// The host's template, if it has one and this VMM can wake it.
+    ///
+    /// # Errors
+    /// [`TemplateError`]; a template of something else is one.
+    pub fn template(
+        &self,
+        state_dir: &Path,
+        spec: &VmSpec,
+    ) -> Result<Option<Template>, TemplateError> {
+        if !self.has_templates() {
+            return Ok(None);
+        }
+        Template::open(state_dir, &Key::of(&self.program, spec)?)
     }
 }
 

@@ -1,5 +1,5 @@
 //! A client of cloud-hypervisor's API: HTTP/1.1 on a Unix socket. A VM starts and ends without
-//! it; `bulkhead inspect` asks it what the VM consists of.
+//! it; `bulkhead inspect` asks it what the VM consists of, and a template is made with it.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -8,14 +8,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
+use serde_json::Value;
 use thiserror::Error;
 
 /// The API socket's name in the sandbox's directory.
 pub const API_SOCKET: &str = "api";
-
-/// The one call that is made.
-const REQUEST: &[u8] =
-    b"GET /api/v1/vm.info HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n\r\n";
 
 /// The longest header and the longest body of a response that are read, in bytes.
 const LONGEST_HEAD: usize = 8 << 10;
@@ -36,22 +33,28 @@ pub enum ApiError {
         source: io::Error,
     },
     /// The VMM takes too long.
-    #[error("cloud-hypervisor did not answer vm.info within {} ms", after.as_millis())]
+    #[error("cloud-hypervisor did not answer {call} within {} ms", after.as_millis())]
     Deadline {
+        /// The call.
+        call: &'static str,
         /// How long was waited.
         after: Duration,
     },
     /// The VMM refuses.
-    #[error("cloud-hypervisor answered vm.info with status {status}: {reason}")]
+    #[error("cloud-hypervisor answered {call} with status {status}: {reason}")]
     Refused {
+        /// The call.
+        call: &'static str,
         /// The HTTP status.
         status: u16,
         /// What it says.
         reason: String,
     },
     /// The answer is not what the API's description says.
-    #[error("cloud-hypervisor's answer to vm.info is not understood: {what}")]
+    #[error("cloud-hypervisor's answer to {call} is not understood: {what}")]
     Malformed {
+        /// The call.
+        call: &'static str,
         /// What is wrong.
         what: String,
     },
@@ -95,26 +98,43 @@ impl Api {
     /// # Errors
     /// [`ApiError`]
     pub fn info(&self) -> Result<VmInfo, ApiError> {
-        let end = Instant::now() + self.deadline;
-        let stream = UnixStream::connect(&self.socket).map_err(|e| self.io(e))?;
-        let mut call = Call { api: self, stream, end };
-        call.send()?;
-        serde_json::from_slice(&call.receive()?).map_err(|e| malformed(e.to_string()))
+        const CALL: &str = "vm.info";
+        let body = self.call("GET", CALL, "")?;
+        serde_json::from_slice(&body)
+            .map_err(|error| ApiError::Malformed { call: CALL, what: error.to_string() })
     }
 
-    fn io(&self, source: io::Error) -> ApiError {
-        match source.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                ApiError::Deadline { after: self.deadline }
-            }
-            _ => ApiError::Io { socket: self.socket.clone(), source },
-        }
+    /// Stops the VM's processors and devices.
+    ///
+    /// # Errors
+    /// [`ApiError`]
+    pub fn pause(&self) -> Result<(), ApiError> {
+        self.call("PUT", "vm.pause", "").map(drop)
+    }
+
+    /// Writes the state of a paused VM into the directory that `to` names.
+    ///
+    /// # Errors
+    /// [`ApiError`]
+    pub fn snapshot(&self, to: &Value) -> Result<(), ApiError> {
+        self.call("PUT", "vm.snapshot", &to.to_string()).map(drop)
+    }
+
+    fn call(&self, method: &str, name: &'static str, body: &str) -> Result<Vec<u8>, ApiError> {
+        let end = Instant::now() + self.deadline;
+        let connected = UnixStream::connect(&self.socket);
+        let stream =
+            connected.map_err(|source| ApiError::Io { socket: self.socket.clone(), source })?;
+        let mut call = Call { api: self, name, stream, end };
+        call.send(method, body)?;
+        call.receive()
     }
 }
 
 /// One request and its response on a connection of its own.
 struct Call<'a> {
     api: &'a Api,
+    name: &'static str,
     stream: UnixStream,
     end: Instant,
 }
@@ -127,19 +147,42 @@ struct Head {
 }
 
 impl Call<'_> {
-    fn send(&mut self) -> Result<(), ApiError> {
+    fn send(&mut self, method: &str, body: &str) -> Result<(), ApiError> {
+        let mut request = format!("{method} /api/v1/{} HTTP/1.1\r\nHost: localhost\r\n", self.name);
+        if !body.is_empty() {
+            let length = body.len();
+            request += &format!("Content-Type: application/json\r\nContent-Length: {length}\r\n");
+        }
+        request += &format!("\r\n{body}");
         let timeout = self.stream.set_write_timeout(Some(self.left()?));
-        timeout.and_then(|()| self.stream.write_all(REQUEST)).map_err(|e| self.api.io(e))
+        timeout.and_then(|()| self.stream.write_all(request.as_bytes())).map_err(|e| self.io(e))
+    }
+
+    fn io(&self, source: io::Error) -> ApiError {
+        match source.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => self.late(),
+            _ => ApiError::Io { socket: self.api.socket.clone(), source },
+        }
+    }
+
+    fn late(&self) -> ApiError {
+        ApiError::Deadline { call: self.name, after: self.api.deadline }
+    }
+
+    fn malformed(&self, what: String) -> ApiError {
+        ApiError::Malformed { call: self.name, what }
     }
 
     fn receive(&mut self) -> Result<Vec<u8>, ApiError> {
         let mut text = Vec::new();
         let head = loop {
-            if let Some(head) = Self::parse_head(&text)? {
+            if let Some(head) = self.parse_head(&text)? {
                 break head;
             }
             if text.len() > LONGEST_HEAD {
-                return Err(malformed(format!("its header has more than {LONGEST_HEAD} bytes")));
+                return Err(
+                    self.malformed(format!("its header has more than {LONGEST_HEAD} bytes"))
+                );
             }
             self.read_more(&mut text)?;
         };
@@ -152,14 +195,14 @@ impl Call<'_> {
             return Ok(body);
         }
         let reason = String::from_utf8_lossy(&body[..body.len().min(LONGEST_REASON)]).into_owned();
-        Err(ApiError::Refused { status: head.status, reason })
+        Err(ApiError::Refused { call: self.name, status: head.status, reason })
     }
 
     /// The response's header, once all of it is there.
-    fn parse_head(text: &[u8]) -> Result<Option<Head>, ApiError> {
+    fn parse_head(&self, text: &[u8]) -> Result<Option<Head>, ApiError> {
         let mut headers = [httparse::EMPTY_HEADER; 16];
         let mut response = httparse::Response::new(&mut headers);
-        let parsed = response.parse(text).map_err(|e| malformed(e.to_string()))?;
+        let parsed = response.parse(text).map_err(|e| self.malformed(e.to_string()))?;
         let httparse::Status::Complete(body_at) = parsed else {
             return Ok(None);
         };
@@ -170,13 +213,15 @@ impl Call<'_> {
         let status = response.code.unwrap_or_default();
         let body_len = match header("Content-Length") {
             Some(length) => {
-                length.parse().map_err(|_| malformed(format!("its length is {length:?}")))?
+                length.parse().map_err(|_| self.malformed(format!("its length is {length:?}")))?
             }
-            None => return Err(malformed("it has no length".to_owned())),
+            // Nothing follows (RFC 9110, 204 No Content).
+            None if status == 204 => 0,
+            None => return Err(self.malformed("it has no length".to_owned())),
         };
         if body_len > LONGEST_BODY {
             let what = format!("it has {body_len} bytes; at most {LONGEST_BODY} are taken");
-            return Err(malformed(what));
+            return Err(self.malformed(what));
         }
         Ok(Some(Head { status, body_at, body_len }))
     }
@@ -185,8 +230,8 @@ impl Call<'_> {
         let timeout = self.stream.set_read_timeout(Some(self.left()?));
         let mut buffer = [0; 4096];
         let read = timeout.and_then(|()| self.stream.read(&mut buffer));
-        match read.map_err(|e| self.api.io(e))? {
-            0 => Err(malformed(format!("it ends after {} bytes", text.len()))),
+        match read.map_err(|e| self.io(e))? {
+            0 => Err(self.malformed(format!("it ends after {} bytes", text.len()))),
             n => {
                 text.extend_from_slice(&buffer[..n]);
                 Ok(())
@@ -198,14 +243,10 @@ impl Call<'_> {
     fn left(&self) -> Result<Duration, ApiError> {
         let left = self.end.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(ApiError::Deadline { after: self.api.deadline });
+            return Err(self.late());
         }
         Ok(left)
     }
-}
-
-fn malformed(what: String) -> ApiError {
-    ApiError::Malformed { what }
 }
 
 #[cfg(test)]
@@ -215,10 +256,11 @@ mod tests {
 
     use super::*;
 
-    /// Serves one connection: reads the request, then does `answer`.
-    fn asked(
+    /// Serves one connection: reads the request's header, then does `answer`.
+    fn served<T>(
+        call: impl FnOnce(&Api) -> T,
         answer: impl FnOnce(UnixStream) + Send + 'static,
-    ) -> (Result<VmInfo, ApiError>, String) {
+    ) -> (T, String) {
         let dir = tempfile::tempdir().expect("tempdir");
         let socket = dir.path().join("api");
         let listener = UnixListener::bind(&socket).expect("bind");
@@ -233,8 +275,14 @@ mod tests {
             answer(stream);
             String::from_utf8(request).expect("text")
         });
-        let result = Api::new(&socket, Duration::from_millis(300)).info();
+        let result = call(&Api::new(&socket, Duration::from_millis(300)));
         (result, server.join().expect("server"))
+    }
+
+    fn asked(
+        answer: impl FnOnce(UnixStream) + Send + 'static,
+    ) -> (Result<VmInfo, ApiError>, String) {
+        served(Api::info, answer)
     }
 
     fn answered(response: &str) -> Result<VmInfo, ApiError> {
@@ -264,6 +312,18 @@ mod tests {
         let place = info.device_tree.get("_fs0").and_then(|d| d.pci_bdf.clone());
         assert_eq!(place.as_deref(), Some("0000:00:02.0"));
         assert!(request.starts_with("GET /api/v1/vm.info HTTP/1.1\r\n"), "{request}");
+    }
+
+    #[test]
+    fn what_is_done_is_answered_without_a_body() {
+        let done = |mut stream: UnixStream| drop(stream.write_all(b"HTTP/1.1 204 \r\n\r\n"));
+        let (paused, request) = served(Api::pause, done);
+        paused.expect("paused");
+        assert!(request.starts_with("PUT /api/v1/vm.pause HTTP/1.1\r\n"), "{request}");
+        let to = serde_json::json!({"destination_url": "file:///d"});
+        let (kept, request) = served(|api| api.snapshot(&to), done);
+        kept.expect("kept");
+        assert!(request.contains("\r\nContent-Length: 31\r\n"), "{request}");
     }
 
     #[test]

@@ -49,13 +49,8 @@ pub(super) fn arguments(spec: &VmSpec, inherited: Inherited, landlock: bool) -> 
         "--console".into(),
         "off".into(),
         "--pvpanic".into(),
-        "--seccomp".into(),
-        "true".into(),
-        "--api-socket".into(),
-        format!("fd={}", inherited.api).into(),
-        "--event-monitor".into(),
-        format!("fd={}", inherited.events).into(),
     ];
+    args.extend(own(inherited));
     if landlock {
         // Its own rules cover every file above but not the directory where it binds the vsock.
         args.push("--landlock".into());
@@ -63,6 +58,29 @@ pub(super) fn arguments(spec: &VmSpec, inherited: Inherited, landlock: bool) -> 
         args.push(option("path=", &spec.dir, ",access=rw"));
     }
     args
+}
+
+/// The arguments for a VM that is woken from a snapshot, which has all the rest.
+pub(super) fn waking(snapshot: &str, inherited: Inherited, landlock: bool) -> Vec<OsString> {
+    let mut args: Vec<OsString> =
+        vec!["--restore".into(), format!("source_url={snapshot},resume=true").into()];
+    args.extend(own(inherited));
+    if landlock {
+        args.push("--landlock".into());
+    }
+    args
+}
+
+/// What concerns the VMM itself.
+fn own(inherited: Inherited) -> [OsString; 6] {
+    [
+        "--seccomp".into(),
+        "true".into(),
+        "--api-socket".into(),
+        format!("fd={}", inherited.api).into(),
+        "--event-monitor".into(),
+        format!("fd={}", inherited.events).into(),
+    ]
 }
 
 /// An option whose value is a path.
@@ -93,6 +111,7 @@ mod tests {
             nested: false,
             console: PathBuf::from("/run/b/1/console"),
             share: Share { tag: "share".to_owned(), socket: PathBuf::from("/run/b/1/fs") },
+            template: None,
         }
     }
 
@@ -116,6 +135,16 @@ mod tests {
         is("--api-socket", "fd=7");
         is("--event-monitor", "fd=8");
         assert!(!args.iter().any(|arg| arg == "--landlock"));
+    }
+
+    #[test]
+    fn a_vm_that_is_woken_has_all_from_its_snapshot() {
+        let args = waking("file:///run/b/1/snapshot", INHERITED, true);
+        let restore = "source_url=file:///run/b/1/snapshot,resume=true";
+        assert_eq!(value(&args, "--restore").as_deref(), Some(restore));
+        assert_eq!(value(&args, "--event-monitor").as_deref(), Some("fd=8"));
+        assert_eq!(value(&args, "--kernel"), None);
+        assert!(args.iter().any(|arg| arg == "--landlock"));
     }
 
     #[test]

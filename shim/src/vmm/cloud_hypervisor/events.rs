@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::oneshot;
 
 use crate::vmm::VmExit;
 
@@ -14,56 +15,62 @@ struct Event {
     event: String,
 }
 
-/// How far a VM has come, as its events tell.
-#[derive(Default)]
-struct Progress {
+/// What the VMM reports.
+pub(super) struct Events<R> {
+    stream: R,
+    /// What is read and not understood yet.
+    text: Vec<u8>,
     booted: bool,
 }
 
-impl Progress {
-    /// What the event means for the VM, if it is its end.
-    fn see(&mut self, event: &Event) -> Option<VmExit> {
-        match (event.source.as_str(), event.event.as_str()) {
-            ("vm", "booted") => self.booted = true,
-            // "crash_loaded" too: there is no other kernel that could take over here.
-            ("guest", "panic") => return Some(VmExit::GuestPanic),
-            // It would boot the same VM again, whose file share is gone.
-            ("vm", "rebooting") => return Some(VmExit::GuestReset),
-            // Before, it is the VMM that gives up; why, it says on stderr.
-            ("vm", "shutdown") if self.booted => return Some(VmExit::GuestPowerOff),
-            _ => {}
-        }
-        None
+impl<R: AsyncRead + Unpin> Events<R> {
+    /// Of a VM that is just being started.
+    pub(super) fn new(stream: R) -> Self {
+        Self { stream, text: Vec::new(), booted: false }
     }
-}
 
-/// Reads until an event ends the VM; nothing where the stream ends, or is no such stream.
-pub(super) async fn first_exit(mut stream: impl AsyncRead + Unpin) -> Option<VmExit> {
-    let mut text = Vec::new();
-    let mut progress = Progress::default();
-    while text.len() < LONGEST {
-        if stream.read_buf(&mut text).await.ok()? == 0 {
-            return None;
-        }
-        let mut events = serde_json::Deserializer::from_slice(&text).into_iter::<Event>();
-        let mut done = 0;
+    /// Reads until an event ends the VM; nothing where the stream ends, or is no such stream. Tells `running` when
+    /// the guest runs.
+    pub(super) async fn first_exit(mut self, running: oneshot::Sender<()>) -> Option<VmExit> {
+        let mut running = Some(running);
         loop {
-            match events.next() {
-                Some(Ok(event)) => {
-                    if let Some(exit) = progress.see(&event) {
-                        return Some(exit);
-                    }
-                    done = events.byte_offset();
+            let event = self.next().await?;
+            match (event.source.as_str(), event.event.as_str()) {
+                ("vm", "booted" | "resumed") => {
+                    self.booted = true;
+                    // Nobody waits where the guest tells of itself.
+                    running.take().map(|running| running.send(()));
                 }
-                // The rest is yet to come.
-                Some(Err(e)) if e.is_eof() => break,
-                Some(Err(_)) => return None,
-                None => break,
+                // "crash_loaded" too: there is no other kernel that could take over here.
+                ("guest", "panic") => return Some(VmExit::GuestPanic),
+                // It would boot the same VM again, whose file share is gone.
+                ("vm", "rebooting") => return Some(VmExit::GuestReset),
+                // Before, it is the VMM that gives up; why, it says on stderr.
+                ("vm", "shutdown") if self.booted => return Some(VmExit::GuestPowerOff),
+                _ => {}
             }
         }
-        text.drain(..done);
     }
-    None
+
+    async fn next(&mut self) -> Option<Event> {
+        loop {
+            let mut events = serde_json::Deserializer::from_slice(&self.text).into_iter::<Event>();
+            match events.next() {
+                Some(Ok(event)) => {
+                    let done = events.byte_offset();
+                    self.text.drain(..done);
+                    return Some(event);
+                }
+                // The rest is yet to come.
+                Some(Err(e)) if e.is_eof() => {}
+                Some(Err(_)) => return None,
+                None => self.text.clear(),
+            }
+            if self.text.len() >= LONGEST || self.stream.read_buf(&mut self.text).await.ok()? == 0 {
+                return None;
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -77,6 +84,10 @@ mod tests {
         format!(
             "{{\n  {secs},\n  \"source\": \"{source}\",\n  \"event\": \"{event}\",\n  \"properties\": null\n}}\n\n"
         )
+    }
+
+    async fn first_exit(stream: impl AsyncRead + Unpin) -> Option<VmExit> {
+        Events::new(stream).first_exit(oneshot::channel().0).await
     }
 
     async fn read(text: &str) -> Option<VmExit> {
@@ -93,6 +104,15 @@ mod tests {
         let off = boot.clone() + &event("vm", "shutdown") + &event("vm", "deleted");
         assert_eq!(read(&off).await, Some(VmExit::GuestPowerOff));
         assert_eq!(read(&boot).await, None);
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_is_woken_is_told_of() {
+        let text = event("vm", "restored") + &event("vm", "resumed") + &event("vm", "shutdown");
+        let (running, mut told) = oneshot::channel();
+        let exit = Events::new(text.as_bytes()).first_exit(running).await;
+        assert_eq!(exit, Some(VmExit::GuestPowerOff));
+        assert_eq!(told.try_recv(), Ok(()));
     }
 
     #[tokio::test]

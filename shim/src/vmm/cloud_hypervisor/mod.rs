@@ -4,21 +4,28 @@ mod api;
 mod command;
 mod events;
 mod landlock;
+mod snapshot;
 
+use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use tokio::net::unix::pipe;
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
 
 pub use api::{API_SOCKET, Api, ApiError, VmInfo};
 
 use super::machine::Machine;
-use super::{StartError, VmExit, VmSpec, memory};
+use super::template::{Snapshot, TemplateError};
+use super::{StartError, Vm, VmExit, VmSpec, memory};
 use crate::process::{Ended, HelperCommand, Status};
 use crate::version::Version;
+use events::Events;
 
 /// The process's name in records and messages.
 const ROLE: &str = "cloud-hypervisor";
@@ -27,8 +34,8 @@ const ROLE: &str = "cloud-hypervisor";
 /// and the events.
 pub const OLDEST: Version = Version { major: 50, minor: 0 };
 
-/// Starts a VM.
-pub(super) fn start(program: &Path, spec: &VmSpec) -> Result<Machine, StartError> {
+/// Starts a VM. One that is woken from a template runs when this returns, or has ended.
+pub(super) async fn start(program: &Path, spec: &VmSpec) -> Result<Machine, StartError> {
     let socket = |what, path: &Path| {
         let path = path.to_owned();
         move |source: io::Error| StartError::Socket { what, path, source }
@@ -42,19 +49,49 @@ pub(super) fn start(program: &Path, spec: &VmSpec) -> Result<Machine, StartError
     };
     let (events, event_writer) = event_pipe().map_err(socket("event pipe", &spec.dir))?;
 
-    let memory = memory::file(spec.memory).map_err(StartError::Memory)?;
+    let memory = guest_memory(spec).await.map_err(StartError::Memory)?;
     let mut command = HelperCommand::new(ROLE, program);
     let inherited = command::Inherited {
         api: command.inherit(api),
         events: command.inherit(event_writer),
         memory: command.inherit(memory),
     };
-    command.args(command::arguments(spec, inherited, landlock::usable()));
+    let landlock = landlock::usable();
+    command.args(match &spec.template {
+        None => command::arguments(spec, inherited, landlock),
+        Some(template) => {
+            let placed = snapshot::place(&template.snapshot, spec, inherited.memory, landlock);
+            let url = placed.map_err(StartError::Template)?;
+            command::waking(&url, inherited, landlock)
+        }
+    });
     let vmm = command.spawn()?;
 
     let program = program.to_owned();
     let judge = move |ended| judge(&program, ended);
-    Ok(Machine::new(vmm, Vec::new(), spec.vsock(), events::first_exit(events), judge))
+    let (running, runs) = oneshot::channel();
+    let events = Events::new(events).first_exit(running);
+    let machine = Machine::new(vmm, Vec::new(), spec.vsock(), events, judge);
+    if spec.template.is_some() {
+        // An error means that there will be no more events: the VM has ended, or soon will.
+        let _ = runs.await;
+    }
+    Ok(machine)
+}
+
+/// A file for the guest's memory, with what a template has in it.
+async fn guest_memory(spec: &VmSpec) -> io::Result<OwnedFd> {
+    let memory = memory::file(spec.memory)?;
+    let Some(template) = spec.template.clone() else { return Ok(memory) };
+    let memory = File::from(memory);
+    // Tens of megabytes: a thread of its own, so that calls are answered meanwhile.
+    let copied = spawn_blocking(move || template.copy_memory(&memory).map(|()| memory)).await;
+    Ok(copied.map_err(io::Error::other)??.into())
+}
+
+/// Stops a VM for good. Returns its state, and the file that is its guest's memory.
+pub(super) fn take(vm: &dyn Vm, spec: &VmSpec) -> Result<(Snapshot, File), TemplateError> {
+    snapshot::take(vm.pid(), spec)
 }
 
 /// What the VMM's end means where its events say nothing.

@@ -121,6 +121,7 @@ mod tests {
             nested: false,
             console: PathBuf::new(),
             share: Share { tag: String::new(), socket: PathBuf::new() },
+            template: None,
         }
     }
 
