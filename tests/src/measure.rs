@@ -1,6 +1,7 @@
 //! What the benchmarks measure: times of `ctr`, and memory of a sandbox's processes.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -72,8 +73,17 @@ pub struct Process {
     pub pss: u64,
     /// Its resident set.
     pub rss: u64,
-    /// The resident part of the guest's memory that it maps.
-    pub guest: u64,
+    /// The guest's memory, if it maps that.
+    pub guest: GuestMemory,
+}
+
+/// The file that is a guest's memory, in KiB.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct GuestMemory {
+    /// What of it the host holds.
+    pub held: u64,
+    /// What of that the process has resident.
+    pub resident: u64,
 }
 
 /// A shim and everything that it has started, the shim first.
@@ -100,24 +110,35 @@ fn process(pid: i32) -> Outcome<Process> {
     let program = fs::read_link(dir.join("exe"))?;
     let program = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let rollup = fs::read_to_string(dir.join("smaps_rollup"))?;
-    let guest = guest_memory(&fs::read_to_string(dir.join("smaps"))?);
+    let mut guest = GuestMemory::default();
+    for (range, resident) in large_files(&fs::read_to_string(dir.join("smaps"))?) {
+        guest.held += fs::metadata(dir.join("map_files").join(range))?.blocks() / 2;
+        guest.resident += resident;
+    }
     Ok(Process { program, pss: field(&rollup, "Pss:")?, rss: field(&rollup, "Rss:")?, guest })
 }
 
-/// The resident part of files of at least 64 MiB that are mapped shared: the guest's memory is one.
-fn guest_memory(smaps: &str) -> u64 {
-    let mut total = 0;
+/// Each file of at least 64 MiB that is mapped shared, by its range of addresses, and what of it is resident, in
+/// KiB: the guest's memory is one.
+fn large_files(smaps: &str) -> Vec<(String, u64)> {
+    let mut files: Vec<(String, u64)> = Vec::new();
     let mut inside = false;
     for line in smaps.lines() {
         // A mapping starts with its addresses and its permissions, all else with a name and a colon.
         let mut words = line.split(' ');
-        if words.next().is_some_and(|word| word.contains('-')) {
+        let range = words.next().filter(|word| word.contains('-'));
+        if let Some(range) = range {
             inside = words.next() == Some("rw-s") && size_of(line) >= 64 << 20;
-        } else if inside && line.starts_with("Rss:") {
-            total += field(line, "Rss:").unwrap_or(0);
+            if inside {
+                files.push((range.to_owned(), 0));
+            }
+        } else if let (true, Some((_, resident))) = (inside, files.last_mut())
+            && line.starts_with("Rss:")
+        {
+            *resident = field(line, "Rss:").unwrap_or(0);
         }
     }
-    total
+    files
 }
 
 /// The size of a mapping, from the first line of its entry in smaps.
@@ -160,13 +181,15 @@ mod tests {
     }
 
     #[test]
-    fn guest_memory_counts_large_memory_files_only() {
+    fn only_large_files_that_are_shared_may_be_a_guests_memory() {
         let smaps = "7f0000000000-7f0010000000 rw-s 00000000 00:01 1 /#1 (deleted)\n\
                      Size:             262144 kB\nRss:               40000 kB\nVmFlags: rd wr\n\
                      7f1000000000-7f1000001000 rw-s 00000000 00:01 2 /memfd:small (deleted)\n\
                      Size:                  4 kB\nRss:                   4 kB\n\
                      7f2000000000-7f2000001000 rw-p 00000000 00:00 0\n\
                      Rss:                   8 kB\n";
-        assert_eq!(guest_memory(smaps), 40000);
+        let files = large_files(smaps);
+        assert_eq!(files.len(), 1, "{files:?}");
+        assert_eq!(files[0].1, 40000);
     }
 }

@@ -85,9 +85,10 @@ for ((i = 0; i < 100; i++)); do [[ -S $work/fs.sock ]] && break; sleep 0.1; done
 [[ -S $work/fs.sock ]] || die "virtiofsd does not listen: $(cat "$work/virtiofsd.log")"
 
 mkfifo "$work/out"
+# All memory from the start: else the first use of each page is the host's work, in the middle of what is measured.
 timeout --kill-after=10 "$limit" qemu-system-x86_64 \
-    -M q35 -cpu EPYC,+svm,+npt -accel tcg,thread=multi -smp 1 -m 6G \
-    -object memory-backend-memfd,id=mem,size=6G,share=on -numa node,memdev=mem \
+    -M q35 -cpu EPYC,+svm,+npt -accel tcg,thread=multi -smp 1 -m 4G \
+    -object memory-backend-memfd,id=mem,size=4G,share=on,prealloc=on -numa node,memdev=mem \
     -nodefaults -no-user-config -no-reboot -display none \
     -kernel "$kernel/boot/vmlinuz-$release" -initrd "$work/initramfs.cpio" \
     -append "console=ttyS0 quiet panic=-1 mitigations=off nowatchdog" \

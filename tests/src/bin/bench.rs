@@ -1,6 +1,8 @@
 //! The benchmarks: Bulkhead against runc, interleaved in one run on one containerd. Prints a table,
 //! and as its last line the same as JSON: a list of {name, unit, value, peer, ratio}.
 
+use std::fs;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,6 +11,7 @@ use bulkhead_tests::command::{self, Input};
 use bulkhead_tests::failure::Outcome;
 use bulkhead_tests::measure::{self, median};
 use bulkhead_tests::options::{Options, Runtime, USAGE};
+use bulkhead_tests::product;
 use serde_json::{Value, json};
 
 /// How often each time is taken.
@@ -76,37 +79,93 @@ fn seconds(times: &[Duration]) -> f64 {
     median(times.iter().map(Duration::as_secs_f64).collect())
 }
 
-/// `ctr run --rm`: to the first byte, to the end, and its phases.
-fn cold_start(t: &Test<'_>, results: &mut Results) -> Outcome {
-    let mut first = [Vec::new(), Vec::new()];
-    let mut end = [Vec::new(), Vec::new()];
-    let mut phases: Vec<(String, Vec<f64>)> = Vec::new();
-    // The first of each fills the page cache, and doesn't count.
-    for round in 0..=ROUNDS {
-        for (index, runtime) in BOTH.into_iter().enumerate() {
-            let container = t.container_of(runtime);
-            let times =
-                measure::times(container.run_command(&[], &["echo", "hi"]), t.deadline(60))?;
-            if round == 0 {
-                continue;
-            }
-            first[index].push(times.first_byte);
-            end[index].push(times.end);
-            for (name, milliseconds) in measure::phases(&t.bed.containerd.log(), &container.id) {
-                let value = milliseconds as f64 / 1000.0;
-                match phases.iter_mut().find(|(known, _)| *known == name) {
-                    Some((_, values)) => values.push(value),
-                    None => phases.push((name, vec![value])),
-                }
+/// One way to start a container.
+struct Way {
+    name: &'static str,
+    runtime: Runtime,
+    /// Whether the host has a template meanwhile.
+    template: bool,
+    first_byte: Vec<Duration>,
+    end: Vec<Duration>,
+    phases: Vec<(String, Vec<f64>)>,
+}
+
+impl Way {
+    fn new(name: &'static str, runtime: Runtime, template: bool) -> Self {
+        let (first_byte, end) = (Vec::new(), Vec::new());
+        Self { name, runtime, template, first_byte, end, phases: Vec::new() }
+    }
+
+    /// Starts one, and takes the times unless they don't count.
+    fn once(&mut self, t: &Test<'_>, counts: bool) -> Outcome {
+        let container = t.container_of(self.runtime);
+        let times = measure::times(container.run_command(&[], &["echo", "hi"]), t.deadline(60))?;
+        if !counts {
+            return Ok(());
+        }
+        self.first_byte.push(times.first_byte);
+        self.end.push(times.end);
+        for (name, milliseconds) in measure::phases(&t.bed.containerd.log(), &container.id) {
+            let value = milliseconds as f64 / 1000.0;
+            match self.phases.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, values)) => values.push(value),
+                None => self.phases.push((name, vec![value])),
             }
         }
+        Ok(())
     }
-    results.pair("ctr run, to the first byte", "s", seconds(&first[0]), seconds(&first[1]));
-    results.pair("ctr run, to the end", "s", seconds(&end[0]), seconds(&end[1]));
-    for (name, values) in phases {
-        results.single(&format!("  phase: {name}"), "s", median(values));
+}
+
+/// `ctr run --rm`: to the first byte, to the end, and its phases.
+fn cold_start(t: &Test<'_>, results: &mut Results) -> Outcome {
+    let mut ways = vec![Way::new("boot", Runtime::Bulkhead, false)];
+    let template = Template::of(t)?;
+    if template.is_some() {
+        ways.push(Way::new("template", Runtime::Bulkhead, true));
+    }
+    ways.push(Way::new("runc", Runtime::Runc, false));
+    // The first of each fills the page cache, and doesn't count.
+    for round in 0..=ROUNDS {
+        for way in &mut ways {
+            template.iter().try_for_each(|template| template.show(way.template))?;
+            way.once(t, round > 0)?;
+        }
+    }
+    // What follows is what a host with a template has.
+    template.iter().try_for_each(|template| template.show(true))?;
+    let Some((runc, ours)) = ways.split_last() else { return Ok(()) };
+    for way in ours {
+        let name = format!("ctr run ({}), to the first byte", way.name);
+        results.pair(&name, "s", seconds(&way.first_byte), seconds(&runc.first_byte));
+        let name = format!("ctr run ({}), to the end", way.name);
+        results.pair(&name, "s", seconds(&way.end), seconds(&runc.end));
+        for (name, values) in &way.phases {
+            results.single(&format!("  phase: {name}"), "s", median(values.clone()));
+        }
     }
     Ok(())
+}
+
+/// The host's template, which can be out of sight.
+struct Template(PathBuf);
+
+impl Template {
+    /// Makes it, where the VMM has templates.
+    fn of(t: &Test<'_>) -> Outcome<Option<Self>> {
+        if t.bed.options.hypervisor != "cloud-hypervisor" {
+            return Ok(None);
+        }
+        let mut create = t.bed.containerd.tool("bulkhead");
+        create.args(["template", "create"]);
+        command::run(create, Input::Null, t.deadline(60))?.ok()?;
+        Ok(Some(Self(product::state_dir(t.bed.containerd.dir()).join("template"))))
+    }
+
+    fn show(&self, shown: bool) -> Outcome {
+        let hidden = self.0.with_extension("hidden");
+        let (from, to) = if shown { (&hidden, &self.0) } else { (&self.0, &hidden) };
+        if from.exists() { Ok(fs::rename(from, to)?) } else { Ok(()) }
+    }
 }
 
 /// What costs a sandbox that is there: exec, a second container, memory.
@@ -164,8 +223,14 @@ fn memory(containers: &[Container<'_>; 2], results: &mut Results) -> Outcome {
     for process in &ours {
         results.single(&format!("  idle: {}, PSS", process.program), "MiB", mib(process.pss));
     }
-    let pss = |list: &[measure::Process]| list.iter().map(|process| process.pss).sum();
-    results.pair("idle sandbox, all processes, PSS", "MiB", mib(pss(&ours)), mib(pss(&peers)));
+    let guest = ours.iter().map(|process| process.guest).max_by_key(|guest| guest.resident);
+    let guest = guest.unwrap_or_default();
+    // What was copied from a template and not used since is in no process, but on the host.
+    let unused = guest.held.saturating_sub(guest.resident);
+    results.single("  idle: guest memory not mapped", "MiB", mib(unused));
+    let pss = |list: &[measure::Process]| list.iter().map(|process| process.pss).sum::<u64>();
+    let (total, peer) = (mib(pss(&ours) + unused), mib(pss(&peers)));
+    results.pair("idle sandbox, all processes, PSS", "MiB", total, peer);
     results.pair("shim, resident", "MiB", mib(shim(&ours)), mib(shim(&peers)));
     let mut inspect = containers[0].node().tool("bulkhead");
     inspect.args(["inspect", "--json", &containers[0].id]);
@@ -173,7 +238,6 @@ fn memory(containers: &[Container<'_>; 2], results: &mut Results) -> Outcome {
     let seen: Value = serde_json::from_str(&seen.out())?;
     let agent = seen["guest"]["agent_rss"].as_u64().unwrap_or(0);
     results.single("agent, resident", "MiB", mib(agent >> 10));
-    let touched = ours.iter().map(|process| process.guest).max().unwrap_or(0);
-    results.single("idle guest, memory touched", "MiB", mib(touched));
+    results.single("idle guest, memory touched", "MiB", mib(guest.held));
     Ok(())
 }

@@ -10,6 +10,7 @@ mod refusals;
 mod run;
 mod specs;
 mod streams;
+mod template;
 mod terminal;
 mod tool;
 
@@ -29,6 +30,7 @@ pub fn all() -> Vec<&'static Case> {
         events::CASES,
         exec::CASES,
         terminal::CASES,
+        template::CASES,
         tool::CASES,
         run::CASES,
     ]
