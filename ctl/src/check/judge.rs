@@ -187,7 +187,7 @@ fn template(facts: &Facts) -> Option<Line> {
         (Err(error @ CreateError::Template(_)), _) => chain(error),
         (Ok(false) | Err(_), _) => return None,
     };
-    let advice = "`bulkhead template create` makes one: sandboxes then start in half the time";
+    let advice = "`bulkhead template create` makes one: sandboxes then start without a boot";
     Some(line(Level::Note, "template", says, Some(advice)))
 }
 

@@ -176,6 +176,8 @@ pub async fn devices(
     let vm = timeout(config.agent_timeout, selection.start(&spec)).await;
     let vm = vm.map_err(|_| silent(config, &console))??;
     phases.stamp("vmm");
+    // The guest has a copy; the file may go.
+    spec.template = None;
     new.kept = true;
     let share = new.share.take().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
     let record = Mutex::new(record);

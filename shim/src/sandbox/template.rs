@@ -73,7 +73,7 @@ async fn boot(config: &Config, log: &Logger) -> Result<(Parts, Template), Create
     let phases = Phases::start();
     let (parts, control) =
         launch::devices(&config, &identity("template"), Origin::Boot, &phases, log).await?;
-    // It hangs up for us to see that the guest waits; that it does not answer us makes no difference.
+    // The agent calls to say that it waits; there is nothing else to hear on that connection.
     drop(launch::agent(&parts, control, &config).await?);
     let template = parts.selection.keep(&*parts.vm, &parts.spec, &parts.spec.dir.join(FILE))?;
     Ok((parts, template))
