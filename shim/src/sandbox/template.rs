@@ -8,6 +8,7 @@ use bulkhead_protocols::TEMPLATE_PARAM;
 use slog::{Discard, Logger, o};
 use thiserror::Error;
 use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::launch::{self, Origin, Parts};
 use super::phases::Phases;
@@ -31,6 +32,9 @@ pub enum CreateError {
     /// This process cannot be prepared for a sandbox.
     #[error("a mount namespace and an event loop")]
     Process(#[source] io::Error),
+    /// A signal has ended it.
+    #[error("interrupted")]
+    Interrupted,
 }
 
 /// Makes the template that sandboxes with this configuration start from, and puts it in the place of the one that
@@ -41,7 +45,15 @@ pub enum CreateError {
 pub fn create(config: &Config) -> Result<PathBuf, CreateError> {
     enter_mount_namespace().map_err(CreateError::Process)?;
     let runtime = Builder::new_current_thread().enable_all().build();
-    runtime.map_err(CreateError::Process)?.block_on(make(config))
+    runtime.map_err(CreateError::Process)?.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).map_err(CreateError::Process)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(CreateError::Process)?;
+        tokio::select! {
+            made = make(config) => made,
+            _ = terminate.recv() => Err(CreateError::Interrupted),
+            _ = interrupt.recv() => Err(CreateError::Interrupted),
+        }
+    })
 }
 
 /// The host's template, if it has one that sandboxes with this configuration start from.

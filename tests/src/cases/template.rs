@@ -2,8 +2,12 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::bed::{Container, Test};
@@ -36,6 +40,11 @@ pub const CASES: &[Case] = &[
         "template.fails",
         "a template that cannot be made is refused with the reason, and nothing is left",
         fails,
+    ),
+    Case::cloud_hypervisor(
+        "template.interrupted",
+        "a template that is interrupted while it is made leaves nothing",
+        interrupted,
     ),
     Case::bulkhead("template.qemu", "that QEMU has no templates is said at once", qemu),
 ];
@@ -152,6 +161,31 @@ fn fails(t: &Test<'_>) -> Outcome {
     ward.configure("kernel_params = [\"rdinit=/nowhere\"]")?;
     template(&ward, t, "create")?.refused(&["the VM did not start"])?;
     let left = leftovers::entries(&product::state_dir(ward.node.dir()));
+    ensure!(left.is_empty(), "left over: {left:?}");
+    Ok(())
+}
+
+fn interrupted(t: &Test<'_>) -> Outcome {
+    let ward = Ward::new(t)?;
+    let vmm = ward.script("vmm", "exec sleep 1000")?;
+    ward.configure(&format!("cloud_hypervisor = {vmm:?}"))?;
+    let mut tool = ward.node.tool("bulkhead");
+    let tool = tool.args(["template", "create"]).stderr(Stdio::piped()).spawn()?;
+    let pid = Pid::from_raw(i32::try_from(tool.id())?);
+    // It has come as far as the VMM once the VMM's API socket is there.
+    let state_dir = product::state_dir(ward.node.dir());
+    let api = || leftovers::entries(&state_dir).iter().any(|dir| dir.join("api").exists());
+    let limit = Instant::now() + t.deadline(20);
+    while !api() {
+        ensure!(Instant::now() < limit, "it starts no VMM");
+        thread::sleep(Duration::from_millis(50));
+    }
+    kill(pid, Signal::SIGINT)?;
+    let done = tool.wait_with_output()?;
+    let said = String::from_utf8_lossy(&done.stderr);
+    ensure!(done.status.code() == Some(1), "it ended with {}", done.status);
+    ensure!(said.trim() == "bulkhead: interrupted", "it says {said:?}");
+    let left = leftovers::entries(&state_dir);
     ensure!(left.is_empty(), "left over: {left:?}");
     Ok(())
 }
