@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 export BULKHEAD_CACHE=${BULKHEAD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bulkhead}
 
-[[ $# -gt 0 ]] || set -- run. exec. terminal. streams. lifecycle. events. api. refusals. hostile. template. \
+[[ $# -gt 0 ]] || set -- run. exec. terminal. streams. lifecycle. events. api. refusals. hostile. template. tool. \
     diff.plain diff.user diff.bind_directory diff.memory_limit
 
 if ! command -v cloud-hypervisor >/dev/null; then
