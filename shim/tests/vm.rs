@@ -121,14 +121,13 @@ async fn boot_with(init: Option<&str>, prepare: impl FnOnce(&mut VmSpec)) -> Gue
         nested: false,
         console: dir.path().join("console"),
         share: Share { tag: "share".to_owned(), socket },
-        template: None,
     };
     let console = Console::read(&spec.console);
     prepare(&mut spec);
     let selection = Selection::of(&config).expect("a VMM");
     eprintln!("{selection}");
     let started = Instant::now();
-    let vm = selection.start(&spec).await.expect("start");
+    let vm = selection.start(&spec, None).await.expect("start");
     eprintln!("VMM spawned after {:?}", started.elapsed());
     Guest { vm, virtiofsd, console, share, started, _dir: dir }
 }

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
 use bulkhead_protocols::agent::{Mount, SetupRequest};
@@ -99,7 +99,7 @@ pub enum Origin {
     /// A boot.
     Boot,
     /// This template.
-    Template(Arc<Template>),
+    Template(Template),
 }
 
 /// How the control connection comes about.
@@ -122,7 +122,6 @@ pub fn spec(config: &Config, dir: &Path) -> Result<VmSpec, SandboxError> {
         nested: config.nested,
         console: dir.join("console"),
         share: vmm::Share { tag: SHARE_TAG.to_owned(), socket: dir.join("fs") },
-        template: None,
     })
 }
 
@@ -139,12 +138,12 @@ pub async fn devices(
     let selection = Selection::of(config)?;
     info!(log, "hypervisor chosen: {selection}");
     let virtiofsd = config.files.virtiofsd()?;
-    let mut spec = spec(config, &dir)?;
+    let spec = spec(config, &dir)?;
 
     directory::create(&dir).map_err(failed)?;
     let mut new = NewDirectory { path: dir.clone(), share: None, kept: false };
     let console = Console::open(&spec.console, config.console_limit).map_err(failed)?;
-    spec.template = match origin {
+    let template = match origin {
         Origin::Any => fitting(&selection, &config.state_dir, &spec, log),
         Origin::Boot => None,
         Origin::Template(template) => Some(template),
@@ -167,17 +166,15 @@ pub async fn devices(
     }
     .start()?;
     phases.stamp("virtiofsd");
-    let control = if spec.template.is_some() {
+    let control = if template.is_some() {
         Control::Dial
     } else {
         let path = hybrid_vsock::host_port(&spec.vsock(), CONTROL_PORT);
         Control::Accept(UnixListener::bind(path).map_err(failed)?)
     };
-    let vm = timeout(config.agent_timeout, selection.start(&spec)).await;
+    let vm = timeout(config.agent_timeout, selection.start(&spec, template)).await;
     let vm = vm.map_err(|_| silent(config, &console))??;
     phases.stamp("vmm");
-    // The guest has a copy; the file may go.
-    spec.template = None;
     new.kept = true;
     let share = new.share.take().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
     let record = Mutex::new(record);
@@ -192,14 +189,11 @@ fn fitting(
     state_dir: &Path,
     spec: &VmSpec,
     log: &Logger,
-) -> Option<Arc<Template>> {
-    match selection.template(state_dir, spec) {
-        Ok(template) => template.map(Arc::new),
-        Err(error) => {
-            warn!(log, "the guest boots, since the template cannot be used: {}", chain(&error));
-            None
-        }
-    }
+) -> Option<Template> {
+    selection.template(state_dir, spec).unwrap_or_else(|error| {
+        warn!(log, "the guest boots, since the template cannot be used: {}", chain(&error));
+        None
+    })
 }
 
 /// Waits for the agent.

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use bulkhead_protocols::TEMPLATE_PARAM;
 use slog::{Discard, Logger, o};
@@ -74,7 +73,7 @@ async fn make(config: &Config) -> Result<PathBuf, CreateError> {
     }
     let (parts, template) = boot(config, &log).await?;
     let file = parts.spec.dir.join(FILE);
-    try_out(config, Arc::new(template), &log).await?;
+    try_out(config, template, &log).await?;
     Ok(Template::publish(&file, &config.state_dir)?)
 }
 
@@ -92,11 +91,7 @@ async fn boot(config: &Config, log: &Logger) -> Result<(Parts, Template), Create
 }
 
 /// Starts a sandbox from the template, and ends it.
-async fn try_out(
-    config: &Config,
-    template: Arc<Template>,
-    log: &Logger,
-) -> Result<(), SandboxError> {
+async fn try_out(config: &Config, template: Template, log: &Logger) -> Result<(), SandboxError> {
     let phases = Phases::start();
     let origin = Origin::Template(template);
     let (parts, control) =

@@ -11,7 +11,6 @@ mod select;
 mod template;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use async_trait::async_trait;
 
@@ -60,8 +59,6 @@ pub struct VmSpec {
     pub console: PathBuf,
     /// The virtiofs share.
     pub share: Share,
-    /// What the guest is woken from; without it, it boots.
-    pub template: Option<Arc<Template>>,
 }
 
 impl VmSpec {

@@ -254,14 +254,19 @@ impl Selection {
         })
     }
 
-    /// Starts a VM. It returns once the VMM's process runs, and where the guest is woken, once that
-    /// is done; whether the guest comes up shows when its agent dials in, or when the VM ends.
+    /// Starts a VM, whose guest is woken from a template or else boots. It returns once the VMM's process runs, and
+    /// where the guest is woken, once that is done; whether the guest comes up shows when its agent can be talked to,
+    /// or when the VM ends.
     ///
     /// # Errors
     /// [`StartError`]; nothing runs then.
-    pub async fn start(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, StartError> {
+    pub async fn start(
+        &self,
+        spec: &VmSpec,
+        template: Option<Template>,
+    ) -> Result<Box<dyn Vm>, StartError> {
         match &self.vsock_daemon {
-            None => Ok(Box::new(cloud_hypervisor::start(&self.program, spec).await?)),
+            None => Ok(Box::new(cloud_hypervisor::start(&self.program, spec, template).await?)),
             Some(daemon) => {
                 let settings = qemu::Settings {
                     program: &self.program,
@@ -273,9 +278,7 @@ impl Selection {
             }
         }
     }
-}
 
-impl Selection {
     /// Whether this VMM can keep a guest, and wake others from it.
     #[must_use]
     pub fn has_templates(&self) -> bool {

@@ -21,7 +21,7 @@ use tokio::task::spawn_blocking;
 pub use api::{API_SOCKET, Api, ApiError, VmInfo};
 
 use super::machine::Machine;
-use super::template::{Snapshot, TemplateError};
+use super::template::{Snapshot, Template, TemplateError};
 use super::{StartError, Vm, VmExit, VmSpec, memory};
 use crate::process::{Ended, HelperCommand, Status};
 use crate::version::Version;
@@ -35,7 +35,11 @@ const ROLE: &str = "cloud-hypervisor";
 pub const OLDEST: Version = Version { major: 50, minor: 0 };
 
 /// Starts a VM. One that is woken from a template runs when this returns, or has ended.
-pub(super) async fn start(program: &Path, spec: &VmSpec) -> Result<Machine, StartError> {
+pub(super) async fn start(
+    program: &Path,
+    spec: &VmSpec,
+    template: Option<Template>,
+) -> Result<Machine, StartError> {
     let socket = |what, path: &Path| {
         let path = path.to_owned();
         move |source: io::Error| StartError::Socket { what, path, source }
@@ -49,7 +53,7 @@ pub(super) async fn start(program: &Path, spec: &VmSpec) -> Result<Machine, Star
     };
     let (events, event_writer) = event_pipe().map_err(socket("event pipe", &spec.dir))?;
 
-    let memory = guest_memory(spec).await.map_err(StartError::Memory)?;
+    let (memory, snapshot) = guest(spec, template).await.map_err(StartError::Memory)?;
     let mut command = HelperCommand::new(ROLE, program);
     let inherited = command::Inherited {
         api: command.inherit(api),
@@ -57,10 +61,10 @@ pub(super) async fn start(program: &Path, spec: &VmSpec) -> Result<Machine, Star
         memory: command.inherit(memory),
     };
     let landlock = landlock::usable();
-    command.args(match &spec.template {
+    command.args(match &snapshot {
         None => command::arguments(spec, inherited, landlock),
-        Some(template) => {
-            let placed = snapshot::place(&template.snapshot, spec, inherited.memory, landlock);
+        Some(snapshot) => {
+            let placed = snapshot::place(snapshot, spec, inherited.memory, landlock);
             let url = placed.map_err(StartError::Template)?;
             command::waking(&url, inherited, landlock)
         }
@@ -72,21 +76,25 @@ pub(super) async fn start(program: &Path, spec: &VmSpec) -> Result<Machine, Star
     let (running, runs) = oneshot::channel();
     let events = Events::new(events).first_exit(running);
     let machine = Machine::new(vmm, Vec::new(), spec.vsock(), events, judge);
-    if spec.template.is_some() {
+    if snapshot.is_some() {
         // An error means that there will be no more events: the VM has ended, or soon will.
         let _ = runs.await;
     }
     Ok(machine)
 }
 
-/// A file for the guest's memory, with what a template has in it.
-async fn guest_memory(spec: &VmSpec) -> io::Result<OwnedFd> {
+/// A file for the guest's memory, and the state that goes with what is in it, if a template is.
+async fn guest(
+    spec: &VmSpec,
+    template: Option<Template>,
+) -> io::Result<(OwnedFd, Option<Snapshot>)> {
     let memory = memory::file(spec.memory)?;
-    let Some(template) = spec.template.clone() else { return Ok(memory) };
+    let Some(template) = template else { return Ok((memory, None)) };
     let memory = File::from(memory);
     // Tens of megabytes: a thread of its own, so that calls are answered meanwhile.
-    let copied = spawn_blocking(move || template.copy_memory(&memory).map(|()| memory)).await;
-    Ok(copied.map_err(io::Error::other)??.into())
+    let copy = move || template.copy_memory(&memory).map(|()| (memory, template.snapshot));
+    let (memory, snapshot) = spawn_blocking(copy).await.map_err(io::Error::other)??;
+    Ok((memory.into(), Some(snapshot)))
 }
 
 /// Stops a VM for good. Returns its state, and the file that is its guest's memory.

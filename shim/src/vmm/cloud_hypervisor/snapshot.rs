@@ -144,7 +144,6 @@ mod tests {
             nested: false,
             console: dir.join("console"),
             share: Share { tag: "share".to_owned(), socket: dir.join("fs") },
-            template: None,
         }
     }
 

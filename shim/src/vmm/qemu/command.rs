@@ -159,7 +159,6 @@ mod tests {
             nested: false,
             console: PathBuf::from("/run/b/1/console"),
             share: Share { tag: "share".to_owned(), socket: PathBuf::from("/run/b/1/fs") },
-            template: None,
         }
     }
 

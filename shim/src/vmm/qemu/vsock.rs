@@ -121,7 +121,6 @@ mod tests {
             nested: false,
             console: PathBuf::new(),
             share: Share { tag: String::new(), socket: PathBuf::new() },
-            template: None,
         }
     }
 
