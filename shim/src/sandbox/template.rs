@@ -16,9 +16,6 @@ use crate::config::Config;
 use crate::storage::share::enter_mount_namespace;
 use crate::vmm::{Selection, Template, TemplateError};
 
-/// The name of the file that becomes the template, in the directory of its sandbox.
-const FILE: &str = "template";
-
 /// Why there is no template.
 #[derive(Debug, Error)]
 pub enum CreateError {
@@ -72,9 +69,8 @@ async fn make(config: &Config) -> Result<PathBuf, CreateError> {
         return Err(TemplateError::Unsupported { vmm: selection.vmm.name() }.into());
     }
     let (parts, template) = boot(config, &log).await?;
-    let file = parts.spec.dir.join(FILE);
     try_out(config, template, &log).await?;
-    Ok(Template::publish(&file, &config.state_dir)?)
+    Ok(Template::publish(&parts.spec.dir, &config.state_dir)?)
 }
 
 /// Boots a guest up to where it waits, and keeps it.
@@ -86,7 +82,7 @@ async fn boot(config: &Config, log: &Logger) -> Result<(Parts, Template), Create
         launch::devices(&config, &identity("template"), Origin::Boot, &phases, log).await?;
     // The agent calls to say that it waits; there is nothing else to hear on that connection.
     drop(launch::agent(&parts, control, &config).await?);
-    let template = parts.selection.keep(&*parts.vm, &parts.spec, &parts.spec.dir.join(FILE))?;
+    let template = parts.selection.keep(&*parts.vm, &parts.spec)?;
     Ok((parts, template))
 }
 

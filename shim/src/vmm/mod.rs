@@ -20,7 +20,6 @@ pub use cloud_hypervisor::{Api, ApiError, VmInfo};
 pub use error::StartError;
 pub use exit::VmExit;
 pub use select::{Accel, Host, KvmProblem, SelectError, Selection, Vmm};
-use template::Key;
 pub use template::{Template, TemplateError};
 
 /// What every guest's kernel is told, before the sandbox's own parameters: the console, what is worth to be shown

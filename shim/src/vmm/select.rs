@@ -7,9 +7,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::{
-    Key, StartError, Template, TemplateError, Vm, VmSpec, cloud_hypervisor, processor, qemu,
-};
+use super::{StartError, Template, TemplateError, Vm, VmSpec, cloud_hypervisor, processor, qemu};
 use crate::config::{AssetError, Config, Hypervisor, QemuMachine};
 use crate::version::Version;
 
@@ -285,16 +283,16 @@ impl Selection {
         self.vmm == Vmm::CloudHypervisor
     }
 
-    /// Stops a VM for good, and makes a template of its guest in a new file.
+    /// Stops a VM for good, and makes a template of its guest in its sandbox's directory.
     ///
     /// # Errors
     /// [`TemplateError`]
-    pub fn keep(&self, vm: &dyn Vm, spec: &VmSpec, file: &Path) -> Result<Template, TemplateError> {
+    pub fn keep(&self, vm: &dyn Vm, spec: &VmSpec) -> Result<Template, TemplateError> {
         let (snapshot, memory) = match self.vmm {
             Vmm::CloudHypervisor => cloud_hypervisor::take(vm, spec)?,
             Vmm::Qemu => return Err(TemplateError::Unsupported { vmm: self.vmm.name() }),
         };
-        Template::write(file, Key::of(&self.program, spec)?, snapshot, &memory)
+        Template::write(&self.program, spec, snapshot, &memory)
     }
 
     /// The host's template, if it has one and this VMM can wake it.
@@ -309,7 +307,7 @@ impl Selection {
         if !self.has_templates() {
             return Ok(None);
         }
-        Template::open(state_dir, &Key::of(&self.program, spec)?)
+        Template::open(state_dir, &self.program, spec)
     }
 }
 

@@ -21,7 +21,8 @@ use thiserror::Error;
 
 use super::{KERNEL_PARAMS, VmSpec};
 
-/// The template's name in the state directory. Sandboxes are directories there, this is a file.
+/// The template's name in the directory of its sandbox, and then in the state directory. Sandboxes are directories
+/// there, this is a file.
 const FILE: &str = "template";
 
 /// Where the memory starts, in bytes: huge pages of the copy are huge pages here.
@@ -77,7 +78,7 @@ pub enum TemplateError {
 
 /// What a guest is made of. A template serves the sandboxes that are made of the very same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Key {
+struct Key {
     version: String,
     /// The host's boot: after another one the processor or its kernel may be another, too.
     boot: String,
@@ -118,7 +119,7 @@ impl Key {
     ///
     /// # Errors
     /// [`TemplateError::Io`]
-    pub fn of(vmm: &Path, spec: &VmSpec) -> Result<Key, TemplateError> {
+    fn of(vmm: &Path, spec: &VmSpec) -> Result<Key, TemplateError> {
         let boot = Path::new("/proc/sys/kernel/random/boot_id");
         let own = spec.cmdline.iter().map(String::as_str).filter(|word| *word != TEMPLATE_PARAM);
         Ok(Key {
@@ -156,8 +157,8 @@ impl Key {
 pub struct Snapshot {
     /// What the VM is configured with.
     pub config: Value,
-    /// Its processors and devices.
-    pub state: Value,
+    /// Its processors and devices: JSON too, but nobody looks into it again.
+    pub state: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -178,11 +179,16 @@ impl Template {
     /// Opens the host's template, if it has one.
     ///
     /// # Errors
-    /// [`TemplateError::Other`] if it is of another `key`, and where it cannot be read.
-    pub fn open(state_dir: &Path, key: &Key) -> Result<Option<Template>, TemplateError> {
+    /// [`TemplateError::Other`] if it is not of what this VMM makes of this specification, and where it cannot be
+    /// read.
+    pub fn open(
+        state_dir: &Path,
+        vmm: &Path,
+        spec: &VmSpec,
+    ) -> Result<Option<Template>, TemplateError> {
         let path = state_dir.join(FILE);
         match File::open(&path) {
-            Ok(file) => Template::read(file, &path, key).map(Some),
+            Ok(file) => Template::read(file, &path, &Key::of(vmm, spec)?).map(Some),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(at(&path)(error)),
         }
@@ -202,20 +208,21 @@ impl Template {
         }
     }
 
-    /// Writes a template into a file that is not there yet.
+    /// Writes the template of a guest into the directory of its sandbox.
     ///
     /// # Errors
     /// [`TemplateError::Io`]
     pub fn write(
-        path: &Path,
-        key: Key,
+        vmm: &Path,
+        spec: &VmSpec,
         snapshot: Snapshot,
         memory: &File,
     ) -> Result<Template, TemplateError> {
+        let (path, key) = (spec.dir.join(FILE), Key::of(vmm, spec)?);
         let write = || {
             let mut options = OpenOptions::new();
             let mut file =
-                options.read(true).write(true).create_new(true).mode(0o600).open(path)?;
+                options.read(true).write(true).create_new(true).mode(0o600).open(&path)?;
             let header = Header { key, snapshot };
             let text = serde_json::to_vec(&header)?;
             if text.len() as u64 > HEADER {
@@ -226,16 +233,16 @@ impl Template {
             copy_data(memory, 0, &file, HEADER)?;
             Ok(Template { snapshot: header.snapshot, file })
         };
-        write().map_err(at(path))
+        write().map_err(at(&path))
     }
 
-    /// Makes the template in this file the host's.
+    /// Makes the template in the directory of a sandbox the host's.
     ///
     /// # Errors
     /// [`TemplateError::Io`]
-    pub fn publish(from: &Path, state_dir: &Path) -> Result<PathBuf, TemplateError> {
+    pub fn publish(sandbox: &Path, state_dir: &Path) -> Result<PathBuf, TemplateError> {
         let path = state_dir.join(FILE);
-        fs::rename(from, &path).map_err(at(&path))?;
+        fs::rename(sandbox.join(FILE), &path).map_err(at(&path))?;
         Ok(path)
     }
 
@@ -315,31 +322,34 @@ mod tests {
         }
     }
 
-    fn key(spec: &VmSpec) -> Key {
-        Key::of(&spec.dir.join("vmm"), spec).expect("key")
+    fn open(spec: &VmSpec) -> Result<Option<Template>, TemplateError> {
+        Template::open(&spec.dir, &spec.dir.join("vmm"), spec)
     }
 
     fn snapshot() -> Snapshot {
-        Snapshot { config: serde_json::json!({"memory": 1}), state: Value::Null }
+        Snapshot { config: serde_json::json!({"memory": 1}), state: "{}".to_owned() }
     }
 
     /// A template of a memory that holds a word at 4 MiB, and nothing else.
-    fn made(dir: &Path, key: Key) -> File {
+    fn made(spec: &VmSpec) -> File {
+        let dir = &spec.dir;
+        let sandbox = VmSpec { dir: dir.join("sandbox"), ..spec.clone() };
+        fs::create_dir(&sandbox.dir).expect("mkdir");
         let memory = File::create_new(dir.join("memory")).expect("memory");
         memory.set_len(16 << 20).expect("size");
         memory.write_all_at(b"word", 4 << 20).expect("write");
         let memory = File::open(dir.join("memory")).expect("memory");
-        Template::write(&dir.join("new"), key, snapshot(), &memory).expect("template");
-        Template::publish(&dir.join("new"), dir).expect("publish");
+        Template::write(&dir.join("vmm"), &sandbox, snapshot(), &memory).expect("template");
+        Template::publish(&sandbox.dir, dir).expect("publish");
         memory
     }
 
     #[test]
     fn a_copy_of_the_memory_is_the_memory_and_as_sparse() {
         let dir = tempfile::tempdir().expect("tempdir");
-        let key = key(&spec(dir.path()));
-        let memory = made(dir.path(), key.clone());
-        let template = Template::open(dir.path(), &key).expect("open").expect("a template");
+        let spec = spec(dir.path());
+        let memory = made(&spec);
+        let template = open(&spec).expect("open").expect("a template");
         assert_eq!(template.snapshot, snapshot());
         let copy = dir.path().join("copy");
         let to = File::create_new(&copy).expect("copy");
@@ -356,13 +366,11 @@ mod tests {
     fn a_template_serves_only_what_is_made_of_the_same() {
         let dir = tempfile::tempdir().expect("tempdir");
         let spec = spec(dir.path());
-        assert!(Template::open(dir.path(), &key(&spec)).expect("open").is_none());
-        made(dir.path(), key(&spec));
+        assert!(open(&spec).expect("open").is_none());
+        made(&spec);
         let marked = VmSpec { cmdline: vec!["a=b".into(), TEMPLATE_PARAM.into()], ..spec.clone() };
-        assert!(Template::open(dir.path(), &key(&marked)).expect("open").is_some());
-        let refused = |spec: &VmSpec| {
-            Template::open(dir.path(), &key(spec)).expect_err("another").to_string()
-        };
+        assert!(open(&marked).expect("open").is_some());
+        let refused = |spec: &VmSpec| open(spec).expect_err("another").to_string();
         let other = VmSpec { memory: 32 << 20, ..spec.clone() };
         assert!(refused(&other).ends_with("template is of another memory"), "{}", refused(&other));
         let other = VmSpec { cmdline: Vec::new(), ..spec.clone() };
@@ -376,10 +384,10 @@ mod tests {
     #[test]
     fn what_is_no_template_is_named() {
         let dir = tempfile::tempdir().expect("tempdir");
-        let key = key(&spec(dir.path()));
+        let spec = spec(dir.path());
         for text in ["", "no json", "{}", "\0\0\0"] {
             fs::write(dir.path().join(FILE), text).expect("write");
-            let error = Template::open(dir.path(), &key).expect_err(text);
+            let error = open(&spec).expect_err(text);
             assert!(error.to_string().ends_with("template is no template"), "{error}");
         }
     }

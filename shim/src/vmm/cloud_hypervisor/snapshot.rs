@@ -65,7 +65,7 @@ pub(super) fn take(vmm: u32, spec: &VmSpec) -> Result<(Snapshot, File), Template
     let memory = config.pointer(MEMORY).and_then(Value::as_str).unwrap_or_default();
     let memory = PathBuf::from(memory.replace("/self/", &format!("/{vmm}/")));
     let memory = File::open(&memory).map_err(failed(&memory))?;
-    Ok((Snapshot { config, state }, memory))
+    Ok((Snapshot { config, state: state.to_string() }, memory))
 }
 
 /// Takes the share's state away, but for what the PCI bus knows of it: its daemon is another one in every sandbox,
@@ -101,9 +101,8 @@ pub(super) fn place(
     config["landlock_rules"] = json!([{ "path": text(&spec.dir)?, "access": "rw" }]);
     let directory = spec.dir.join(DIRECTORY);
     DirBuilder::new().mode(0o700).create(&directory)?;
-    for (name, value) in [("config.json", &config), ("state.json", &snapshot.state)] {
-        fs::write(directory.join(name), serde_json::to_vec(value)?)?;
-    }
+    fs::write(directory.join("config.json"), config.to_string())?;
+    fs::write(directory.join("state.json"), &snapshot.state)?;
     Ok(url(&directory))
 }
 
@@ -121,16 +120,17 @@ mod tests {
     use super::*;
     use crate::vmm::Share;
 
-    fn snapshot() -> Snapshot {
-        let config = json!({
+    fn config() -> Value {
+        json!({
             "memory": { "zones": [{ "id": "mem0", "file": "/proc/self/fd/5" }] },
             "fs": [{ "id": "_fs0", "tag": "share", "socket": "/old/fs" }],
             "vsock": { "cid": 3, "socket": "/old/vsock" },
             "serial": { "mode": "File", "file": "/old/console" },
-        });
-        let devices = json!({ "_fs0": { "acked": 1 }, "_virtio-pci-_fs0": {}, "_vsock1": {} });
-        let state = json!({ "snapshots": { "device-manager": { "snapshots": devices } } });
-        Snapshot { config, state }
+        })
+    }
+
+    fn snapshot(config: Value) -> Snapshot {
+        Snapshot { config, state: "{\"of\": \"the VM\"}".to_owned() }
     }
 
     fn spec(dir: &Path) -> VmSpec {
@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn a_snapshot_that_is_placed_has_nothing_of_another_sandbox() {
         let dir = tempfile::tempdir().expect("tempdir");
-        let url = place(&snapshot(), &spec(dir.path()), 9, true).expect("placed");
+        let url = place(&snapshot(config()), &spec(dir.path()), 9, true).expect("placed");
         let placed = dir.path().join(DIRECTORY);
         assert_eq!(url, format!("file://{}", placed.display()));
         let text = fs::read_to_string(placed.join("config.json")).expect("config");
@@ -158,14 +158,16 @@ mod tests {
         let config: Value = serde_json::from_str(&text).expect("json");
         assert_eq!(config.pointer(MEMORY), Some(&json!("/proc/self/fd/9")));
         assert_eq!(config.pointer("/landlock_rules/0/access"), Some(&json!("rw")));
-        let again = place(&snapshot(), &spec(dir.path()), 9, true).expect_err("placed twice");
+        let state = fs::read_to_string(placed.join("state.json")).expect("state");
+        assert_eq!(state, "{\"of\": \"the VM\"}");
+        let again = place(&snapshot(config), &spec(dir.path()), 9, true).expect_err("placed twice");
         assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
     }
 
     #[test]
     fn a_description_of_another_form_is_refused() {
         let dir = tempfile::tempdir().expect("tempdir");
-        let other = Snapshot { config: json!({ "fs": [] }), ..snapshot() };
+        let other = snapshot(json!({ "fs": [] }));
         let error = place(&other, &spec(dir.path()), 9, false).expect_err("another form");
         assert_eq!(error.to_string(), "no /memory/zones/0/file");
         assert!(!dir.path().join(DIRECTORY).exists());
@@ -173,7 +175,9 @@ mod tests {
 
     #[test]
     fn the_share_starts_from_nothing() {
-        let Snapshot { config, mut state } = snapshot();
+        let devices = json!({ "_fs0": { "acked": 1 }, "_virtio-pci-_fs0": {}, "_vsock1": {} });
+        let mut state = json!({ "snapshots": { "device-manager": { "snapshots": devices } } });
+        let config = config();
         forget_share(&config, &mut state).expect("known");
         let devices = state.pointer(DEVICES).and_then(Value::as_object).expect("devices");
         assert_eq!(devices.keys().collect::<Vec<_>>(), ["_virtio-pci-_fs0", "_vsock1"]);
