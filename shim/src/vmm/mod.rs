@@ -78,6 +78,24 @@ impl VmSpec {
     }
 }
 
+#[cfg(test)]
+impl VmSpec {
+    /// One for tests, of a sandbox in this directory.
+    fn sample(dir: &Path) -> VmSpec {
+        VmSpec {
+            dir: dir.to_owned(),
+            kernel: PathBuf::from("/k"),
+            initramfs: PathBuf::from("/i"),
+            cmdline: vec!["a=b".to_owned()],
+            vcpus: 2,
+            memory: 256 << 20,
+            nested: false,
+            console: dir.join("console"),
+            share: Share { tag: "share".to_owned(), socket: dir.join("fs") },
+        }
+    }
+}
+
 /// A vhost-user-fs device.
 #[derive(Debug, Clone)]
 pub struct Share {

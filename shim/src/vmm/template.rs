@@ -303,23 +303,13 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> TemplateError + use<> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::Share;
 
     fn spec(dir: &Path) -> VmSpec {
         for name in ["kernel", "initramfs", "vmm"] {
             fs::write(dir.join(name), name).expect("write");
         }
-        VmSpec {
-            dir: dir.to_owned(),
-            kernel: dir.join("kernel"),
-            initramfs: dir.join("initramfs"),
-            cmdline: vec!["a=b".to_owned()],
-            vcpus: 1,
-            memory: 16 << 20,
-            nested: false,
-            console: dir.join("console"),
-            share: Share { tag: "share".to_owned(), socket: dir.join("fs") },
-        }
+        let (kernel, initramfs) = (dir.join("kernel"), dir.join("initramfs"));
+        VmSpec { kernel, initramfs, memory: 16 << 20, ..VmSpec::sample(dir) }
     }
 
     fn open(spec: &VmSpec) -> Result<Option<Template>, TemplateError> {

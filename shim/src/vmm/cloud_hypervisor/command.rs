@@ -93,25 +93,13 @@ fn option(before: &str, path: &Path, after: &str) -> OsString {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
-    use crate::vmm::Share;
 
     const INHERITED: Inherited = Inherited { api: 7, events: 8, memory: 9 };
 
     fn spec() -> VmSpec {
-        VmSpec {
-            dir: PathBuf::from("/run/b/1"),
-            kernel: PathBuf::from("/k"),
-            initramfs: PathBuf::from("/i"),
-            cmdline: vec!["a=b".to_owned(), "c".to_owned()],
-            vcpus: 2,
-            memory: 256 << 20,
-            nested: false,
-            console: PathBuf::from("/run/b/1/console"),
-            share: Share { tag: "share".to_owned(), socket: PathBuf::from("/run/b/1/fs") },
-        }
+        let cmdline = vec!["a=b".to_owned(), "c".to_owned()];
+        VmSpec { cmdline, ..VmSpec::sample("/run/b/1".as_ref()) }
     }
 
     fn value(args: &[OsString], name: &str) -> Option<String> {

@@ -118,7 +118,6 @@ fn text(path: &Path) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::Share;
 
     fn config() -> Value {
         json!({
@@ -133,24 +132,10 @@ mod tests {
         Snapshot { config, state: "{\"of\": \"the VM\"}".to_owned() }
     }
 
-    fn spec(dir: &Path) -> VmSpec {
-        VmSpec {
-            dir: dir.to_owned(),
-            kernel: "/k".into(),
-            initramfs: "/i".into(),
-            cmdline: Vec::new(),
-            vcpus: 1,
-            memory: 64 << 20,
-            nested: false,
-            console: dir.join("console"),
-            share: Share { tag: "share".to_owned(), socket: dir.join("fs") },
-        }
-    }
-
     #[test]
     fn a_snapshot_that_is_placed_has_nothing_of_another_sandbox() {
         let dir = tempfile::tempdir().expect("tempdir");
-        let url = place(&snapshot(config()), &spec(dir.path()), 9, true).expect("placed");
+        let url = place(&snapshot(config()), &VmSpec::sample(dir.path()), 9, true).expect("placed");
         let placed = dir.path().join(DIRECTORY);
         assert_eq!(url, format!("file://{}", placed.display()));
         let text = fs::read_to_string(placed.join("config.json")).expect("config");
@@ -160,7 +145,8 @@ mod tests {
         assert_eq!(config.pointer("/landlock_rules/0/access"), Some(&json!("rw")));
         let state = fs::read_to_string(placed.join("state.json")).expect("state");
         assert_eq!(state, "{\"of\": \"the VM\"}");
-        let again = place(&snapshot(config), &spec(dir.path()), 9, true).expect_err("placed twice");
+        let again = place(&snapshot(config), &VmSpec::sample(dir.path()), 9, true)
+            .expect_err("placed twice");
         assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
     }
 
@@ -168,7 +154,7 @@ mod tests {
     fn a_description_of_another_form_is_refused() {
         let dir = tempfile::tempdir().expect("tempdir");
         let other = snapshot(json!({ "fs": [] }));
-        let error = place(&other, &spec(dir.path()), 9, false).expect_err("another form");
+        let error = place(&other, &VmSpec::sample(dir.path()), 9, false).expect_err("another form");
         assert_eq!(error.to_string(), "no /memory/zones/0/file");
         assert!(!dir.path().join(DIRECTORY).exists());
     }

@@ -143,23 +143,10 @@ fn option(before: &str, path: &Path) -> OsString {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
-    use crate::vmm::Share;
 
     fn spec() -> VmSpec {
-        VmSpec {
-            dir: PathBuf::from("/run/b/1"),
-            kernel: PathBuf::from("/k"),
-            initramfs: PathBuf::from("/i"),
-            cmdline: vec!["a=b".to_owned()],
-            vcpus: 2,
-            memory: 256 << 20,
-            nested: false,
-            console: PathBuf::from("/run/b/1/console"),
-            share: Share { tag: "share".to_owned(), socket: PathBuf::from("/run/b/1/fs") },
-        }
+        VmSpec::sample("/run/b/1".as_ref())
     }
 
     fn line(spec: &VmSpec, machine: QemuMachine, accel: Accel) -> String {

@@ -101,7 +101,6 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::vmm::Share;
 
     fn daemon(dir: &Path, script: &str) -> PathBuf {
         let program = dir.join("daemon");
@@ -110,25 +109,11 @@ mod tests {
         program
     }
 
-    fn spec(dir: &Path) -> VmSpec {
-        VmSpec {
-            dir: dir.to_owned(),
-            kernel: PathBuf::new(),
-            initramfs: PathBuf::new(),
-            cmdline: Vec::new(),
-            vcpus: 1,
-            memory: 64 << 20,
-            nested: false,
-            console: PathBuf::new(),
-            share: Share { tag: String::new(), socket: PathBuf::new() },
-        }
-    }
-
     #[tokio::test]
     async fn a_daemon_that_ends_is_reported_with_its_words() {
         let dir = tempfile::tempdir().expect("tempdir");
         let program = daemon(dir.path(), "echo no such option; exit 0");
-        let error = start(&program, &spec(dir.path())).await.expect_err("it ended");
+        let error = start(&program, &VmSpec::sample(dir.path())).await.expect_err("it ended");
         assert_eq!(
             error.to_string(),
             "vhost-device-vsock ended with exit code 0 before the VM started: no such option"
