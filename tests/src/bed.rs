@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::command::{self, Finished, Input};
@@ -375,6 +376,15 @@ impl Container<'_> {
     pub fn remove(&self) {
         let _ = self.task("delete", &["--force"]);
         let _ = self.container("delete");
+    }
+
+    /// What `bulkhead inspect` says of its sandbox.
+    ///
+    /// # Errors
+    /// The sandbox is not there, or the answer is no JSON.
+    pub fn inspect(&self) -> Outcome<Value> {
+        let text = self.node.bulkhead(&["inspect", &self.id, "--json"])?.ok()?.out();
+        Ok(serde_json::from_str(&text)?)
     }
 
     /// The containerd that it is on.

@@ -137,6 +137,16 @@ impl Containerd {
         command::run(self.ctr(args), Input::Null, self.options.deadline(60))
     }
 
+    /// Runs `bulkhead` to its end.
+    ///
+    /// # Errors
+    /// It isn't over at the deadline.
+    pub fn bulkhead(&self, args: &[&str]) -> Outcome<Finished> {
+        let mut tool = self.tool("bulkhead");
+        tool.args(args);
+        command::run(tool, Input::Null, self.options.deadline(30))
+    }
+
     /// Imports the test image from its tar file.
     ///
     /// # Errors

@@ -155,9 +155,7 @@ impl Template {
         if t.bed.options.hypervisor != "cloud-hypervisor" {
             return Ok(None);
         }
-        let mut create = t.bed.containerd.tool("bulkhead");
-        create.args(["template", "create"]);
-        command::run(create, Input::Null, t.deadline(60))?.ok()?;
+        t.bed.containerd.bulkhead(&["template", "create"])?.ok()?;
         Ok(Some(Self(product::state_dir(t.bed.containerd.dir()).join("template"))))
     }
 

@@ -8,10 +8,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
 
 use crate::bed::{Container, Test};
-use crate::command::{self, Finished, Input};
+use crate::command::Input;
 use crate::ensure;
 use crate::failure::Outcome;
 use crate::leftovers;
@@ -49,31 +48,25 @@ pub const CASES: &[Case] = &[
     Case::bulkhead("template.qemu", "that QEMU has no templates is said at once", qemu),
 ];
 
-fn template(ward: &Ward<'_, '_>, t: &Test<'_>, verb: &str) -> Outcome<Finished> {
-    let mut tool = ward.node.tool("bulkhead");
-    tool.args(["template", verb]);
-    command::run(tool, Input::Null, t.deadline(30))
-}
-
 /// A containerd whose host has a template.
 fn ward<'t, 'b>(t: &'t Test<'b>) -> Outcome<Ward<'t, 'b>> {
     let ward = Ward::new(t)?;
-    template(&ward, t, "create")?.ok()?;
+    ward.node.bulkhead(&["template", "create"])?.ok()?;
     Ok(ward)
 }
 
 /// Requires that nothing is left once the template is removed.
-fn close(ward: &Ward<'_, '_>, t: &Test<'_>, id: &str) -> Outcome {
-    ensure!(template(ward, t, "remove")?.ok()?.out() == "removed\n", "there was no template");
+fn close(ward: &Ward<'_, '_>, id: &str) -> Outcome {
+    ensure!(
+        ward.node.bulkhead(&["template", "remove"])?.ok()?.out() == "removed\n",
+        "there was no template"
+    );
     ward.nothing_left(id)
 }
 
 /// Whether a sandbox's guest has booted.
-fn has_booted(ward: &Ward<'_, '_>, t: &Test<'_>, container: &Container<'_>) -> Outcome<bool> {
-    let mut inspect = ward.node.tool("bulkhead");
-    inspect.args(["inspect", &container.id, "--json"]);
-    let text = command::run(inspect, Input::Null, t.deadline(30))?.ok()?.out();
-    let seen: Value = serde_json::from_str(&text)?;
+fn has_booted(container: &Container<'_>) -> Outcome<bool> {
+    let seen = container.inspect()?;
     let phases = seen["phases"].as_array().map(Vec::as_slice).unwrap_or_default();
     Ok(phases.iter().any(|phase| phase["name"] == "guest.kernel"))
 }
@@ -84,7 +77,7 @@ fn apart(t: &Test<'_>) -> Outcome {
     let mut secrets = HashSet::new();
     for container in &containers {
         container.start(&["sleep", "100000"])?;
-        ensure!(!has_booted(&ward, t, container)?, "{} has booted", container.id);
+        ensure!(!has_booted(container)?, "{} has booted", container.id);
         let program = "cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid; \
                        head -c 16 /dev/urandom | md5sum";
         let seen = container.exec("secrets", &[], &["sh", "-c", program])?.ok()?.out();
@@ -101,7 +94,7 @@ fn apart(t: &Test<'_>) -> Outcome {
         container.wait_stopped()?;
         ensure!(container.delete()? == 137, "it did not end by the signal");
     }
-    close(&ward, t, &containers[0].id)
+    close(&ward, &containers[0].id)
 }
 
 fn life(t: &Test<'_>) -> Outcome {
@@ -130,12 +123,12 @@ fn life(t: &Test<'_>) -> Outcome {
     let group = first.group_flags("container");
     second.run(&group.each_ref().map(String::as_str), &["true"])?.ok()?;
     // A template that is made anew, or removed, is nothing to those that run.
-    template(&ward, t, "create")?.ok()?;
+    ward.node.bulkhead(&["template", "create"])?.ok()?;
     first.task("pause", &[])?.ok()?;
     first.task("resume", &[])?.ok()?;
     first.exec("again", &[], &["true"])?.ok()?;
     first.task("delete", &["--force"])?.ok()?;
-    close(&ward, t, &first.id)
+    close(&ward, &first.id)
 }
 
 fn misfit(t: &Test<'_>) -> Outcome {
@@ -147,19 +140,19 @@ fn misfit(t: &Test<'_>) -> Outcome {
     fs::write(product::state_dir(ward.node.dir()).join("template"), "{}")?;
     let container = ward.container();
     container.start(&["sleep", "100000"])?;
-    ensure!(has_booted(&ward, t, &container)?, "it comes from what is no template");
+    ensure!(has_booted(&container)?, "it comes from what is no template");
     ensure!(ward.node.log().contains("template is no template"), "the log does not say why");
     container.task("delete", &["--force"])?.ok()?;
-    close(&ward, t, &container.id)
+    close(&ward, &container.id)
 }
 
 fn fails(t: &Test<'_>) -> Outcome {
     let ward = Ward::new(t)?;
     let vmm = ward.script("vmm", "echo no VM today >&2; exit 3")?;
     ward.configure(&format!("cloud_hypervisor = {vmm:?}"))?;
-    template(&ward, t, "create")?.refused(&["no VM today"])?;
+    ward.node.bulkhead(&["template", "create"])?.refused(&["no VM today"])?;
     ward.configure("kernel_params = [\"rdinit=/nowhere\"]")?;
-    template(&ward, t, "create")?.refused(&["the VM did not start"])?;
+    ward.node.bulkhead(&["template", "create"])?.refused(&["the VM did not start"])?;
     let left = leftovers::entries(&product::state_dir(ward.node.dir()));
     ensure!(left.is_empty(), "left over: {left:?}");
     Ok(())
@@ -193,7 +186,10 @@ fn interrupted(t: &Test<'_>) -> Outcome {
 fn qemu(t: &Test<'_>) -> Outcome {
     let ward = Ward::new(t)?;
     ward.configure("hypervisor = \"qemu\"")?;
-    template(&ward, t, "create")?.refused(&["qemu has no templates"])?;
-    ensure!(template(&ward, t, "remove")?.ok()?.out() == "there is none\n", "there was one");
+    ward.node.bulkhead(&["template", "create"])?.refused(&["qemu has no templates"])?;
+    ensure!(
+        ward.node.bulkhead(&["template", "remove"])?.ok()?.out() == "there is none\n",
+        "there was one"
+    );
     Ok(())
 }

@@ -5,7 +5,6 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::bed::{Container, Test};
-use crate::command::{self, Finished, Input};
 use crate::ensure;
 use crate::failure::Outcome;
 use crate::leftovers;
@@ -31,17 +30,10 @@ pub const CASES: &[Case] = &[
     ),
 ];
 
-fn bulkhead(t: &Test<'_>, args: &[&str]) -> Outcome<Finished> {
-    let mut tool = t.bed.containerd.tool("bulkhead");
-    tool.args(args);
-    command::run(tool, Input::Null, t.deadline(30))
-}
-
 fn inspect(t: &Test<'_>) -> Outcome {
     let c = t.container();
     c.start(&["sleep", "100000"])?;
-    let text = bulkhead(t, &["inspect", &c.id, "--json"])?.ok()?.out();
-    let seen: Value = serde_json::from_str(&text)?;
+    let seen = c.inspect()?;
     ensure!(seen["state"] == "running", "state: {}", seen["state"]);
     ensure!(
         seen["hypervisor"] == t.bed.options.hypervisor.as_str(),
@@ -65,7 +57,7 @@ fn inspect(t: &Test<'_>) -> Outcome {
         guest["agent_rss"].as_u64() > Some(0) && guest["memory"]["MemTotal"].as_u64() > Some(0),
         "the guest from inside: {guest}"
     );
-    let text = bulkhead(t, &["inspect", &c.id])?.ok()?.out();
+    let text = t.bed.containerd.bulkhead(&["inspect", &c.id])?.ok()?.out();
     ensure!(text.contains(" available, agent "), "{text}");
     Ok(())
 }
@@ -74,7 +66,7 @@ fn list(t: &Test<'_>) -> Outcome {
     let c = t.container();
     c.start(&["sleep", "100000"])?;
     let listed = |c: &Container<'_>| -> Outcome<bool> {
-        let text = bulkhead(t, &["list"])?.ok()?.out();
+        let text = t.bed.containerd.bulkhead(&["list"])?.ok()?.out();
         Ok(text.lines().any(|line| line.starts_with(&c.id) && line.contains("running")))
     };
     ensure!(listed(&c)?, "a running sandbox is not listed");
@@ -96,13 +88,8 @@ fn gc(t: &Test<'_>) -> Outcome {
     kill(Pid::from_raw(shim), Signal::SIGKILL)?;
     leftovers::await_end(shim, t.deadline(10));
 
-    let run = |args: &[&str]| -> Outcome<String> {
-        let mut tool = node.tool("bulkhead");
-        tool.args(args);
-        Ok(command::run(tool, Input::Null, t.deadline(30))?.ok()?.out())
-    };
-    run(&["gc"])?;
-    let list = run(&["list"])?;
+    node.bulkhead(&["gc"])?.ok()?;
+    let list = node.bulkhead(&["list"])?.ok()?.out();
     ensure!(!list.contains(&dead.id), "left: {list}");
     ensure!(list.contains(&alive.id), "gone: {list}");
     let directories = leftovers::entries(&product::state_dir(node.dir()));
