@@ -1,4 +1,4 @@
-//! Generates the Rust side of `proto/agent.proto`.
+//! Generates the Rust side of `proto/`.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
@@ -6,17 +6,17 @@ use std::{env, fs, io};
 use ttrpc_codegen::{Codegen, Customize, ProtobufCustomize};
 
 fn main() -> io::Result<()> {
-    println!("cargo:rerun-if-changed=proto/agent.proto");
+    println!("cargo:rerun-if-changed=proto");
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or(io::ErrorKind::NotFound)?);
     Codegen::new()
         .out_dir(&out)
-        .input("proto/agent.proto")
+        .inputs(["proto/agent.proto", "proto/cri.proto"])
         .include("proto")
         .rust_protobuf()
         .rust_protobuf_customize(ProtobufCustomize::default().gen_mod_rs(false))
         .customize(Customize { async_all: true, ..Default::default() })
         .run()?;
-    for name in ["agent.rs", "agent_ttrpc.rs"] {
+    for name in ["agent.rs", "agent_ttrpc.rs", "cri.rs"] {
         without_inner_attributes(&out.join(name))?;
     }
     Ok(())

@@ -11,6 +11,7 @@ mod kmsg;
 mod oci;
 mod output;
 mod reaper;
+mod sandbox;
 mod server;
 mod setup;
 mod shutdown;
@@ -23,12 +24,11 @@ mod template;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    if std::process::id() == 1 {
-        return boot::main();
-    }
-    let mut args = std::env::args().skip(1);
-    match args.next().as_deref() {
-        Some("oci") => oci::main(args),
+    let mut args = std::env::args();
+    match (args.next().as_deref(), args.next().as_deref()) {
+        (Some(sandbox::pause::NAME), None) => sandbox::pause::main(),
+        (_, Some("oci")) => oci::main(args),
+        _ if std::process::id() == 1 => boot::main(),
         _ => {
             eprintln!("bulkhead-agent runs as PID 1 of a Bulkhead guest, and not by hand");
             ExitCode::FAILURE

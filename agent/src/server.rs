@@ -9,9 +9,9 @@ use std::task::{Context, Poll};
 use async_trait::async_trait;
 use bulkhead_protocols::CONTROL_PORT;
 use bulkhead_protocols::agent::{
-    ContainerRef, CreateRequest, CreateResponse, DiagnosticsResponse, Empty, Event, ExecRequest,
-    PidsResponse, ProcessRef, ResizeRequest, SetupRequest, SetupResponse, SignalRequest,
-    StartResponse, StatsResponse, UpdateRequest,
+    ConnectRequest, ContainerRef, CreateRequest, CreateResponse, DiagnosticsResponse, Empty, Event,
+    ExecRequest, PidsResponse, ProcessRef, RefreshRequest, ResizeRequest, SetupRequest,
+    SetupResponse, SignalRequest, StartResponse, StatsResponse, UpdateRequest,
 };
 use bulkhead_protocols::agent_ttrpc::{Agent as Service, create_agent};
 use futures::{StreamExt, stream};
@@ -21,12 +21,13 @@ use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 use ttrpc::r#async::transport::Listener;
 use ttrpc::r#async::{Server, ServerStreamSender, TtrpcContext};
 
-use crate::cgroup::Watcher;
-use crate::container::{Containers, Guest, Process};
+use crate::cgroup::{Cgroup, Watcher};
+use crate::container::{Containers, Guest, Process, aside};
 use crate::error::Error as CallError;
 use crate::events::Events;
 use crate::output::LARGEST_PACKET;
 use crate::reaper::Reaper;
+use crate::sandbox::{Shared, forward, volume};
 use crate::stamps::Stamps;
 use crate::streams::Streams;
 use crate::sys::lock;
@@ -73,6 +74,7 @@ pub async fn run(stamps: Arc<Stamps>) -> Result<(), Error> {
         streams: Arc::new(Streams::new()),
         watcher: Arc::clone(&watcher),
         containers: Containers::default(),
+        shared: Shared::default(),
     });
     tokio::spawn(Arc::clone(&guest.reaper).run(signals));
     tokio::spawn(Arc::clone(&guest.streams).run(listener));
@@ -265,6 +267,9 @@ impl Service for Agent {
     }
 
     async fn stats(&self, _: &TtrpcContext, name: ContainerRef) -> ttrpc::Result<StatsResponse> {
+        if name.container.is_empty() {
+            return Ok(Cgroup::of_all().stats()?);
+        }
         Ok(self.guest.containers.container(&name.container)?.cgroup().stats()?)
     }
 
@@ -289,6 +294,16 @@ impl Service for Agent {
         let guest = Arc::clone(&self.guest);
         let process = self.process(&name)?;
         to_its_end(async move { guest.delete(&process).await }).await?;
+        Ok(Empty::default())
+    }
+
+    async fn refresh(&self, _: &TtrpcContext, request: RefreshRequest) -> ttrpc::Result<Empty> {
+        to_its_end(aside(move || volume::refresh(&request))).await?;
+        Ok(Empty::default())
+    }
+
+    async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<Empty> {
+        forward::connect(&self.guest.streams, &request).await?;
         Ok(Empty::default())
     }
 

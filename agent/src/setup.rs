@@ -78,8 +78,11 @@ fn credit_entropy(bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Options are the file system's own; the kernel refuses those that it does not know.
-fn mount_one(entry: &Mount) -> Result<()> {
+/// Mounts a file system. Options are its own; the kernel refuses those that it does not know.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] names a target that can't be meant, [`Error::Internal`] what the kernel refused.
+pub fn mount_one(entry: &Mount) -> Result<()> {
     if !Path::new(&entry.target).is_absolute() {
         return Err(Error::InvalidArgument(format!(
             "the mount target {:?} is not an absolute path",

@@ -1,5 +1,6 @@
 //! The wire between the shim on the host and the agent in the guest: `proto/agent.proto`, its
-//! generated code, the numbers that both sides must agree on, and how both tell an error.
+//! generated code, the numbers that both sides must agree on, and how both tell an error. Beside it, in
+//! `proto/cri.proto`, what a shim must know of the CRI.
 
 #![forbid(unsafe_code)]
 
@@ -36,6 +37,20 @@ pub mod agent_ttrpc {
     include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
 }
 
+/// The messages of `proto/cri.proto`.
+#[allow(
+    missing_docs,
+    nonstandard_style,
+    rust_2018_idioms,
+    unused,
+    clippy::all,
+    clippy::pedantic,
+    clippy::restriction
+)]
+pub mod cri {
+    include!(concat!(env!("OUT_DIR"), "/cri.rs"));
+}
+
 /// The vsock port on the host (CID 2) that the agent dials, and on which it then serves.
 pub const CONTROL_PORT: u32 = 1024;
 
@@ -51,6 +66,15 @@ pub const STREAM_ACK: usize = 16 << 10;
 /// The word on the kernel's command line that makes a guest a template: it dials [`CONTROL_PORT`] to say that it is
 /// ready, and is then dialled on it by the host that wakes it.
 pub const TEMPLATE_PARAM: &str = "bulkhead.template";
+
+/// The link by which the kubelet switches a volume's content at once (its AtomicWriter).
+pub const VOLUME_DATA: &str = "..data";
+
+/// Where the guest has what its containers share.
+pub const SHARED_DIR: &str = "/run/bulkhead/shared";
+
+/// Where the guest has its copies of volumes, in a directory for each container.
+pub const VOLUMES_DIR: &str = "/run/bulkhead/volumes";
 
 /// The tag of the sandbox's virtiofs share.
 pub const SHARE_TAG: &str = "share";

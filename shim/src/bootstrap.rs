@@ -115,7 +115,7 @@ pub fn short_name(parts: &[&str]) -> String {
 /// The pod that the bundle's container belongs to, if its annotations name one. A bundle without
 /// a spec is a sandbox that was made through the sandbox API.
 pub fn group(bundle: &Path) -> Result<Option<String>, BootstrapError> {
-    if !bundle.join("config.json").exists() {
+    if !spec::is_there(bundle) {
         return Ok(None);
     }
     let spec = spec::load(bundle)?;

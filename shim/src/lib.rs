@@ -9,6 +9,7 @@ pub mod events;
 pub mod guest;
 pub mod info;
 pub mod logging;
+pub mod network;
 pub mod process;
 pub mod record;
 pub mod sandbox;

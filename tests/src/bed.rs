@@ -206,16 +206,9 @@ impl Container<'_> {
         ctr
     }
 
-    /// The flags that put a container into the sandbox of this one, as containerd's CRI does; `kind`
-    /// is `sandbox` for this one itself, `container` for another.
-    pub fn group_flags(&self, kind: &str) -> [String; 4] {
-        let annotation = || "--annotation".to_owned();
-        [
-            annotation(),
-            format!("io.kubernetes.cri.sandbox-id={}", self.id),
-            annotation(),
-            format!("io.kubernetes.cri.container-type={kind}"),
-        ]
+    /// The flags that put a container into the sandbox of this one: the annotation that the runc shim knows, too.
+    pub fn group_flags(&self) -> [String; 2] {
+        ["--annotation".to_owned(), format!("io.containerd.runc.v2.group={}", self.id)]
     }
 
     /// Runs a container to its end.

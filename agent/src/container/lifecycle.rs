@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::oci;
 use crate::reaper::Reaper;
+use crate::sandbox::{Shared, volume};
 use crate::stdio::Announced;
 use crate::streams::Streams;
 
@@ -33,6 +34,8 @@ pub struct Guest {
     pub watcher: Arc<Watcher>,
     /// What there is.
     pub containers: Containers,
+    /// What they share.
+    pub shared: Shared,
 }
 
 impl Guest {
@@ -57,6 +60,13 @@ impl Guest {
         container: &Arc<Container>,
         request: CreateRequest,
     ) -> Result<u32> {
+        self.shared.mount(&request.mounts)?;
+        let volumes = request.volumes;
+        aside(move || volumes.iter().try_for_each(volume::copy)).await?;
+        let pid_namespace = match request.pid_namespace.as_ref() {
+            Some(whose) => self.pid_namespace(&whose.container)?,
+            None => String::new(),
+        };
         let announced = Announced::new(&self.streams, &request.stdio)?;
         let bundle = container.bundle();
         fs::create_dir_all(&bundle).map_err(|error| Error::io("cannot make the bundle", error))?;
@@ -65,12 +75,25 @@ impl Guest {
 
         let process =
             Process::new(Arc::clone(container), "", Arc::clone(&self.events), State::Starting);
-        let arguments = ["create", container.id()];
+        let arguments = ["create", container.id(), &pid_namespace];
         let (helper, pid) = self.make(&process, announced, &arguments).await?;
         process.created(helper);
         self.containers.add(&process)?;
         container.watch_memory(&self.watcher, &self.events);
         Ok(pid)
+    }
+
+    /// The PID namespace of a container, or of the sandbox for an empty name.
+    fn pid_namespace(&self, whose: &str) -> Result<String> {
+        let pid = if whose.is_empty() {
+            self.shared.first_process()?
+        } else {
+            let first = self.running(whose)?;
+            first
+                .pid()
+                .ok_or_else(|| Error::Internal(format!("{} has no process", first.name())))?
+        };
+        Ok(format!("/proc/{pid}/ns/pid"))
     }
 
     /// Has a helper make a process, and takes it over.
@@ -241,6 +264,17 @@ fn forget_unused_files() {
     if let Err(error) = fs::write("/proc/sys/vm/drop_caches", UNUSED_FILES) {
         log::warn!("cannot make the kernel forget unused files: {error}");
     }
+}
+
+/// Does what waits for the host's file server in a thread of its own: the agent has others to answer.
+///
+/// # Errors
+/// Those of `work`.
+pub async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(Error::io("the work was interrupted", error)))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {

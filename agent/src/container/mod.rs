@@ -10,13 +10,14 @@ mod table;
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+use bulkhead_protocols::VOLUMES_DIR;
 use nix::errno::Errno;
 
-pub use self::lifecycle::Guest;
+pub use self::lifecycle::{Guest, aside};
 pub use self::process::Process;
 pub use self::table::Containers;
 use crate::cgroup::{Cgroup, Watcher};
@@ -132,7 +133,8 @@ impl Container {
 
     /// Removes what the container has left in the agent's directories.
     fn remove_files(&self) {
-        for directory in [self.state(), self.bundle()] {
+        let volumes = Path::new(VOLUMES_DIR).join(&self.id);
+        for directory in [self.state(), self.bundle(), volumes] {
             match fs::remove_dir_all(&directory) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     log::warn!("cannot remove {}: {error}", directory.display());

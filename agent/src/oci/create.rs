@@ -15,12 +15,14 @@ use super::{bundle, limits, spec, stdio};
 use crate::container::STATES;
 
 /// Makes the container whose spec is in its bundle, and reports its first process. `fd` is the
-/// number of the reporter's descriptor, for the helper's own helper.
+/// number of the reporter's descriptor, for the helper's own helper. `pid_namespace` is a path, or empty where
+/// the spec says what there is to say.
 ///
 /// # Errors
 /// What is wrong with the spec, or what the kernel refused.
 pub fn run(
     container: &str,
+    pid_namespace: &str,
     console: Option<&Path>,
     fd: &str,
     reporter: &Reporter,
@@ -28,7 +30,7 @@ pub fn run(
     let bundle = bundle(container);
     let arguments = ["bulkhead-agent", "oci", "finish", container, fd].map(str::to_owned);
     let Prepared { spec, rlimits } =
-        spec::prepare(&bundle, container, console.is_some(), arguments.into())?;
+        spec::prepare(&bundle, container, pid_namespace, console.is_some(), arguments.into())?;
     stdio::give_to(user(&spec))?;
     let inherited = limits::locked_memory()?;
 

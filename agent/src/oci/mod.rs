@@ -60,8 +60,8 @@ pub fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
 
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match arguments.as_slice() {
-        ["create", container, console] => {
-            create::run(container, console_path(console), fd, &reporter)
+        ["create", container, pid_namespace, console] => {
+            create::run(container, pid_namespace, console_path(console), fd, &reporter)
         }
         ["exec", container, exec, console] => {
             exec::run(container, exec, console_path(console), &reporter)

@@ -6,7 +6,7 @@ use std::io::BufWriter;
 use std::path::Path;
 
 use libcontainer::oci_spec::runtime::{
-    Linux, LinuxCapabilities, LinuxNamespaceType, PosixRlimit, Process, Spec,
+    Linux, LinuxCapabilities, LinuxNamespaceBuilder, LinuxNamespaceType, PosixRlimit, Process, Spec,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -37,6 +37,7 @@ pub struct Prepared {
 pub fn prepare(
     bundle: &Path,
     container: &str,
+    pid_namespace: &str,
     terminal: bool,
     arguments: Vec<String>,
 ) -> Result<Prepared, Failure> {
@@ -56,6 +57,9 @@ pub fn prepare(
         spec.linux().clone().ok_or_else(|| Failure::invalid("the spec has no linux section"))?;
     linux.set_cgroups_path(Some(Path::new("/").join(CONTAINERS).join(container)));
     set_network_sysctls(&mut linux)?;
+    if !pid_namespace.is_empty() {
+        join_pid_namespace(&mut linux, pid_namespace)?;
+    }
     adapt_propagation(&mut linux);
     spec.set_linux(Some(linux));
 
@@ -90,6 +94,16 @@ pub fn complete_capabilities(given: &Option<LinuxCapabilities>) -> LinuxCapabili
         ))
         .set_ambient(Some(given.and_then(|given| given.ambient().clone()).unwrap_or_default()));
     all
+}
+
+/// Has the container join a PID namespace instead of making one.
+fn join_pid_namespace(linux: &mut Linux, path: &str) -> Result<(), Failure> {
+    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+    namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Pid);
+    let joined = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Pid).path(path).build();
+    namespaces.push(joined.map_err(|error| Failure::internal(error.to_string()))?);
+    linux.set_namespaces(Some(namespaces));
+    Ok(())
 }
 
 /// libcontainer knows the propagation of the root without the `r`, and makes it recursive itself.

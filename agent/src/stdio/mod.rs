@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_vsock::VsockStream;
 
-use self::copy::{copy, send};
+pub use self::copy::{copy, send};
 use self::terminal::Terminal;
 pub use self::terminal::set_window_size;
 use crate::error::{Error, Result};

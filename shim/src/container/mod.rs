@@ -1,6 +1,8 @@
 //! A container in the guest, with its processes, as the task API sees it.
 
+mod namespaces;
 mod process;
+mod shm;
 pub mod spec;
 pub mod stdio;
 
@@ -14,6 +16,7 @@ use bulkhead_protocols::agent::{
     ContainerRef, CreateRequest, ExecRequest, ResizeRequest, SignalRequest, StatsResponse,
     UpdateRequest,
 };
+use bulkhead_protocols::agent_ttrpc::AgentClient;
 use containerd_shim_protos::api::Mount;
 use containerd_shim_protos::events::task;
 use futures::future::join_all;
@@ -28,8 +31,9 @@ use crate::guest::{Guest, GuestError};
 use crate::storage::share::{ContainerTree, ShareError};
 use crate::sys::lock;
 
+pub use namespaces::Neighbours;
 pub use process::{Exit, Process, Status};
-use spec::SpecError;
+use spec::{GuestSpec, SpecError};
 use stdio::{Prepared, StdioError, StdioPaths};
 
 /// The status of a process whose end nobody saw: its VM is gone. As after SIGKILL, never 0.
@@ -40,6 +44,10 @@ const NOT_STARTED: u32 = 255;
 
 /// The signal that no process outlives.
 pub const SIGKILL: u32 = 9;
+
+/// Signals that ask a process to end.
+const SIGINT: u32 = 2;
+const SIGTERM: u32 = 15;
 
 /// How long a process that is deleted may have output left that nobody reads.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -58,9 +66,6 @@ const LIST: Duration = Duration::from_secs(2);
 
 /// More processes than these are not listed.
 const LISTED: usize = 4096;
-
-/// More block devices than these are not counted.
-const DEVICES: usize = 64;
 
 /// The least time between two notices that a container is out of memory.
 const OOM_INTERVAL: Duration = Duration::from_secs(1);
@@ -82,6 +87,9 @@ pub enum ContainerError {
         /// What it is, and what it would have to be.
         reason: &'static str,
     },
+    /// It stands for its pod.
+    #[error("container {0} is its pod's sandbox, which has no process in the guest")]
+    Sandbox(String),
     /// The process is over.
     #[error("{0}: process already finished")]
     Finished(String),
@@ -117,10 +125,12 @@ pub struct Container {
     pub id: String,
     /// containerd's directory for it.
     pub bundle: PathBuf,
-    guest: Guest,
+    /// The number that stands for its processes on the host.
+    pub host_pid: u32,
+    /// None for the one that stands for its pod: its namespaces are the guest's own, and nothing is to be run.
+    guest: Option<Guest>,
     publisher: Publisher,
     log: Logger,
-    host_pid: u32,
     paused: AtomicBool,
     tree: Mutex<Option<ContainerTree>>,
     init: Arc<Process>,
@@ -129,11 +139,31 @@ pub struct Container {
 }
 
 impl Container {
+    /// The container that stands for its pod: it has states and events, and nothing in the guest.
+    pub fn sandbox(new: NewContainer, host_pid: u32, publisher: Publisher, log: &Logger) -> Self {
+        let init = Process::new(&new.id, "", new.stdio);
+        let container = Self {
+            log: log.new(slog::o!("container" => new.id.clone())),
+            id: new.id,
+            bundle: new.bundle,
+            host_pid,
+            guest: None,
+            publisher,
+            paused: AtomicBool::new(false),
+            tree: Mutex::default(),
+            init: Arc::new(init),
+            execs: Mutex::default(),
+            last_oom: Mutex::default(),
+        };
+        container.created(new.rootfs);
+        container
+    }
+
     /// Makes the container in the guest, from the spec for the guest. `host_pid` stands for its
     /// processes on the host.
     pub async fn create(
         new: NewContainer,
-        spec: Vec<u8>,
+        spec: GuestSpec,
         tree: ContainerTree,
         guest: Guest,
         host_pid: u32,
@@ -144,39 +174,52 @@ impl Container {
         let stdio = Prepared::open(&init.stdio, &guest)?;
         let request = CreateRequest {
             container: new.id.clone(),
-            spec,
+            spec: spec.document,
             stdio: MessageField::some(stdio.numbers()),
+            pid_namespace: spec.pid_namespace.into(),
+            mounts: spec.mounts,
+            volumes: spec.volumes.into_iter().map(|volume| volume.guest).collect(),
             ..Default::default()
         };
         guest.call(async |agent, context| agent.create(context, &request).await).await?;
         connect(stdio, &init, &guest).await?;
-        publisher.publish(&task::TaskCreate {
-            container_id: new.id.clone(),
-            bundle: new.bundle.to_string_lossy().into_owned(),
-            rootfs: new.rootfs,
-            io: MessageField::some(task::TaskIO {
-                stdin: init.stdio.stdin.clone(),
-                stdout: init.stdio.stdout.clone(),
-                stderr: init.stdio.stderr.clone(),
-                terminal: init.stdio.terminal,
-                ..Default::default()
-            }),
-            pid: host_pid,
-            ..Default::default()
-        });
-        Ok(Self {
+        let container = Self {
             log: log.new(slog::o!("container" => new.id.clone())),
             id: new.id,
             bundle: new.bundle,
-            guest,
-            publisher,
             host_pid,
+            guest: Some(guest),
+            publisher,
             paused: AtomicBool::new(false),
             tree: Mutex::new(Some(tree)),
             init: Arc::new(init),
             execs: Mutex::default(),
             last_oom: Mutex::default(),
-        })
+        };
+        container.created(new.rootfs);
+        Ok(container)
+    }
+
+    fn created(&self, rootfs: Vec<Mount>) {
+        let stdio = &self.init.stdio;
+        self.publisher.publish(&task::TaskCreate {
+            container_id: self.id.clone(),
+            bundle: self.bundle.to_string_lossy().into_owned(),
+            rootfs,
+            io: MessageField::some(task::TaskIO {
+                stdin: stdio.stdin.clone(),
+                stdout: stdio.stdout.clone(),
+                stderr: stdio.stderr.clone(),
+                terminal: stdio.terminal,
+                ..Default::default()
+            }),
+            pid: self.host_pid,
+            ..Default::default()
+        });
+    }
+
+    fn guest(&self) -> Result<&Guest, ContainerError> {
+        self.guest.as_ref().ok_or_else(|| ContainerError::Sandbox(self.id.clone()))
     }
 
     /// The first process for an empty `exec`, else the exec of that id.
@@ -208,8 +251,9 @@ impl Container {
         if !exec.is_empty() && self.init.status() != Status::Running {
             return Err(state("cannot start: its container is not running"));
         }
-        if let Err(error) =
-            self.guest.call(async |agent, context| agent.start(context, &process.key).await).await
+        if let Some(guest) = &self.guest
+            && let Err(error) =
+                guest.call(async |agent, context| agent.start(context, &process.key).await).await
         {
             // Only what the guest has refused is known not to run.
             if matches!(error, GuestError::Refused { .. }) {
@@ -269,15 +313,16 @@ impl Container {
     }
 
     async fn prepare_exec(&self, new: &Process, process: Vec<u8>) -> Result<(), ContainerError> {
-        let stdio = Prepared::open(&new.stdio, &self.guest)?;
+        let guest = self.guest()?;
+        let stdio = Prepared::open(&new.stdio, guest)?;
         let request = ExecRequest {
             process: MessageField::some(new.key.clone()),
             spec: process,
             stdio: MessageField::some(stdio.numbers()),
             ..Default::default()
         };
-        self.guest.call(async |agent, context| agent.exec(context, &request).await).await?;
-        Ok(connect(stdio, new, &self.guest).await?)
+        guest.call(async |agent, context| agent.exec(context, &request).await).await?;
+        Ok(connect(stdio, new, guest).await?)
     }
 
     /// Sends a signal to a process, or to all processes of the container.
@@ -286,16 +331,29 @@ impl Container {
         if matches!(process.status(), Status::Stopped(_)) {
             return Err(ContainerError::Finished(process.name()));
         }
+        let Some(guest) = &self.guest else {
+            self.end_sandbox(signal).await;
+            return Ok(());
+        };
         let request = SignalRequest {
             process: MessageField::some(process.key.clone()),
             signal,
             all,
             ..Default::default()
         };
-        self.guest
+        guest
             .call_within(PROMPT, async |agent, context| agent.signal(context, &request).await)
             .await?;
         Ok(())
+    }
+
+    /// Does what Kubernetes' `pause` does with a signal.
+    async fn end_sandbox(&self, signal: u32) {
+        match signal {
+            SIGKILL => self.exited("", 128 + SIGKILL).await,
+            SIGINT | SIGTERM => self.exited("", 0).await,
+            _ => {}
+        }
     }
 
     /// Forgets a process that is over, and with the first one the container. Returns how it ended.
@@ -323,16 +381,16 @@ impl Container {
         if let Some(streams) = process.streams() {
             streams.drain(DRAIN).await;
         }
-        match self
-            .guest
-            .call_within(PROMPT, async |agent, context| agent.delete(context, &process.key).await)
-            .await
-        {
-            // It is gone with its guest, or it never got as far as being known there.
-            Ok(_)
-            | Err(GuestError::Lost(_) | GuestError::Refused { code: Code::NOT_FOUND, .. }) => {}
-            Err(error) => {
-                warn!(self.log, "the guest does not forget it: {error}"; "exec" => exec.to_owned());
+        if let Some(guest) = &self.guest {
+            let delete =
+                async |agent: &AgentClient, context| agent.delete(context, &process.key).await;
+            match guest.call_within(PROMPT, delete).await {
+                // It is gone with its guest, or it never got as far as being known there.
+                Ok(_)
+                | Err(GuestError::Lost(_) | GuestError::Refused { code: Code::NOT_FOUND, .. }) => {}
+                Err(error) => {
+                    warn!(self.log, "the guest does not forget it: {error}"; "exec" => exec.to_owned());
+                }
             }
         }
         process.set(Status::Stopped(exit));
@@ -421,14 +479,14 @@ impl Container {
             height,
             ..Default::default()
         };
-        self.guest.call(async |agent, context| agent.resize(context, &request).await).await?;
+        self.guest()?.call(async |agent, context| agent.resize(context, &request).await).await?;
         Ok(())
     }
 
     /// Freezes it.
     pub async fn pause(&self) -> Result<(), ContainerError> {
         let container = self.reference();
-        self.guest.call(async |agent, context| agent.pause(context, &container).await).await?;
+        self.guest()?.call(async |agent, context| agent.pause(context, &container).await).await?;
         self.paused.store(true, Ordering::Relaxed);
         self.publisher
             .publish(&task::TaskPaused { container_id: self.id.clone(), ..Default::default() });
@@ -438,7 +496,7 @@ impl Container {
     /// Thaws it.
     pub async fn resume(&self) -> Result<(), ContainerError> {
         let container = self.reference();
-        self.guest.call(async |agent, context| agent.resume(context, &container).await).await?;
+        self.guest()?.call(async |agent, context| agent.resume(context, &container).await).await?;
         self.paused.store(false, Ordering::Relaxed);
         self.publisher
             .publish(&task::TaskResumed { container_id: self.id.clone(), ..Default::default() });
@@ -449,12 +507,16 @@ impl Container {
     /// for them on the host. containerd takes a container without processes for one that is lost.
     pub async fn pids(&self) -> Vec<u32> {
         let container = self.reference();
-        let answer = self
-            .guest
-            .call_within(LIST, async |agent, context| agent.pids(context, &container).await)
-            .await;
+        let answer = match &self.guest {
+            Some(guest) => {
+                let list =
+                    async |agent: &AgentClient, context| agent.pids(context, &container).await;
+                guest.call_within(LIST, list).await.ok()
+            }
+            None => None,
+        };
         match answer {
-            Ok(mut answer) if !answer.pids.is_empty() => {
+            Some(mut answer) if !answer.pids.is_empty() => {
                 answer.pids.truncate(LISTED);
                 answer.pids
             }
@@ -464,17 +526,13 @@ impl Container {
 
     /// What it uses.
     pub async fn stats(&self) -> Result<StatsResponse, ContainerError> {
-        let container = self.reference();
-        let mut stats =
-            self.guest.call(async |agent, context| agent.stats(context, &container).await).await?;
-        stats.io.truncate(DEVICES);
-        Ok(stats)
+        Ok(self.guest()?.stats(&self.id).await?)
     }
 
     /// Changes its limits; `resources` is an OCI `linux.resources` object.
     pub async fn update(&self, resources: Vec<u8>) -> Result<(), ContainerError> {
         let request = UpdateRequest { container: self.id.clone(), resources, ..Default::default() };
-        self.guest.call(async |agent, context| agent.update(context, &request).await).await?;
+        self.guest()?.call(async |agent, context| agent.update(context, &request).await).await?;
         Ok(())
     }
 

@@ -8,14 +8,24 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType, Mount, Process, Spec};
+use bulkhead_protocols::agent::{self, ContainerRef};
+use oci_spec::runtime::{Linux, Mount, Process, Spec};
 use thiserror::Error;
 
+use super::namespaces::Neighbours;
+use super::shm;
 use crate::storage::mount;
 use crate::storage::share::{ContainerTree, ShareError};
+use crate::storage::volume::Volume;
 
 /// File systems that a guest makes by itself.
 const GUEST_FILE_SYSTEMS: [&str; 6] = ["cgroup", "devpts", "mqueue", "proc", "sysfs", "tmpfs"];
+
+/// The spec's name in a bundle (OCI `bundle.md`).
+const CONFIG: &str = "config.json";
+
+/// What the CRI plugin says of a container: `sandbox` or `container`.
+const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 
 /// Directories of the host whose content means the kernel: the guest has its own.
 const KERNEL_DIRECTORIES: [&str; 3] = ["/dev", "/proc", "/sys"];
@@ -58,9 +68,14 @@ pub enum SpecError {
     Encode(#[from] serde_json::Error),
 }
 
+/// Whether the bundle has a spec. One without is that of a pod which containerd drives by the sandbox API.
+pub fn is_there(bundle: &Path) -> bool {
+    bundle.join(CONFIG).exists()
+}
+
 /// Reads the bundle's `config.json`.
 pub fn load(bundle: &Path) -> Result<Spec, SpecError> {
-    let path = bundle.join("config.json");
+    let path = bundle.join(CONFIG);
     Spec::load(&path).map_err(|error| {
         // The reason is in the source, the error itself names no more than the kind.
         let reason = std::error::Error::source(&error)
@@ -82,14 +97,45 @@ pub fn read_only(spec: &Spec) -> bool {
     root.and_then(|root| root.readonly()).unwrap_or(false)
 }
 
+/// Whether the container is the one that stands for its pod: the CRI plugin says so.
+pub fn is_sandbox(spec: &Spec) -> bool {
+    annotation(spec, CONTAINER_TYPE) == Some("sandbox")
+}
+
+fn annotation<'a>(spec: &'a Spec, name: &str) -> Option<&'a str> {
+    spec.annotations().as_ref()?.get(name).map(String::as_str)
+}
+
+/// Requires that a pod's sandbox asks for nothing that a VM cannot be.
+pub fn check_sandbox(spec: &Spec) -> Result<(), SpecError> {
+    refuse_document(spec)?;
+    let linux = spec.linux().as_ref().ok_or(SpecError::Missing { field: "linux" })?;
+    refuse_linux(linux)?;
+    Neighbours::check_sandbox(linux)
+}
+
+/// What the guest is to make a container from.
+pub struct GuestSpec {
+    /// The OCI spec, as JSON.
+    pub document: Vec<u8>,
+    /// Whose PID namespace the container shares; an empty name stands for the sandbox.
+    pub pid_namespace: Option<ContainerRef>,
+    /// File systems of the guest's that the spec's mounts name.
+    pub mounts: Vec<agent::Mount>,
+    /// Volumes of which the guest makes copies for it.
+    pub volumes: Vec<Volume>,
+}
+
 /// Rewrites `spec` for the guest, whose root file system is at `rootfs` there; makes the bind
-/// mounts that it names. Returns the JSON document.
+/// mounts that it names. `follows` says whether volumes can be followed when they change.
 pub fn for_guest(
     mut spec: Spec,
     rootfs: String,
     bundle: &Path,
     tree: &mut ContainerTree,
-) -> Result<Vec<u8>, SpecError> {
+    neighbours: &Neighbours<'_>,
+    follows: &dyn Fn() -> bool,
+) -> Result<GuestSpec, SpecError> {
     refuse_document(&spec)?;
     let Some(process) = spec.process() else {
         return Err(SpecError::Missing { field: "process" });
@@ -101,17 +147,29 @@ pub fn for_guest(
         }
         None => return Err(SpecError::Missing { field: "root" }),
     }
-    match spec.linux_mut() {
-        Some(linux) => {
-            refuse_linux(linux)?;
-            guest_namespaces(linux)?;
-        }
-        None => return Err(SpecError::Missing { field: "linux" }),
-    }
+    let Some(linux) = spec.linux_mut() else {
+        return Err(SpecError::Missing { field: "linux" });
+    };
+    refuse_linux(linux)?;
+    let pid_namespace = neighbours.apply(linux)?;
+    // The guest's cgroups are the agent's to name.
+    linux.set_cgroups_path(None);
+    let in_pod = neighbours.network.is_some();
+    let (mut mounts, mut volumes) = (Vec::new(), Vec::new());
     for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
-        guest_mount(mount, index, bundle, tree)?;
+        if in_pod && let Some(shared) = shm::of_pod(mount) {
+            mounts.push(shared);
+            continue;
+        }
+        let bound = guest_mount(mount, index, bundle, tree)?;
+        if let Some(volume) = bound.and_then(|host| volume(mount, &host, index, tree))
+            && follows()
+        {
+            mount.set_source(Some(PathBuf::from(&volume.guest.target)));
+            volumes.push(volume);
+        }
     }
-    Ok(serde_json::to_vec(&spec)?)
+    Ok(GuestSpec { document: serde_json::to_vec(&spec)?, pid_namespace, mounts, volumes })
 }
 
 /// Checks the process of an exec.
@@ -123,7 +181,8 @@ pub fn check_exec(process: &[u8]) -> Result<(), SpecError> {
     refuse_process(&process, "process")
 }
 
-fn refused(field: impl Into<String>, reason: &str) -> SpecError {
+/// What a guest cannot honour.
+pub fn refused(field: impl Into<String>, reason: &str) -> SpecError {
     SpecError::Refused { field: field.into(), reason: reason.to_owned() }
 }
 
@@ -202,69 +261,28 @@ fn first_broken(rules: &[(bool, &str, &str)], prefix: &str) -> Result<(), SpecEr
     }
 }
 
-/// Namespaces of the host mean nothing in a guest. The network namespace is the guest's own: the
-/// VM is the container's network boundary.
-fn guest_namespaces(linux: &mut Linux) -> Result<(), SpecError> {
-    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
-    for namespace in &namespaces {
-        // As the document spells it.
-        let field = || {
-            let kind = serde_json::to_value(namespace.typ()).unwrap_or_default();
-            format!("linux.namespaces[{}].path", kind.as_str().unwrap_or_default())
-        };
-        match (namespace.typ(), namespace.path()) {
-            (LinuxNamespaceType::User, _) => {
-                let reason = "user namespaces are not supported";
-                return Err(refused("linux.namespaces[user]", reason));
-            }
-            (LinuxNamespaceType::Network, Some(_)) => {
-                return Err(refused(
-                    field(),
-                    "interfaces of the host are not carried into the guest",
-                ));
-            }
-            (_, Some(_)) => {
-                return Err(refused(
-                    field(),
-                    "a namespace of the host cannot be joined from a guest",
-                ));
-            }
-            (_, None) => {}
-        }
-    }
-    for (needed, name) in [
-        (LinuxNamespaceType::Mount, "mount"),
-        (LinuxNamespaceType::Pid, "pid"),
-        (LinuxNamespaceType::Network, "network"),
-        (LinuxNamespaceType::Ipc, "ipc"),
-        (LinuxNamespaceType::Uts, "uts"),
-    ] {
-        if !namespaces.iter().any(|namespace| namespace.typ() == needed) {
-            return Err(refused(
-                "linux.namespaces",
-                &format!("no {name} namespace, and the host's cannot be shared with a guest"),
-            ));
-        }
-    }
-    namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Network);
-    linux.set_namespaces(Some(namespaces));
-    // The guest's cgroups are the agent's to name.
-    linux.set_cgroups_path(None);
-    Ok(())
+/// The volume that `mount` shows, which is at `host` on the host, if the guest is to have a copy: it has no way to
+/// write to the original.
+fn volume(mount: &Mount, host: &Path, index: usize, tree: &ContainerTree) -> Option<Volume> {
+    let options = mount.options().as_deref().unwrap_or_default();
+    let read_only = options.iter().any(|option| ["ro", "rro"].contains(&option.as_str()));
+    let shared = mount.source().as_ref()?.to_str()?;
+    if read_only { Volume::of(host, shared, &tree.id(), index) } else { None }
 }
 
+/// Makes `mount` one of the guest's. Returns what it shows of the host, if it does.
 fn guest_mount(
     mount: &mut Mount,
     index: usize,
     bundle: &Path,
     tree: &mut ContainerTree,
-) -> Result<(), SpecError> {
+) -> Result<Option<PathBuf>, SpecError> {
     let options = mount.options().clone().unwrap_or_default();
     let is_bind = options.iter().any(|option| option == "bind" || option == "rbind");
     let fstype = mount.typ().clone().unwrap_or_default();
     if !is_bind && fstype != "bind" {
         return if GUEST_FILE_SYSTEMS.contains(&fstype.as_str()) {
-            Ok(())
+            Ok(None)
         } else {
             let known = GUEST_FILE_SYSTEMS.join(", ");
             Err(refused(
@@ -287,7 +305,7 @@ fn guest_mount(
     let source = bundle.join(source);
     if is_kernels(&source) {
         mount.set_source(Some(source));
-        return Ok(());
+        return Ok(None);
     }
     if fs::metadata(&source).is_ok_and(|metadata| metadata.file_type().is_socket()) {
         return Err(refused(field, "a socket of the host cannot be reached from a guest"));
@@ -300,10 +318,10 @@ fn guest_mount(
             host_options.push(option.to_owned());
         }
     }
-    let guest =
-        tree.bind(&source, &host_options).map_err(|source| SpecError::Source { field, source })?;
+    let bound = tree.bind(&source, &host_options);
+    let guest = bound.map_err(|source| SpecError::Source { field, source })?;
     mount.set_source(Some(guest.into()));
-    Ok(())
+    Ok(Some(source))
 }
 
 /// Whether a bind source is one of the kernel's own files, devices first of all.
@@ -348,8 +366,10 @@ mod tests {
 
     fn convert(spec: Spec) -> Result<serde_json::Value, SpecError> {
         let mut tree = ContainerTree::unmounted_for_tests();
-        let bytes = for_guest(spec, "/guest/rootfs".into(), Path::new("/bundle"), &mut tree)?;
-        Ok(serde_json::from_slice(&bytes).unwrap())
+        let alone = Neighbours { pid: 1, network: None, container: &|_| None };
+        let bundle = Path::new("/bundle");
+        let guest = for_guest(spec, "/guest/rootfs".into(), bundle, &mut tree, &alone, &|| false)?;
+        Ok(serde_json::from_slice(&guest.document).unwrap())
     }
 
     #[test]

@@ -12,24 +12,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use bulkhead_protocols::{STREAM_ACK, STREAM_WINDOW, agent};
+use bulkhead_protocols::agent;
 use thiserror::Error;
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
+use tokio::io::AsyncWrite;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
-use crate::guest::{Guest, GuestError};
+use crate::guest::{Guest, GuestError, from_guest, to_guest};
 use crate::sys::lock;
-
-/// Bytes of stdin in flight in the shim; also what a FIFO holds.
-const BUFFER: usize = 64 << 10;
-
-/// How long, all in all, an output may be waited for once its container has ended: what the guest
-/// still had is under way then.
-const AFTER_END: Duration = Duration::from_secs(30);
 
 /// A stdio path that cannot be used.
 #[derive(Debug, Error)]
@@ -116,13 +108,13 @@ impl Prepared {
         for (number, output) in self.outputs {
             let stream = guest.open_stream(number).await?;
             let ended = streams.ended.subscribe();
-            let copy = tokio::spawn(copy_output(stream, output, ended));
+            let copy = tokio::spawn(from_guest(stream, output, ended));
             lock(&streams.outputs).push(copy);
         }
         if let Some((fifo, keeper)) = self.stdin {
             let stream = guest.open_stream(self.numbers.stdin).await?;
             streams.stdin = Mutex::new(Some(keeper));
-            streams.input = Some(tokio::spawn(copy_input(fifo, stream)));
+            streams.input = Some(tokio::spawn(to_guest(fifo, stream)));
         }
         Ok(streams)
     }
@@ -183,67 +175,6 @@ impl Drop for Streams {
     }
 }
 
-async fn copy_output(stream: UnixStream, output: Output, ended: watch::Receiver<bool>) {
-    // An error of either side is the end: the client is gone, or the process, or the VM, and each of
-    // these is reported where it happens.
-    let _ = hand_on(stream, output, ended).await;
-}
-
-/// Copies to the end, and acknowledges what the far side has taken.
-async fn hand_on(
-    mut stream: UnixStream,
-    mut to: Output,
-    mut ended: watch::Receiver<bool>,
-) -> io::Result<()> {
-    let mut buffer = vec![0; STREAM_WINDOW];
-    let mut taken = 0;
-    let mut patience = AFTER_END;
-    loop {
-        let count = read(&mut stream, &mut buffer, &mut ended, &mut patience).await?;
-        if count == 0 {
-            return to.shutdown().await;
-        }
-        to.write_all(&buffer[..count]).await?;
-        taken += count;
-        // As many bytes as it is; their value means nothing. A guest that has sent everything and closed
-        // takes no more of them, and what it sent is still to be read.
-        let _ = stream.write_all(&buffer[..taken / STREAM_ACK]).await;
-        taken %= STREAM_ACK;
-    }
-}
-
-/// Reads what there is; 0 at the end. Once the source has ended, waiting uses up `patience`: the
-/// client's slowness does not, the guest's does.
-async fn read(
-    stream: &mut UnixStream,
-    buffer: &mut [u8],
-    ended: &mut watch::Receiver<bool>,
-    patience: &mut Duration,
-) -> io::Result<usize> {
-    let reading = stream.read(buffer);
-    tokio::pin!(reading);
-    tokio::select! {
-        count = &mut reading => return count,
-        // An error means that the streams are being dropped.
-        _ = ended.wait_for(|ended| *ended) => {}
-    }
-    let since = Instant::now();
-    match timeout(*patience, reading).await {
-        Ok(count) => {
-            *patience = patience.saturating_sub(since.elapsed());
-            count
-        }
-        Err(_) => Ok(0),
-    }
-}
-
-async fn copy_input(fifo: pipe::Receiver, mut stream: UnixStream) {
-    let mut fifo = BufReader::with_capacity(BUFFER, fifo);
-    if tokio::io::copy_buf(&mut fifo, &mut stream).await.is_ok() {
-        let _ = stream.shutdown().await;
-    }
-}
-
 fn open_stdin(path: &str) -> Result<(pipe::Receiver, OwnedFd), StdioError> {
     let path = plain_path("stdin", path)?;
     let failed = |source| StdioError::Open { stream: "stdin", path: path.to_owned(), source };
@@ -293,8 +224,13 @@ fn plain_path<'a>(stream: &'static str, uri: &'a str) -> Result<&'a Path, StdioE
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use bulkhead_protocols::{STREAM_ACK, STREAM_WINDOW};
     use nix::sys::stat::Mode;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::guest::AFTER_END;
 
     struct Dir(PathBuf);
 
@@ -330,7 +266,7 @@ mod tests {
     fn copying(uri: &str, ended: watch::Receiver<bool>) -> (UnixStream, JoinHandle<()>) {
         let output = open_output("stdout", uri).unwrap();
         let (guest, host) = UnixStream::pair().unwrap();
-        (guest, tokio::spawn(copy_output(host, output, ended)))
+        (guest, tokio::spawn(from_guest(host, output, ended)))
     }
 
     /// A container that has not ended.
@@ -368,7 +304,7 @@ mod tests {
         let length = 2 * STREAM_WINDOW + 1;
         guest.write_all(&vec![7; length]).await.unwrap();
         drop(guest);
-        copy_output(host, output, running()).await;
+        from_guest(host, output, running()).await;
         assert_eq!(dir.text().len(), length);
     }
 
@@ -429,7 +365,7 @@ mod tests {
         let path = dir.fifo("in");
         let (fifo, keeper) = open_stdin(&path).unwrap();
         let (mut guest, host) = UnixStream::pair().unwrap();
-        let copying = tokio::spawn(copy_input(fifo, host));
+        let copying = tokio::spawn(to_guest(fifo, host));
         for word in ["one ", "two"] {
             std::fs::write(&path, word).unwrap();
         }

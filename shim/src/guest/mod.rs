@@ -3,6 +3,8 @@
 //! Everything that comes back was written by an attacker. Numbers are numbers, and text is cut,
 //! cleaned and shown to people, nothing else.
 
+mod copy;
+
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,7 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bulkhead_protocols::agent::{DiagnosticsResponse, Empty, Event, SetupRequest, SetupResponse};
+use bulkhead_protocols::agent::{
+    ContainerRef, DiagnosticsResponse, Empty, Event, SetupRequest, SetupResponse, StatsResponse,
+};
 use bulkhead_protocols::agent_ttrpc::AgentClient;
 use bulkhead_protocols::{STREAM_PORT, hybrid_vsock};
 use thiserror::Error;
@@ -22,6 +26,8 @@ use ttrpc::asynchronous::transport::Socket;
 use ttrpc::asynchronous::{Client, ClientStreamReceiver};
 use ttrpc::context::Context;
 
+pub use copy::{AFTER_END, from_guest, to_guest};
+
 /// How long the agent may take for a call. Creating a container under software emulation on a busy
 /// host takes seconds; nothing takes a minute.
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
@@ -31,6 +37,9 @@ const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How many lines or numbers of a guest's account of itself are kept.
 const DIAGNOSTICS_LIMIT: usize = 256;
+
+/// More block devices than these are not counted.
+const DEVICES: usize = 64;
 
 /// How much of an error's text is kept.
 const TEXT_LIMIT: usize = 2048;
@@ -115,6 +124,15 @@ impl Guest {
             *line = clean(line);
         }
         Ok(answer)
+    }
+
+    /// What a container uses; all of them together for an empty name.
+    pub async fn stats(&self, container: &str) -> Result<StatsResponse, GuestError> {
+        let container = ContainerRef { container: container.to_owned(), ..Default::default() };
+        let mut stats =
+            self.call(async |agent, context| agent.stats(context, &container).await).await?;
+        stats.io.truncate(DEVICES);
+        Ok(stats)
     }
 
     /// Makes one call with the usual deadline.

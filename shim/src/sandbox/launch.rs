@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::console::Console;
 use super::phases::Phases;
-use super::{Identity, SandboxError, directory};
+use super::{Identity, Pod, SandboxError, directory};
 use crate::config::Config;
 use crate::guest::Guest;
 use crate::process::Status;
@@ -45,7 +45,8 @@ pub struct Parts {
     /// The VM.
     pub vm: Box<dyn Vm>,
     record: Mutex<Record>,
-    log: Logger,
+    /// The sandbox's.
+    pub log: Logger,
 }
 
 impl Parts {
@@ -237,19 +238,17 @@ async fn last_words(parts: &Parts, otherwise: SandboxError) -> SandboxError {
     }
 }
 
-/// Waits for the agent and sets the guest up.
+/// Sets the guest up, whose agent serves on this connection.
 pub async fn guest(
     parts: &Parts,
-    control: Control,
+    connection: UnixStream,
     config: &Config,
-    hostname: &str,
+    pod: &Pod,
     phases: &Phases,
     log: &Logger,
 ) -> Result<Guest, SandboxError> {
-    let connection = agent(parts, control, config).await?;
-    phases.stamp("agent");
     let guest = Guest::new(connection, parts.vm.vsock().to_owned());
-    let request = setup_request(hostname).map_err(|source| SandboxError::Directory {
+    let request = setup_request(pod).map_err(|source| SandboxError::Directory {
         path: PathBuf::from("/dev/urandom"),
         source,
     })?;
@@ -294,12 +293,13 @@ fn died(reason: String, parts: &Parts) -> SandboxError {
     SandboxError::Died { reason, console: parts.console.tail() }
 }
 
-fn setup_request(hostname: &str) -> io::Result<SetupRequest> {
+fn setup_request(pod: &Pod) -> io::Result<SetupRequest> {
     let mut entropy = vec![0; ENTROPY];
     io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut entropy)?;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Ok(SetupRequest {
-        hostname: hostname.to_owned(),
+        hostname: pod.hostname.clone(),
+        sysctls: pod.sysctls.clone(),
         clock_ns: i64::try_from(now.as_nanos()).unwrap_or(0),
         entropy,
         mounts: vec![Mount {

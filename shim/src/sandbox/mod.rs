@@ -10,14 +10,15 @@ mod console;
 mod directory;
 mod launch;
 mod phases;
+mod pod;
 pub mod template;
 
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, SystemTime};
 
 use bulkhead_protocols::agent::{self, event};
 use bulkhead_protocols::chain;
@@ -30,17 +31,23 @@ use tokio::time::timeout;
 use ttrpc::asynchronous::ClientStreamReceiver;
 
 use crate::config::{AssetError, Config, ConfigError};
-use crate::container::{Container, ContainerError, Exit, KILL_GRACE, NewContainer, SIGKILL, spec};
+use crate::container::spec::{self, GuestSpec};
+use crate::container::{
+    Container, ContainerError, Exit, KILL_GRACE, LOST, Neighbours, NewContainer, SIGKILL,
+};
 use crate::events::Publisher;
 use crate::guest::{Guest, GuestError};
+use crate::network::{Forward, NetworkError};
 use crate::storage::share::{ContainerTree, ShareError};
 use crate::storage::virtiofsd::VirtiofsdError;
+use crate::storage::volume::{Volume, Volumes};
 use crate::sys::lock;
 use crate::vmm::{SelectError, StartError};
 
 pub use directory::path as directory_path;
 use launch::{Origin, Parts};
 use phases::Phases;
+pub use pod::{Pod, PodError};
 
 /// How long a VM whose agent hung up may take to end by itself, and to say why.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -48,9 +55,15 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How long a VMM may take to be gone after it was killed.
 const VMM_END: Duration = Duration::from_secs(10);
 
+/// The largest number that the kernel gives to a process is below this (linux/threads.h).
+const PID_MAX_LIMIT: u32 = 4 << 20;
+
 /// What can go wrong with a sandbox.
 #[derive(Debug, Error)]
 pub enum SandboxError {
+    /// No such sandbox.
+    #[error("no such sandbox: {0}")]
+    NoSandbox(String),
     /// No such container.
     #[error("no such container: {0}")]
     NoContainer(String),
@@ -62,6 +75,18 @@ pub enum SandboxError {
         "container id {0:?} is not valid: allowed are letters, digits, '.', '_' and '-', and it starts with a letter or digit"
     )]
     BadId(String),
+    /// The pod's configuration cannot be honoured.
+    #[error(transparent)]
+    Pod(#[from] PodError),
+    /// The sandbox was created already.
+    #[error("sandbox {0} exists already")]
+    Configured(String),
+    /// Its network namespace cannot be used.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// Nobody has said what the sandbox is for.
+    #[error("the sandbox has not been created")]
+    NotCreated,
     /// A checkpoint is to be restored.
     #[error("checkpoints are not supported")]
     Checkpoint,
@@ -138,6 +163,9 @@ enum State {
 struct Running {
     parts: Parts,
     guest: Guest,
+    _forward: Option<Forward>,
+    /// Made for the first volume, since a host has few of what it takes.
+    volumes: OnceLock<Option<Volumes>>,
 }
 
 /// Who a sandbox is.
@@ -149,8 +177,6 @@ pub struct Identity {
     pub id: String,
     /// The socket on which its shim listens.
     pub socket: PathBuf,
-    /// What its guest is called.
-    pub hostname: String,
 }
 
 /// One sandbox.
@@ -160,18 +186,29 @@ pub struct Sandbox {
     publisher: Publisher,
     phases: Phases,
     state: watch::Sender<State>,
+    /// None until the sandbox API says what it is for.
+    pod: watch::Sender<Option<Arc<Pod>>>,
     host_pid: AtomicU32,
+    /// How many numbers were given to containers of the pod.
+    pids: AtomicU32,
     containers: Mutex<HashMap<String, Arc<Container>>>,
     creating: AtomicUsize,
+    /// Whether it stays without a container: containerd drives it by the sandbox API.
+    stays: AtomicBool,
+    created_at: SystemTime,
+    /// Whether it was asked to end.
+    stopping: AtomicBool,
+    exit: watch::Sender<Option<Exit>>,
     life: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Sandbox {
     /// Starts to build a sandbox; returns at once. A configuration that cannot be used is what the
-    /// callers will hear.
+    /// callers will hear. Without a pod the guest waits for [`Sandbox::configure`].
     pub fn launch(
         identity: Identity,
         config: Result<Config, ConfigError>,
+        pod: Option<Pod>,
         publisher: Publisher,
         log: &Logger,
     ) -> Arc<Self> {
@@ -181,9 +218,15 @@ impl Sandbox {
             publisher,
             phases: Phases::start(),
             state: watch::Sender::new(State::Starting),
+            pod: watch::Sender::new(pod.map(Arc::new)),
             host_pid: AtomicU32::new(0),
+            pids: AtomicU32::new(0),
             containers: Mutex::default(),
             creating: AtomicUsize::new(0),
+            stays: AtomicBool::new(false),
+            created_at: SystemTime::now(),
+            stopping: AtomicBool::new(false),
+            exit: watch::Sender::new(None),
             life: Mutex::default(),
         });
         let life = tokio::spawn(sandbox.clone().live(config));
@@ -201,7 +244,7 @@ impl Sandbox {
             }
             Err(error) => {
                 error!(self.log, "the sandbox did not start: {}", chain(&error));
-                self.state.send_replace(State::Failed(Arc::new(error)));
+                self.end(State::Failed(Arc::new(error)));
             }
         }
     }
@@ -213,11 +256,42 @@ impl Sandbox {
         let config = config?;
         let (parts, control) =
             launch::devices(&config, &self.identity, Origin::Any, &self.phases, &self.log).await?;
-        let hostname = &self.identity.hostname;
+        let connection = launch::agent(&parts, control, &config).await?;
+        self.phases.stamp("agent");
+        let pod = self.pod().await?;
+        pod.write_files(&parts.spec.dir)?;
         let guest =
-            launch::guest(&parts, control, &config, hostname, &self.phases, &self.log).await?;
+            launch::guest(&parts, connection, &config, &pod, &self.phases, &self.log).await?;
         let events = guest.events().await?;
-        Ok((Running { parts, guest }, events))
+        let forward = self.forward(&pod, &guest)?;
+        let volumes = OnceLock::new();
+        Ok((Running { parts, guest, _forward: forward, volumes }, events))
+    }
+
+    /// Forwards ports of a pod. A host that cannot has pods all the same.
+    fn forward(&self, pod: &Pod, guest: &Guest) -> Result<Option<Forward>, SandboxError> {
+        let Some(namespace) = &pod.network else {
+            return Ok(None);
+        };
+        match Forward::start(namespace, guest, &self.log) {
+            Ok(forward) => Ok(Some(forward)),
+            Err(error @ NetworkError::Listen(_)) => {
+                warn!(self.log, "ports are not forwarded: {}", chain(&error));
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Follows the volumes of a new container.
+    fn follow(&self, running: &Running, new: &[Volume]) {
+        for volume in new {
+            if let Some(Some(volumes)) = running.volumes.get()
+                && let Err(error) = volumes.add(volume)
+            {
+                warn!(self.log, "changes of {} will not be seen: {error}", volume.host.display());
+            }
+        }
     }
 
     /// Lives as long as the VM: hands on what happens in the guest, and notices its end.
@@ -244,7 +318,7 @@ impl Sandbox {
         } else {
             error!(self.log, "the VM has ended: {exit}"; "console" => parts.console.tail());
         }
-        self.state.send_replace(State::Ended(exit.into()));
+        self.end(State::Ended(exit.into()));
         join_all(self.containers().iter().map(|container| container.lost())).await;
     }
 
@@ -312,23 +386,50 @@ impl Sandbox {
         let running = self.running().await?;
         // A thread of its own: a mount from a dead server must not stop the others' calls.
         let sandbox = running.clone();
-        let prepared = spawn_blocking(move || (prepare(&sandbox, &new), new)).await;
+        let pod = self.pod().await?;
+        let pids = self.pids_of_containers();
+        let prepared = spawn_blocking(move || (prepare(&sandbox, &pod, &pids, &new), new)).await;
         let (prepared, new) = prepared.map_err(|_| SandboxError::Interrupted)?;
-        let (spec, tree) = prepared?;
-        self.phases.stamp("rootfs");
-        let pid = running.parts.vm.pid();
-        let guest = running.guest.clone();
-        let container =
-            Container::create(new, spec, tree, guest, pid, self.publisher.clone(), &self.log)
-                .await?;
+        let publisher = self.publisher.clone();
+        let pid = self.pid_of(&id, running.parts.vm.pid());
+        let container = match prepared? {
+            None => Container::sandbox(new, pid, publisher, &self.log),
+            Some((spec, tree)) => {
+                self.phases.stamp("rootfs");
+                let guest = running.guest.clone();
+                let volumes = spec.volumes.clone();
+                let container =
+                    Container::create(new, spec, tree, guest, pid, publisher, &self.log).await?;
+                self.follow(&running, &volumes);
+                container
+            }
+        };
         self.table().insert(id, Arc::new(container));
         self.phases.stamp("created");
         Ok(pid)
     }
 
+    /// The number that stands for a container on the host: the VMM's for the one that the sandbox is named after.
+    /// The others' are beyond those that the kernel gives (`PID_MAX_LIMIT`): each stands for one container, so that
+    /// another one can ask for its PID namespace, and for no process of the host.
+    fn pid_of(&self, id: &str, vmm: u32) -> u32 {
+        if id == self.identity.id {
+            return vmm;
+        }
+        PID_MAX_LIMIT + 1 + self.pids.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn pids_of_containers(&self) -> HashMap<u32, String> {
+        let vmm = self.host_pid();
+        let containers = self.containers();
+        let others = containers.iter().filter(|container| container.host_pid != vmm);
+        others.map(|container| (container.host_pid, container.id.clone())).collect()
+    }
+
     /// Runs a container, or an exec in one.
     pub async fn start(&self, id: &str, exec: &str) -> Result<u32, SandboxError> {
-        if let Err(error) = self.container(id)?.start(exec).await {
+        let container = self.container(id)?;
+        if let Err(error) = container.start(exec).await {
             if let ContainerError::Guest(GuestError::Deadline(_)) = error {
                 // It may run or not; nobody could tell, or end it, from now on.
                 warn!(self.log, "the guest does not answer: its VM is ended"; "container" => id);
@@ -341,7 +442,7 @@ impl Sandbox {
             self.running().await?.parts.record_phases(&self.phases);
             info!(self.log, "cold start"; "phases" => self.phases.line());
         }
-        Ok(self.host_pid())
+        Ok(container.host_pid)
     }
 
     /// Sends a signal. Where SIGKILL does not end a container, whatever the guest says, it ends
@@ -384,6 +485,11 @@ impl Sandbox {
         let exit = self.container(id)?.delete(exec).await?;
         if exec.is_empty() {
             self.table().remove(id);
+            if let State::Running(running) = &*self.state.borrow()
+                && let Some(Some(volumes)) = running.volumes.get()
+            {
+                volumes.forget(id);
+            }
         }
         Ok(exit)
     }
@@ -398,9 +504,66 @@ impl Sandbox {
         self.table().get(id).cloned().ok_or_else(|| SandboxError::NoContainer(id.to_owned()))
     }
 
-    /// Whether there is no container, and none is being made.
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.identity.id
+    }
+
+    /// When it came to be.
+    pub fn created_at(&self) -> SystemTime {
+        self.created_at
+    }
+
+    /// Says what the sandbox is for; it then stays until it is shut down, with a container or without.
+    pub fn configure(&self, pod: Pod) -> Result<(), SandboxError> {
+        if self.stays.swap(true, Ordering::Relaxed) || self.pod.borrow().is_some() {
+            return Err(SandboxError::Configured(self.identity.id.clone()));
+        }
+        self.pod.send_replace(Some(Arc::new(pod)));
+        Ok(())
+    }
+
+    /// Returns the VMM's number once containers can be made.
+    pub async fn ready(&self) -> Result<u32, SandboxError> {
+        Ok(self.running().await?.parts.vm.pid())
+    }
+
+    /// What all containers together use.
+    pub async fn stats(&self) -> Result<agent::StatsResponse, SandboxError> {
+        Ok(self.running().await?.guest.stats("").await?)
+    }
+
+    /// How it ended, if it has.
+    pub fn exit(&self) -> Option<Exit> {
+        *self.exit.borrow()
+    }
+
+    /// Returns once it has ended.
+    pub async fn wait(&self) -> Exit {
+        let mut exit = self.exit.subscribe();
+        let ended = exit.wait_for(Option::is_some).await;
+        ended.ok().and_then(|exit| *exit).unwrap_or(Exit { status: LOST, at: SystemTime::now() })
+    }
+
+    /// Its last state: only one that was asked to end has ended well.
+    fn end(&self, state: State) {
+        let status = if self.stopping.load(Ordering::Relaxed) { 0 } else { LOST };
+        self.state.send_replace(state);
+        self.exit.send_replace(Some(Exit { status, at: SystemTime::now() }));
+    }
+
+    /// What the sandbox is for, once it is known.
+    async fn pod(&self) -> Result<Arc<Pod>, SandboxError> {
+        let mut pod = self.pod.subscribe();
+        let known = pod.wait_for(Option::is_some).await;
+        known.ok().and_then(|pod| pod.clone()).ok_or(SandboxError::NotCreated)
+    }
+
+    /// Whether there is no container, none is being made, and none is to be waited for.
     pub fn is_empty(&self) -> bool {
-        self.creating.load(Ordering::Relaxed) == 0 && self.table().is_empty()
+        !self.stays.load(Ordering::Relaxed)
+            && self.creating.load(Ordering::Relaxed) == 0
+            && self.table().is_empty()
     }
 
     /// The ids of the containers.
@@ -419,13 +582,14 @@ impl Sandbox {
         let Some(life) = lock(&self.life).take() else {
             return;
         };
+        self.stopping.store(true, Ordering::Relaxed);
         let state = self.state.borrow().clone();
         match state {
             State::Starting => {
                 life.abort();
                 let reason = "it was shut down while it started".into();
                 // Whoever waits for the start is let go.
-                self.state.send_replace(State::Ended(reason));
+                self.end(State::Ended(reason));
             }
             State::Running(running) => {
                 if let Err(error) = running.guest.shutdown().await {
@@ -456,19 +620,47 @@ impl Sandbox {
     }
 }
 
-/// Mounts what the container needs into the share, and writes its spec for the guest.
+/// Mounts what the container needs into the share, and writes its spec for the guest; nothing for the one that stands
+/// for its pod. `pids` are the numbers that stand for other containers on the host.
 fn prepare(
     running: &Running,
+    pod: &Pod,
+    pids: &HashMap<u32, String>,
     new: &NewContainer,
-) -> Result<(Vec<u8>, ContainerTree), ContainerError> {
-    let document = spec::load(&new.bundle)?;
+) -> Result<Option<(GuestSpec, ContainerTree)>, ContainerError> {
+    let mut document = spec::load(&new.bundle)?;
+    if spec::is_sandbox(&document) {
+        spec::check_sandbox(&document)?;
+        return Ok(None);
+    }
+    pod.add_mounts(&running.parts.spec.dir, &mut document);
     let mut tree = running.parts.share.container(&new.id).map_err(ContainerError::Rootfs)?;
     let root = spec::root(&document, &new.bundle)?;
     let rootfs = tree
         .rootfs(&spec::rootfs_mounts(&new.rootfs), &root, spec::read_only(&document))
         .map_err(ContainerError::Rootfs)?;
-    let spec = spec::for_guest(document, rootfs, &new.bundle, &mut tree)?;
-    Ok((spec, tree))
+    let neighbours = Neighbours {
+        pid: running.parts.vm.pid(),
+        network: pod.network.as_deref(),
+        container: &|pid| pids.get(&pid).cloned(),
+    };
+    let follows = || running.volumes.get_or_init(|| volumes(running)).is_some();
+    let bundle = &new.bundle;
+    let spec = spec::for_guest(document, rootfs, bundle, &mut tree, &neighbours, &follows)?;
+    Ok(Some((spec, tree)))
+}
+
+/// Where they cannot be followed, the guest sees volumes in the share, and their changes without inotify.
+fn volumes(running: &Running) -> Option<Volumes> {
+    let log = &running.parts.log;
+    Volumes::start(&running.guest, log)
+        .inspect_err(|error| {
+            warn!(
+                log,
+                "volumes are not followed: {error}; fs.inotify.max_user_instances may be too low"
+            );
+        })
+        .ok()
 }
 
 /// containerd's own rule for identifiers: an id becomes a directory's name on both sides.

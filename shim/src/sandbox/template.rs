@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::launch::{self, Origin, Parts};
 use super::phases::Phases;
-use super::{Identity, SandboxError};
+use super::{Identity, Pod, SandboxError};
 use crate::config::Config;
 use crate::storage::share::enter_mount_namespace;
 use crate::vmm::{Selection, Template, TemplateError};
@@ -92,7 +92,8 @@ async fn try_out(config: &Config, template: Template, log: &Logger) -> Result<()
     let origin = Origin::Template(template);
     let (parts, control) =
         launch::devices(config, &identity("trial"), origin, &phases, log).await?;
-    launch::guest(&parts, control, config, "", &phases, log).await?;
+    let connection = launch::agent(&parts, control, config).await?;
+    launch::guest(&parts, connection, config, &Pod::default(), &phases, log).await?;
     Ok(())
 }
 
@@ -102,6 +103,5 @@ fn identity(what: &str) -> Identity {
         namespace: "bulkhead".to_owned(),
         id: format!("{what}-{}", std::process::id()),
         socket: PathBuf::new(),
-        hostname: String::new(),
     }
 }

@@ -7,7 +7,7 @@ use ttrpc::{Code, get_status};
 use crate::container::ContainerError;
 use crate::container::spec::SpecError;
 use crate::guest::GuestError;
-use crate::sandbox::SandboxError;
+use crate::sandbox::{PodError, SandboxError};
 
 /// The status that containerd gets.
 pub fn status(error: &SandboxError) -> ttrpc::Error {
@@ -21,18 +21,21 @@ pub fn invalid(text: impl Into<String>) -> ttrpc::Error {
 
 fn code(error: &SandboxError) -> Code {
     match error {
-        SandboxError::NoContainer(_) => Code::NOT_FOUND,
-        SandboxError::Exists(_) => Code::ALREADY_EXISTS,
+        SandboxError::NoContainer(_) | SandboxError::NoSandbox(_) => Code::NOT_FOUND,
+        SandboxError::Exists(_) | SandboxError::Configured(_) => Code::ALREADY_EXISTS,
         SandboxError::BadId(_) | SandboxError::Checkpoint => Code::INVALID_ARGUMENT,
-        SandboxError::Ended { .. } => Code::FAILED_PRECONDITION,
+        SandboxError::Pod(PodError::File { .. }) => Code::UNKNOWN,
+        SandboxError::Pod(_) => Code::INVALID_ARGUMENT,
+        SandboxError::Ended { .. } | SandboxError::NotCreated => Code::FAILED_PRECONDITION,
         SandboxError::Silent { .. } => Code::DEADLINE_EXCEEDED,
         SandboxError::Container(error) => container(error),
         SandboxError::Guest(error) => guest(error),
         SandboxError::Launch(launch) => code(launch),
         // What the node's operator has to mend.
-        SandboxError::Config(_) | SandboxError::Asset(_) | SandboxError::Select(_) => {
-            Code::FAILED_PRECONDITION
-        }
+        SandboxError::Config(_)
+        | SandboxError::Asset(_)
+        | SandboxError::Select(_)
+        | SandboxError::Network(_) => Code::FAILED_PRECONDITION,
         SandboxError::Start(_)
         | SandboxError::Share(_)
         | SandboxError::Virtiofsd(_)
@@ -46,7 +49,7 @@ fn container(error: &ContainerError) -> Code {
     match error {
         ContainerError::NotFound(_) | ContainerError::Finished(_) => Code::NOT_FOUND,
         ContainerError::Exists(_) => Code::ALREADY_EXISTS,
-        ContainerError::State { .. } => Code::FAILED_PRECONDITION,
+        ContainerError::State { .. } | ContainerError::Sandbox(_) => Code::FAILED_PRECONDITION,
         ContainerError::Stdio(_) => Code::INVALID_ARGUMENT,
         ContainerError::Spec(SpecError::Encode(_)) | ContainerError::Rootfs(_) => Code::UNKNOWN,
         ContainerError::Spec(_) => Code::INVALID_ARGUMENT,

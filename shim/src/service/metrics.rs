@@ -4,10 +4,24 @@ use bulkhead_protocols::agent::StatsResponse;
 use containerd_shim_protos::cgroups_v2::metrics::{
     CPUStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PidsStat,
 };
-use protobuf::MessageField;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use protobuf::{Message, MessageField};
+use ttrpc::{Code, get_status};
+
+/// By this name containerd's clients know the message.
+const NAME: &str = "io.containerd.cgroups.v2.Metrics";
+
+/// The message in the shape in which it travels.
+pub fn any(stats: &StatsResponse) -> ttrpc::Result<Any> {
+    let value = metrics(stats).write_to_bytes().map_err(|error| {
+        let text = format!("the statistics cannot be encoded: {error}");
+        ttrpc::Error::RpcStatus(get_status(Code::INTERNAL, text))
+    })?;
+    Ok(Any { type_url: NAME.to_owned(), value, ..Default::default() })
+}
 
 /// Copies the numbers over; a number that the guest does not give is 0.
-pub fn metrics(stats: &StatsResponse) -> Metrics {
+fn metrics(stats: &StatsResponse) -> Metrics {
     let (cpu, memory, pids) = (&stats.cpu, &stats.memory, &stats.pids);
     let stat = |name: &str| memory.stat.get(name).copied().unwrap_or(0);
     let event = |name: &str| memory.events.get(name).copied().unwrap_or(0);

@@ -3,6 +3,7 @@
 mod diagnostics;
 mod error;
 mod metrics;
+mod sandbox;
 mod server;
 mod task;
 

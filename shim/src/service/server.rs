@@ -19,6 +19,7 @@ use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
 use super::diagnostics::Diagnostics;
+use super::sandbox as sandbox_api;
 use super::task::services;
 use crate::args::Args;
 use crate::bootstrap::LISTENER_FD;
@@ -26,7 +27,7 @@ use crate::config::{Config, ConfigError};
 use crate::container::spec;
 use crate::events::Publisher;
 use crate::logging;
-use crate::sandbox::{Identity, Sandbox};
+use crate::sandbox::{Identity, Pod, Sandbox};
 use crate::storage::share::enter_mount_namespace;
 
 /// How long containerd may leave a server without a container. It asks for the first one at once;
@@ -87,7 +88,6 @@ async fn run(
         Publisher::start(events_address(args), args.namespace.clone(), log);
     // A bundle without a usable spec fails at Create, with the spec's error.
     let spec = spec::load(&args.bundle).ok();
-    let hostname = spec.as_ref().and_then(|spec| spec.hostname().clone()).unwrap_or_default();
     if let Err(error) = take_oom_score(spec.as_ref()) {
         warn!(log, "the sandbox keeps containerd's OOM score: {error}");
     }
@@ -95,14 +95,20 @@ async fn run(
         namespace: args.namespace.clone(),
         id: args.id.clone(),
         socket: socket.to_owned(),
-        hostname,
     };
-    let sandbox = Sandbox::launch(identity, config, publisher, log);
+    let pod = if spec::is_there(&args.bundle) {
+        Some(spec.as_ref().map(Pod::of_spec).unwrap_or_default())
+    } else {
+        // The sandbox API will tell.
+        None
+    };
+    let sandbox = Sandbox::launch(identity, config, pod, publisher, log);
     let stop = Arc::new(Notify::new());
     let listener = tokio::net::UnixListener::from_std(listener).map_err(ServeError::Listener)?;
     let mut server = Server::new()
         .add_listener(Listener::from(listener))
         .register_service(services(&sandbox, &stop))
+        .register_service(sandbox_api::service(&sandbox, &stop))
         .register_service(create_sandbox(Arc::new(Diagnostics(sandbox.clone()))));
     server.start().await?;
 

@@ -13,15 +13,14 @@ use containerd_shim_protos::api::{
     ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest,
     StatsResponse, Status as TaskStatus, UpdateTaskRequest, WaitRequest, WaitResponse,
 };
-use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::shim_async::{Task, create_task};
-use protobuf::{EnumOrUnknown, Message, MessageField};
+use protobuf::{EnumOrUnknown, MessageField};
 use tokio::sync::Notify;
 use ttrpc::asynchronous::{Service, TtrpcContext};
 use ttrpc::{Code, get_status};
 
 use super::error::{invalid, status};
-use super::metrics::metrics;
+use super::metrics;
 use crate::container::stdio::StdioPaths;
 use crate::container::{Container, Exit, NewContainer, Process, Status};
 use crate::events::timestamp;
@@ -30,9 +29,6 @@ use crate::sandbox::{Sandbox, SandboxError};
 /// The service's full name in each version of the API.
 const V2: &str = "containerd.task.v2.Task";
 const V3: &str = "containerd.task.v3.Task";
-
-/// By this name containerd's clients know the statistics' message.
-const METRICS: &str = "io.containerd.cgroups.v2.Metrics";
 
 /// The task service of one sandbox.
 pub struct TaskService {
@@ -109,11 +105,12 @@ impl Task for TaskService {
     }
 
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> Answer<DeleteResponse> {
+        let pid = self.container(&request.id)?.host_pid;
         let sandbox = self.sandbox.clone();
         let exit =
             to_its_end(async move { sandbox.delete(&request.id, &request.exec_id).await }).await?;
         Ok(DeleteResponse {
-            pid: self.sandbox.host_pid(),
+            pid,
             exit_status: exit.status,
             exited_at: MessageField::some(timestamp(exit.at)),
             ..Default::default()
@@ -127,7 +124,7 @@ impl Task for TaskService {
             id: request.id,
             exec_id: request.exec_id,
             bundle: container.bundle.to_string_lossy().into_owned(),
-            pid: self.sandbox.host_pid(),
+            pid: container.host_pid,
             stdin: process.stdio.stdin.clone(),
             stdout: process.stdio.stdout.clone(),
             stderr: process.stdio.stderr.clone(),
@@ -236,18 +233,15 @@ impl Task for TaskService {
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> Answer<StatsResponse> {
         let stats =
             self.container(&request.id)?.stats().await.map_err(|error| status(&error.into()))?;
-        let value = metrics(&stats).write_to_bytes().map_err(|error| {
-            let text = format!("the statistics cannot be encoded: {error}");
-            ttrpc::Error::RpcStatus(get_status(Code::INTERNAL, text))
-        })?;
-        let any = Any { type_url: METRICS.to_owned(), value, ..Default::default() };
+        let any = metrics::any(&stats)?;
         Ok(StatsResponse { stats: MessageField::some(any), ..Default::default() })
     }
 
-    async fn connect(&self, _: &TtrpcContext, _: ConnectRequest) -> Answer<ConnectResponse> {
+    async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> Answer<ConnectResponse> {
+        let container = self.sandbox.container(&request.id).ok();
         Ok(ConnectResponse {
             shim_pid: std::process::id(),
-            task_pid: self.sandbox.host_pid(),
+            task_pid: container.map_or_else(|| self.sandbox.host_pid(), |one| one.host_pid),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ..Default::default()
         })

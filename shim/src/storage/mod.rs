@@ -3,3 +3,4 @@
 pub mod mount;
 pub mod share;
 pub mod virtiofsd;
+pub mod volume;

@@ -136,6 +136,11 @@ impl ContainerTree {
         Ok(format!("{}/rootfs", self.guest))
     }
 
+    /// The container's id.
+    pub fn id(&self) -> String {
+        self.host.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     /// Bind-mounts a file or directory of the host. Returns its path in the guest.
     pub fn bind(&mut self, source: &Path, options: &[String]) -> Result<String, ShareError> {
         let metadata = fs::metadata(source)

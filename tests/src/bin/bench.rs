@@ -170,7 +170,7 @@ impl Template {
 fn in_a_running_sandbox(t: &Test<'_>, results: &mut Results) -> Outcome {
     let containers = BOTH.map(|runtime| t.container_of(runtime));
     for container in &containers {
-        let group = container.group_flags("sandbox");
+        let group = container.group_flags();
         let flags = [&["--null-io"], &group.each_ref().map(String::as_str)[..]].concat();
         container.start_with(&flags, &["sleep", "100000"])?;
     }
@@ -186,7 +186,7 @@ fn in_a_running_sandbox(t: &Test<'_>, results: &mut Results) -> Outcome {
                 containers[index].exec_command(&format!("e{round}"), &[], &["echo", "hi"]);
             let execution = measure::times(command, t.deadline(60))?;
             let other = t.container_of(runtime);
-            let group = containers[index].group_flags("container");
+            let group = containers[index].group_flags();
             let flags = group.each_ref().map(String::as_str);
             let run = measure::times(other.run_command(&flags, &["echo", "hi"]), t.deadline(60))?;
             if round > 0 {

@@ -214,16 +214,15 @@ fn number(value: &Value) -> u64 {
 fn second_container(t: &Test<'_>) -> Outcome {
     const BOOT: &str = "/proc/sys/kernel/random/boot_id";
     let (first, second) = (t.container(), t.container());
-    let sandbox = first.group_flags("sandbox");
-    let flags = [&["--null-io"], &sandbox.each_ref().map(String::as_str)[..]].concat();
+    let group = first.group_flags();
+    let group = group.each_ref().map(String::as_str);
+    let flags = [&["--null-io"], &group[..]].concat();
     let script = "echo first > /who; exec sleep 100000";
     first.start_with(&flags, &["sh", "-c", script])?;
     let boot = first.exec("boot", &[], &["cat", BOOT])?.ok()?.out();
 
-    let group = first.group_flags("container");
-    let inside = group.each_ref().map(String::as_str);
     let script = format!("cat {BOOT}; ls /who; echo $$");
-    let done = second.run(&inside, &["sh", "-c", &script])?.ok()?;
+    let done = second.run(&group, &["sh", "-c", &script])?.ok()?;
     ensure!(
         done.out() == format!("{boot}1\n"),
         "the first has {boot:?}, the second printed {:?}",
@@ -237,9 +236,9 @@ fn second_container(t: &Test<'_>) -> Outcome {
 
 fn first_goes(t: &Test<'_>) -> Outcome {
     let (first, second) = (t.container(), t.container());
-    for (container, kind) in [(&first, "sandbox"), (&second, "container")] {
-        let group = first.group_flags(kind);
-        let flags = [&["--null-io"], &group.each_ref().map(String::as_str)[..]].concat();
+    let group = first.group_flags();
+    let flags = [&["--null-io"], &group.each_ref().map(String::as_str)[..]].concat();
+    for container in [&first, &second] {
         container.start_with(&flags, &["sleep", "100000"])?;
     }
     first.kill("KILL")?;

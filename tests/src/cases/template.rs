@@ -103,7 +103,7 @@ fn life(t: &Test<'_>) -> Outcome {
     fs::write(dir.join("from-host"), "host")?;
     let mount = format!("type=bind,src={},dst=/data,options=rbind:rw", dir.display());
     let first = ward.container();
-    let group = first.group_flags("sandbox");
+    let group = first.group_flags();
     let flags = [&["--mount", &mount], &group.each_ref().map(String::as_str)[..]].concat();
     first.start_with(&flags, &["sleep", "100000"])?;
     let done =
@@ -120,7 +120,7 @@ fn life(t: &Test<'_>) -> Outcome {
     )?;
     ensure!(echoed.exits(7)?.out().len() == 1 << 20, "not all came back");
     let second = ward.container();
-    let group = first.group_flags("container");
+    let group = first.group_flags();
     second.run(&group.each_ref().map(String::as_str), &["true"])?.ok()?;
     // A template that is made anew, or removed, is nothing to those that run.
     ward.node.bulkhead(&["template", "create"])?.ok()?;

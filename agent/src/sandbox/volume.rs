@@ -1,0 +1,206 @@
+//! Copies of the volumes that the kubelet writes with its AtomicWriter: configMap, secret, downwardAPI, projected.
+//!
+//! ```text
+//! ..2026_11_22_10_00_00.123/key    one generation of the content
+//! ..data -> ..2026_11_22_10_00_00.123
+//! key -> ..data/key
+//! ```
+//! The kubelet writes a new generation beside the old one and then switches `..data` by a rename. A guest sees that
+//! through the share, and inotify in the guest does not; on a copy in the guest's memory the same rename is one.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{
+    DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown, symlink,
+};
+use std::path::{Component, Path};
+
+use bulkhead_protocols::VOLUME_DATA;
+use bulkhead_protocols::agent::{RefreshRequest, Volume};
+
+use crate::error::{Error, Result};
+
+/// The name under which a link waits to take the other's place.
+const NEXT: &str = "..data_tmp";
+
+/// Copies a volume whole.
+///
+/// # Errors
+/// [`Error::Internal`] with what could not be read or written.
+pub fn copy(volume: &Volume) -> Result<()> {
+    let (source, target) = (Path::new(&volume.source), Path::new(&volume.target));
+    let copied = fs::create_dir_all(target).and_then(|()| {
+        let metadata = source.metadata()?;
+        chown(target, Some(metadata.uid()), Some(metadata.gid()))?;
+        copy_content(source, target)?;
+        // Last, or its owner's rights would be in the way.
+        fs::set_permissions(target, metadata.permissions())
+    });
+    copied
+        .map_err(|error| Error::io(format_args!("cannot copy the volume {}", volume.source), error))
+}
+
+/// Makes the copy what the volume has become: a generation of this name.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for a name that is none, [`Error::Internal`] with what could not be read or written.
+pub fn refresh(request: &RefreshRequest) -> Result<()> {
+    let volume = request.volume.get_or_default();
+    let (source, target) = (Path::new(&volume.source), Path::new(&volume.target));
+    let name = Path::new(&request.data);
+    if !matches!(name.components().collect::<Vec<_>>()[..], [Component::Normal(_)]) {
+        return Err(Error::InvalidArgument(format!(
+            "{:?} is no name of a directory",
+            request.data
+        )));
+    }
+    switch(source, target, name).map_err(|error| {
+        Error::io(format_args!("cannot follow the volume {}", volume.source), error)
+    })
+}
+
+fn switch(source: &Path, target: &Path, name: &Path) -> io::Result<()> {
+    let data = target.join(VOLUME_DATA);
+    let old = fs::read_link(&data)?;
+    if old == name {
+        return Ok(());
+    }
+    copy_entry(&source.join(name), &target.join(name))?;
+    let next = target.join(NEXT);
+    let _ = fs::remove_file(&next);
+    symlink(name, &next)?;
+    fs::rename(&next, &data)?;
+    // The names that lead into it: new ones come, old ones go.
+    let (wanted, had) = (links(source)?, links(target)?);
+    for name in wanted.difference(&had) {
+        copy_entry(&source.join(name), &target.join(name))?;
+    }
+    for name in had.difference(&wanted) {
+        fs::remove_file(target.join(name))?;
+    }
+    fs::remove_dir_all(target.join(old))
+}
+
+/// The names in a volume but for the kubelet's own.
+fn links(directory: &Path) -> io::Result<BTreeSet<OsString>> {
+    let names = fs::read_dir(directory)?.map(|entry| entry.map(|entry| entry.file_name()));
+    let own = |name: &OsString| name.as_encoded_bytes().starts_with(b"..");
+    names.filter(|name| !name.as_ref().is_ok_and(own)).collect()
+}
+
+fn copy_content(from: &Path, to: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let name = entry?.file_name();
+        copy_entry(&from.join(&name), &to.join(&name))?;
+    }
+    Ok(())
+}
+
+/// Copies a file, a link, or a directory with all in it; what is neither is left out.
+fn copy_entry(from: &Path, to: &Path) -> io::Result<()> {
+    let metadata = from.symlink_metadata()?;
+    let (uid, gid) = (Some(metadata.uid()), Some(metadata.gid()));
+    if metadata.is_symlink() {
+        symlink(fs::read_link(from)?, to)?;
+        return lchown(to, uid, gid);
+    }
+    // For nobody's eyes until it has its owner.
+    if metadata.is_dir() {
+        DirBuilder::new().mode(0o700).create(to)?;
+        copy_content(from, to)?;
+    } else if metadata.is_file() {
+        let mut new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
+        io::copy(&mut File::open(from)?, &mut new)?;
+    } else {
+        return Ok(());
+    }
+    chown(to, uid, gid)?;
+    fs::set_permissions(to, fs::Permissions::from_mode(metadata.mode() & 0o7777))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    struct Host(PathBuf);
+
+    impl Host {
+        fn new(name: &str) -> Self {
+            let root =
+                std::env::temp_dir().join(format!("bulkhead-volume-{name}-{}", std::process::id()));
+            fs::create_dir_all(root.join("source")).unwrap();
+            Self(root)
+        }
+
+        fn volume(&self) -> Volume {
+            let path = |name: &str| self.0.join(name).display().to_string();
+            Volume { source: path("source"), target: path("target"), ..Default::default() }
+        }
+
+        /// What the kubelet does.
+        fn write(&self, generation: &str, files: &[(&str, &str)]) {
+            let source = self.0.join("source");
+            fs::create_dir(source.join(generation)).unwrap();
+            for (name, content) in files {
+                fs::write(source.join(generation).join(name), content).unwrap();
+            }
+            symlink(generation, source.join(NEXT)).unwrap();
+            fs::rename(source.join(NEXT), source.join(VOLUME_DATA)).unwrap();
+            for link in links(&source).unwrap() {
+                fs::remove_file(source.join(link)).unwrap();
+            }
+            for (name, _) in files {
+                symlink(Path::new(VOLUME_DATA).join(name), source.join(name)).unwrap();
+            }
+        }
+
+        fn refresh(&self, data: &str) -> Result<()> {
+            refresh(&RefreshRequest {
+                volume: Some(self.volume()).into(),
+                data: data.to_owned(),
+                ..Default::default()
+            })
+        }
+
+        fn read(&self, name: &str) -> Option<String> {
+            fs::read_to_string(self.0.join("target").join(name)).ok()
+        }
+    }
+
+    impl Drop for Host {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_copy_follows_its_volume() {
+        let host = Host::new("follow");
+        host.write("..1", &[("a", "one"), ("b", "stays")]);
+        copy(&host.volume()).unwrap();
+        assert_eq!(host.read("a").as_deref(), Some("one"));
+
+        host.write("..2", &[("b", "stays"), ("c", "new")]);
+        host.refresh("..2").unwrap();
+        host.refresh("..2").unwrap();
+        assert_eq!(host.read("a"), None);
+        assert_eq!(host.read("b").as_deref(), Some("stays"));
+        assert_eq!(host.read("c").as_deref(), Some("new"));
+        assert!(!host.0.join("target/..1").exists());
+    }
+
+    #[test]
+    fn a_generation_is_a_name() {
+        let host = Host::new("name");
+        host.write("..1", &[]);
+        copy(&host.volume()).unwrap();
+        for bad in ["", "..", "a/b", "/etc", "."] {
+            assert!(matches!(host.refresh(bad), Err(Error::InvalidArgument(_))), "{bad}");
+        }
+        assert!(matches!(host.refresh("..gone"), Err(Error::Internal(_))));
+    }
+}

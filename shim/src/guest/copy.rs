@@ -1,0 +1,85 @@
+//! Bytes between a stream of the guest and whatever the host has for it.
+
+use std::io;
+use std::time::Duration;
+
+use bulkhead_protocols::{STREAM_ACK, STREAM_WINDOW};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+
+/// Bytes in flight on their way to the guest; also what a FIFO holds.
+const BUFFER: usize = 64 << 10;
+
+/// How long, all in all, an output may be waited for once its container has ended: what the guest
+/// still had is under way then.
+pub const AFTER_END: Duration = Duration::from_secs(30);
+
+/// Copies what the guest sends, and closes `to` at its end. `ended` becomes true when nobody in the guest can have
+/// more to say; one that keeps the stream open all the same is not waited for.
+pub async fn from_guest(
+    stream: UnixStream,
+    to: impl AsyncWrite + Unpin,
+    ended: watch::Receiver<bool>,
+) {
+    // An error of either side is the end: the client is gone, or the process, or the VM, and each of
+    // these is reported where it happens.
+    let _ = hand_on(stream, to, ended).await;
+}
+
+/// Copies to the end, and acknowledges what the far side has taken.
+async fn hand_on(
+    mut stream: UnixStream,
+    mut to: impl AsyncWrite + Unpin,
+    mut ended: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; STREAM_WINDOW];
+    let mut taken = 0;
+    let mut patience = AFTER_END;
+    loop {
+        let count = read(&mut stream, &mut buffer, &mut ended, &mut patience).await?;
+        if count == 0 {
+            return to.shutdown().await;
+        }
+        to.write_all(&buffer[..count]).await?;
+        taken += count;
+        // As many bytes as it is; their value means nothing. A guest that has sent everything and closed
+        // takes no more of them, and what it sent is still to be read.
+        let _ = stream.write_all(&buffer[..taken / STREAM_ACK]).await;
+        taken %= STREAM_ACK;
+    }
+}
+
+/// Reads what there is; 0 at the end. Once the source has ended, waiting uses up `patience`: the
+/// client's slowness does not, the guest's does.
+async fn read(
+    stream: &mut UnixStream,
+    buffer: &mut [u8],
+    ended: &mut watch::Receiver<bool>,
+    patience: &mut Duration,
+) -> io::Result<usize> {
+    let reading = stream.read(buffer);
+    tokio::pin!(reading);
+    tokio::select! {
+        count = &mut reading => return count,
+        // An error means that the streams are being dropped.
+        _ = ended.wait_for(|ended| *ended) => {}
+    }
+    let since = Instant::now();
+    match timeout(*patience, reading).await {
+        Ok(count) => {
+            *patience = patience.saturating_sub(since.elapsed());
+            count
+        }
+        Err(_) => Ok(0),
+    }
+}
+
+/// Copies to the guest, and tells it of the end.
+pub async fn to_guest(from: impl AsyncRead + Unpin, mut stream: UnixStream) {
+    let mut from = BufReader::with_capacity(BUFFER, from);
+    if tokio::io::copy_buf(&mut from, &mut stream).await.is_ok() {
+        let _ = stream.shutdown().await;
+    }
+}

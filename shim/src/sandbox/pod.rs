@@ -1,0 +1,237 @@
+//! What a pod asks of its sandbox: from the spec of its sandbox container, or from the CRI's own configuration where
+//! containerd drives it by the sandbox API.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bulkhead_protocols::cri::{NamespaceMode, PodSandboxConfig};
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
+use protobuf::Message;
+use thiserror::Error;
+
+use crate::container::spec::is_sandbox;
+
+/// Files of a pod that containerd makes for a sandbox container, and leaves to a shim with the sandbox API.
+const HOSTNAME: &str = "/etc/hostname";
+const HOSTS: &str = "/etc/hosts";
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// The type of the sandbox API's `options`.
+const CONFIG_TYPE: &str = "runtime.v1.PodSandboxConfig";
+
+/// A pod that cannot be.
+#[derive(Debug, Error)]
+pub enum PodError {
+    /// The configuration is not the CRI's.
+    #[error("the sandbox's options are of type {0:?}; known is {CONFIG_TYPE}")]
+    Type(String),
+    /// The configuration cannot be read.
+    #[error("the pod's configuration: {0}")]
+    Encoding(#[from] protobuf::Error),
+    /// It wants to see the host.
+    #[error("{field} of the pod: {reason}")]
+    Refused {
+        /// Which part of its configuration, in Kubernetes' words.
+        field: &'static str,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// A file of its containers cannot be made.
+    #[error("{path}: {source}")]
+    File {
+        /// Which one.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// What a sandbox must know of its pod.
+#[derive(Debug, Default)]
+pub struct Pod {
+    /// What the guest is called; as its kernel has it if empty.
+    pub hostname: String,
+    /// Kernel parameters of all containers.
+    pub sysctls: HashMap<String, String>,
+    /// The pod's network namespace on the host; none for a sandbox that is no pod.
+    pub network: Option<PathBuf>,
+    /// Files that every container gets, and what is in them.
+    pub files: Vec<(&'static str, String)>,
+}
+
+impl Pod {
+    /// From the spec of a sandbox's first container, be it a pod's or not.
+    pub fn of_spec(spec: &Spec) -> Self {
+        let hostname = spec.hostname().clone().unwrap_or_default();
+        if !is_sandbox(spec) {
+            return Self { hostname, ..Self::default() };
+        }
+        let linux = spec.linux().as_ref();
+        let namespaces = linux.and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
+        let network = namespaces.iter().find(|one| one.typ() == LinuxNamespaceType::Network);
+        Self {
+            hostname,
+            sysctls: linux.and_then(|linux| linux.sysctl().clone()).unwrap_or_default(),
+            network: network.and_then(|network| network.path().clone()),
+            files: Vec::new(),
+        }
+    }
+
+    /// From the `options` of the sandbox API: their type, and the message.
+    pub fn of_config(type_url: &str, options: &[u8], network: &Path) -> Result<Self, PodError> {
+        if type_url.rsplit('/').next() != Some(CONFIG_TYPE) {
+            return Err(PodError::Type(type_url.to_owned()));
+        }
+        let config = PodSandboxConfig::parse_from_bytes(options)?;
+        let linux = config.linux.get_or_default();
+        let namespaces = linux.security_context.get_or_default().namespace_options.get_or_default();
+        let shares = "the host's cannot be shared with a guest";
+        for (mode, field) in [
+            (namespaces.network, "hostNetwork"),
+            (namespaces.pid, "hostPID"),
+            (namespaces.ipc, "hostIPC"),
+        ] {
+            if mode.enum_value() == Ok(NamespaceMode::NODE) {
+                return Err(PodError::Refused { field, reason: shares });
+            }
+        }
+        let users = namespaces.userns_options.as_ref();
+        if users.is_some_and(|users| users.mode.enum_value() != Ok(NamespaceMode::NODE)) {
+            let reason = "user namespaces are not supported";
+            return Err(PodError::Refused { field: "hostUsers", reason });
+        }
+        Ok(Self {
+            sysctls: linux.sysctls.clone(),
+            network: Some(network.to_owned()),
+            files: vec![
+                (HOSTNAME, format!("{}\n", config.hostname)),
+                (HOSTS, read(HOSTS)?),
+                (RESOLV_CONF, resolv_conf(&config)?),
+            ],
+            hostname: config.hostname,
+        })
+    }
+
+    /// Writes the pod's files into a directory on the host.
+    pub fn write_files(&self, dir: &Path) -> Result<(), PodError> {
+        for (name, content) in &self.files {
+            let path = on_host(dir, name);
+            fs::write(&path, content).map_err(|source| PodError::File { path, source })?;
+        }
+        Ok(())
+    }
+
+    /// The mounts of the pod's files, those of them that a spec does not have by itself.
+    pub fn add_mounts(&self, dir: &Path, spec: &mut Spec) {
+        let mut mounts = spec.mounts().clone().unwrap_or_default();
+        for (name, _) in &self.files {
+            if !mounts.iter().any(|mount| mount.destination() == Path::new(name)) {
+                mounts.push(file_mount(name, on_host(dir, name)));
+            }
+        }
+        spec.set_mounts(Some(mounts));
+    }
+}
+
+fn file_mount(name: &str, source: PathBuf) -> Mount {
+    let mut mount = Mount::default();
+    mount.set_destination(PathBuf::from(name));
+    mount.set_typ(Some("bind".to_owned()));
+    mount.set_source(Some(source));
+    mount.set_options(Some(vec!["rbind".to_owned(), "rw".to_owned()]));
+    mount
+}
+
+fn on_host(dir: &Path, name: &str) -> PathBuf {
+    dir.join(Path::new(name).file_name().unwrap_or_default())
+}
+
+/// In the words of resolv.conf(5); the host's own where the pod says nothing.
+fn resolv_conf(config: &PodSandboxConfig) -> Result<String, PodError> {
+    let Some(dns) = config.dns_config.as_ref() else {
+        return read(RESOLV_CONF);
+    };
+    let mut text = String::new();
+    for (word, values) in [("search", &dns.searches), ("options", &dns.options)] {
+        if !values.is_empty() {
+            text += &format!("{word} {}\n", values.join(" "));
+        }
+    }
+    text.extend(dns.servers.iter().map(|server| format!("nameserver {server}\n")));
+    Ok(text)
+}
+
+/// A file of the host's that is the pod's, too; a host without it has pods without.
+fn read(name: &str) -> Result<String, PodError> {
+    match fs::read_to_string(name) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(PodError::File { path: name.into(), source })
+        }
+        text => Ok(text.unwrap_or_default()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bulkhead_protocols::cri::{
+        DNSConfig, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceOption,
+    };
+    use protobuf::MessageField;
+
+    use super::*;
+
+    fn config(network: NamespaceMode) -> Vec<u8> {
+        let options = NamespaceOption { network: network.into(), ..Default::default() };
+        let context = LinuxSandboxSecurityContext {
+            namespace_options: MessageField::some(options),
+            ..Default::default()
+        };
+        let linux = LinuxPodSandboxConfig {
+            security_context: MessageField::some(context),
+            sysctls: HashMap::from([("kernel.shm_rmid_forced".to_owned(), "1".to_owned())]),
+            ..Default::default()
+        };
+        let dns = DNSConfig {
+            servers: vec!["10.0.0.10".to_owned()],
+            searches: vec!["a.local".to_owned(), "local".to_owned()],
+            options: vec!["ndots:5".to_owned()],
+            ..Default::default()
+        };
+        let config = PodSandboxConfig {
+            hostname: "web-0".to_owned(),
+            dns_config: MessageField::some(dns),
+            linux: MessageField::some(linux),
+            ..Default::default()
+        };
+        config.write_to_bytes().unwrap()
+    }
+
+    #[test]
+    fn a_configuration_becomes_files_and_parameters() {
+        let bytes = config(NamespaceMode::POD);
+        let pod = Pod::of_config(CONFIG_TYPE, &bytes, Path::new("/run/netns/x")).unwrap();
+        assert_eq!(pod.hostname, "web-0");
+        assert_eq!(pod.sysctls["kernel.shm_rmid_forced"], "1");
+        let resolv = pod.files.iter().find(|(name, _)| *name == RESOLV_CONF).unwrap();
+        assert_eq!(resolv.1, "search a.local local\noptions ndots:5\nnameserver 10.0.0.10\n");
+
+        let mut spec = Spec::default();
+        spec.set_mounts(Some(vec![file_mount(HOSTS, "/kubelets/own".into())]));
+        pod.add_mounts(Path::new("/sandbox"), &mut spec);
+        let mounts = spec.mounts().clone().unwrap();
+        let sources: Vec<_> =
+            mounts.iter().map(|m| m.source().clone().unwrap().display().to_string()).collect();
+        assert_eq!(sources, ["/kubelets/own", "/sandbox/hostname", "/sandbox/resolv.conf"]);
+    }
+
+    #[test]
+    fn what_is_the_hosts_is_refused() {
+        let bytes = config(NamespaceMode::NODE);
+        let error = Pod::of_config(CONFIG_TYPE, &bytes, Path::new("")).unwrap_err();
+        assert!(error.to_string().starts_with("hostNetwork of the pod: "), "{error}");
+        let error = Pod::of_config("a.b.C", &bytes, Path::new("")).unwrap_err();
+        assert!(error.to_string().contains("a.b.C"), "{error}");
+    }
+}
