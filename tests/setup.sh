@@ -18,11 +18,12 @@ die() { say "$*"; exit 1; }
 exec 8>"$cache/setup.lock"
 flock 8
 
-# For the kernel, the agent, virtiofsd, the VMs, and the test image.
+# For the kernel, the agent, virtiofsd, the VMs, the test image, and the CRI client of the tests.
 packages=(
     bc binutils bison flex gcc libc6-dev libelf-dev make perl xz-utils
     libcap-ng-dev libseccomp-dev pkg-config zlib1g-dev
     busybox-static cpio e2fsprogs iproute2 kmod qemu-system-x86
+    protobuf-compiler
 )
 
 install_packages() {
@@ -75,3 +76,4 @@ crate vhost-device-vsock 0.3.0 0.3.0
 # runc comes with the older one: the newer suite's needs a newer C library than Debian 12 has.
 unpacked containerd-1.6 bookworm containerd runc
 unpacked containerd-2 sid containerd
+unpacked cni bookworm containernetworking-plugins

@@ -3,14 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::command::{self, Finished, Input};
-use crate::containerd::Containerd;
+use crate::containerd::{Containerd, Role};
+use crate::cri::ledger::Ledger;
+use crate::cri::node::Node;
+use crate::cri::pod::PodPlan;
 use crate::failure::{Failure, Outcome};
 use crate::image;
 use crate::leftovers::{self, Trace};
@@ -28,6 +31,8 @@ pub struct Bed {
     pub options: Arc<Options>,
     /// The containerd that the tests share.
     pub containerd: Containerd,
+    pods: OnceLock<Node>,
+    starting: Mutex<()>,
     scratch: TempDir,
 }
 
@@ -39,9 +44,10 @@ impl Bed {
     pub fn make(options: Options) -> Outcome<Self> {
         let options = Arc::new(options);
         let scratch = tempfile::Builder::new().prefix("bhx-").tempdir_in(&options.scratch)?;
-        image::write(Path::new(BUSYBOX), &scratch.path().join("image.tar"))?;
-        let containerd = product::containerd(&options)?;
-        let bed = Self { options, containerd, scratch };
+        image::write(Path::new(BUSYBOX), &scratch.path().join("image.tar"), &[image::NAME])?;
+        let containerd = product::containerd(&options, Role::plain())?;
+        let (pods, starting) = (OnceLock::new(), Mutex::new(()));
+        let bed = Self { options, containerd, pods, starting, scratch };
         bed.containerd.import(&bed.image())?;
         Ok(bed)
     }
@@ -51,9 +57,39 @@ impl Bed {
     /// # Errors
     /// As for [`Bed::make`].
     pub fn another(&self) -> Outcome<Containerd> {
-        let containerd = product::containerd(&self.options)?;
+        let containerd = product::containerd(&self.options, Role::plain())?;
         containerd.import(&self.image())?;
         Ok(containerd)
+    }
+
+    /// The node that the tests of pods share; the first of them starts it.
+    ///
+    /// # Errors
+    /// It doesn't start.
+    pub fn pods(&self) -> Outcome<&Node> {
+        let _alone = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.pods.get() {
+            Some(node) => Ok(node),
+            None => self.another_node().map(|node| self.pods.get_or_init(|| node)),
+        }
+    }
+
+    /// Another node, for tests that stop its containerd or look at all that is left on it.
+    ///
+    /// # Errors
+    /// It doesn't start.
+    pub fn another_node(&self) -> Outcome<Node> {
+        let images = self.scratch.path().join("pods.tar");
+        if !images.exists() {
+            image::write(Path::new(BUSYBOX), &images, &[image::NAME, image::PAUSE, image::BARE])?;
+        }
+        Node::start(&self.options, &images)
+    }
+
+    /// The containerds that the tests share.
+    pub fn shared(&mut self) -> Vec<&mut Containerd> {
+        let node = self.pods.get_mut().map(|node| &mut node.containerd);
+        std::iter::once(&mut self.containerd).chain(node).collect()
     }
 
     /// A new directory on the host, named so that nothing else is; it goes with the bed.
@@ -88,12 +124,19 @@ pub struct Test<'a> {
     name: &'static str,
     count: AtomicUsize,
     made: Mutex<Vec<String>>,
+    pods: Ledger,
 }
 
 impl<'a> Test<'a> {
     /// The test of this name.
     pub fn new(bed: &'a Bed, name: &'static str) -> Self {
-        Self { bed, name, count: AtomicUsize::new(0), made: Mutex::default() }
+        Self {
+            bed,
+            name,
+            count: AtomicUsize::new(0),
+            made: Mutex::default(),
+            pods: Ledger::default(),
+        }
     }
 
     /// A container that doesn't exist yet, with a name of its own, on the shared containerd.
@@ -119,6 +162,32 @@ impl<'a> Test<'a> {
             runtime: self.bed.options.runtime,
             node,
         }
+    }
+
+    /// A pod that doesn't run yet, with a name of its own, on the shared node.
+    pub fn pod(&self) -> PodPlan<'_> {
+        PodPlan::new(self, self.unique(), None)
+    }
+
+    /// The same on a node of the test's own.
+    pub fn pod_on<'t>(&'t self, node: &'t Node) -> PodPlan<'t> {
+        PodPlan::new(self, self.unique(), Some(node))
+    }
+
+    /// What the test has made on the shared node.
+    pub fn pods(&self) -> &Ledger {
+        &self.pods
+    }
+
+    /// Does something on a node of the test's own, then removes the pods that are left on it and
+    /// requires that nothing else is.
+    ///
+    /// # Errors
+    /// The node doesn't start, the work fails, or something is left.
+    pub fn on_own_node(&self, work: impl FnOnce(&Node) -> Outcome) -> Outcome {
+        let node = self.bed.another_node()?;
+        let worked = work(&node);
+        worked.and(node.close(self.deadline(20)))
     }
 
     /// A new directory on the host.
@@ -170,7 +239,11 @@ impl<'a> Test<'a> {
         }
         made.iter().try_for_each(|id| {
             leftovers::none(id, &[self.bed.containerd.bundle(id)], self.deadline(15))
-        })
+        })?;
+        if self.pods.is_empty() {
+            return Ok(());
+        }
+        self.pods.close(self.bed.pods()?, self.deadline(20))
     }
 
     /// A name that no other test, and no other run on this machine, uses.

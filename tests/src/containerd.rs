@@ -19,27 +19,49 @@ use tempfile::TempDir;
 use crate::command::{self, Finished, Input};
 use crate::failure::{Context, Failure, Outcome};
 use crate::image;
-use crate::options::{Options, Runtime};
+use crate::network::Network;
+use crate::options::{Generation, Options, Runtime};
 use crate::shim;
 
 /// The containerd namespace of the tests.
 pub const NAMESPACE: &str = "e2e";
 
-/// What the plugins that stay off would do: look for devices and file systems that are not there,
-/// make directories on the host, or speak CRI.
-const DISABLED: &str = r#"[
-  "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
+/// Speaking CRI.
+const CRI: &str = r#"
+  "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime","#;
+
+/// What the plugins that stay off would do: look for devices and file systems that are not there, or
+/// make directories on the host.
+const DISABLED: &str = r#"
   "io.containerd.internal.v1.opt", "io.containerd.internal.v1.restart", "io.containerd.nri.v1.nri",
   "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
   "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
   "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.erofs",
   "io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing",
-]"#;
+"#;
+
+/// What a containerd is for.
+pub struct Role {
+    /// The containerd namespace that `ctr` works in.
+    pub namespace: &'static str,
+    /// The network namespace that it runs in; without one, the host's.
+    pub network: Option<Network>,
+    /// Its CRI plugin's configuration, for a scratch directory; without it, the plugin is off.
+    pub cri: Option<fn(&Options, &Path) -> String>,
+}
+
+impl Role {
+    /// Containers for `ctr`.
+    pub const fn plain() -> Self {
+        Self { namespace: NAMESPACE, network: None, cri: None }
+    }
+}
 
 /// A running containerd.
 pub struct Containerd {
     dir: TempDir,
     options: Arc<Options>,
+    role: Role,
     path: OsString,
     process: Mutex<Option<Child>>,
 }
@@ -49,7 +71,7 @@ impl Containerd {
     ///
     /// # Errors
     /// A program is missing, or it doesn't serve before the deadline.
-    pub fn start(options: &Arc<Options>) -> Outcome<Self> {
+    pub fn start(options: &Arc<Options>, role: Role) -> Outcome<Self> {
         let dir = tempfile::Builder::new().prefix("bh-").tempdir_in(&options.scratch)?;
         let mut dirs = options.tool_dirs();
         if options.runtime == Runtime::Bulkhead {
@@ -58,15 +80,22 @@ impl Containerd {
         }
         let system = std::env::var_os("PATH").unwrap_or_default();
         let path = std::env::join_paths(dirs.into_iter().chain(std::env::split_paths(&system)))?;
+        let cri = role.cri.map_or_else(String::new, |config| config(options, dir.path()));
+        let (version, disabled) = match (role.cri, options.generation) {
+            (None, _) => (2, CRI),
+            (Some(_), Generation::One) => (2, ""),
+            (Some(_), Generation::Two) => (3, ""),
+        };
         let containerd =
-            Self { dir, options: Arc::clone(options), path, process: Mutex::new(None) };
+            Self { dir, options: Arc::clone(options), role, path, process: Mutex::new(None) };
         containerd.configure("")?;
         let text = format!(
-            "version = 2\nroot = {:?}\nstate = {:?}\noom_score = 0\ndisabled_plugins = {DISABLED}\n\
-             [grpc]\n  address = {:?}\n[debug]\n  level = \"info\"\n",
+            "version = {version}\nroot = {:?}\nstate = {:?}\noom_score = 0\n\
+             disabled_plugins = [{disabled}{DISABLED}]\n\
+             [grpc]\n  address = {:?}\n[debug]\n  level = \"info\"\n{cri}",
             containerd.at("root"),
             containerd.state(),
-            containerd.at("c.sock")
+            containerd.socket()
         );
         fs::write(containerd.at("containerd.toml"), text)?;
         containerd.launch()?;
@@ -96,9 +125,19 @@ impl Containerd {
         self.at("state")
     }
 
+    /// The socket on which it serves.
+    pub fn socket(&self) -> PathBuf {
+        self.at("c.sock")
+    }
+
+    /// The network namespace that it runs in, if it has one of its own.
+    pub fn network(&self) -> Option<&Network> {
+        self.role.network.as_ref()
+    }
+
     /// The bundle of a running task.
     pub fn bundle(&self, id: &str) -> PathBuf {
-        self.state().join("io.containerd.runtime.v2.task").join(NAMESPACE).join(id)
+        self.state().join("io.containerd.runtime.v2.task").join(self.role.namespace).join(id)
     }
 
     /// What containerd, and through it the shims, have logged.
@@ -116,7 +155,8 @@ impl Containerd {
     /// A `ctr` that speaks to this containerd.
     pub fn ctr<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Command {
         let mut command = self.tool("ctr");
-        command.arg("--address").arg(self.at("c.sock")).args(["--namespace", NAMESPACE]).args(args);
+        command.arg("--address").arg(self.socket());
+        command.args(["--namespace", self.role.namespace]).args(args);
         command
     }
 
@@ -169,10 +209,14 @@ impl Containerd {
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let events = Inotify::init(InitFlags::IN_NONBLOCK)?;
         events.add_watch(self.dir(), AddWatchFlags::IN_CREATE)?;
-        let child = command.spawn().context("cannot run containerd: was `make setup` run?")?;
+        let child = match self.network() {
+            Some(network) => network.inside(|| command.spawn())?,
+            None => command.spawn(),
+        };
+        let child = child.context("cannot run containerd: was `make setup` run?")?;
         *self.slot() = Some(child);
         let limit = Instant::now() + self.options.deadline(30);
-        while UnixStream::connect(self.at("c.sock")).is_err() {
+        while UnixStream::connect(self.socket()).is_err() {
             let ended = self.slot().as_mut().map(Child::try_wait).transpose()?.flatten();
             crate::ensure!(ended.is_none(), "containerd ended:\n{}", command::tail(&self.log()));
             crate::ensure!(

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 
@@ -15,6 +15,10 @@ use crate::failure::{Context, Outcome};
 
 /// The name under which containerd knows the image.
 pub const NAME: &str = "docker.io/bulkhead/busybox:test";
+/// The same files; what a pod's sandbox container runs.
+pub const PAUSE: &str = "docker.io/bulkhead/pause:test";
+/// The same files, and nothing said about what to run.
+pub const BARE: &str = "docker.io/bulkhead/bare:test";
 
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/home/user:/bin/sh\n";
 const GROUP: &str = "root:x:0:\nuser:x:1000:\nextra:x:2000:user\nmore:x:3000:user\n";
@@ -35,45 +39,57 @@ const DIRECTORIES: &[(&str, u32, u64)] = &[
     ("var", 0o755, 0),
 ];
 
-/// Writes the image of `busybox` to `file`.
+/// Writes these images of `busybox` to `file`.
 ///
 /// # Errors
 /// busybox can't be read or doesn't run, or `file` can't be written.
-pub fn write(busybox: &Path, file: &Path) -> Outcome {
+pub fn write(busybox: &Path, file: &Path, names: &[&str]) -> Outcome {
     let layer = layer(busybox)?;
-    let config = serde_json::to_vec(&json!({
-        "architecture": "amd64",
-        "os": "linux",
-        "config": {
-            "Env": ["PATH=/bin"],
-            "Cmd": ["/bin/sh"],
-            "WorkingDir": "/",
-        },
-        "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
-    }))?;
-    let manifest = serde_json::to_vec(&json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
-        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
-    }))?;
-    let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
-    entry["platform"] = json!({ "architecture": "amd64", "os": "linux" });
-    entry["annotations"] = json!({
-        "io.containerd.image.name": NAME,
-        "org.opencontainers.image.ref.name": "test",
-    });
-    let index = serde_json::to_vec(&json!({ "schemaVersion": 2, "manifests": [entry] }))?;
+    let mut blobs = vec![layer.clone()];
+    let mut entries = Vec::new();
+    for name in names {
+        let config = serde_json::to_vec(&json!({
+            "architecture": "amd64",
+            "os": "linux",
+            "config": config(name),
+            "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
+        }))?;
+        let manifest = serde_json::to_vec(&json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
+            "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
+        }))?;
+        let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
+        entry["platform"] = json!({ "architecture": "amd64", "os": "linux" });
+        entry["annotations"] = json!({
+            "io.containerd.image.name": name,
+            "org.opencontainers.image.ref.name": "test",
+        });
+        entries.push(entry);
+        blobs.extend([config, manifest]);
+    }
+    let index = serde_json::to_vec(&json!({ "schemaVersion": 2, "manifests": entries }))?;
 
     let mut tar = Builder::new(File::create(file).context(file.display())?);
     put_file(&mut tar, "oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
     put_file(&mut tar, "index.json", 0o644, &index)?;
-    for blob in [&layer, &config, &manifest] {
+    for blob in &blobs {
         let name = digest(blob).replace(':', "/");
         put_file(&mut tar, &format!("blobs/{name}"), 0o644, blob)?;
     }
     tar.into_inner()?.sync_all()?;
     Ok(())
+}
+
+/// What an image says about how to run it.
+fn config(name: &str) -> Value {
+    match name {
+        // PID 1 without a handler ignores SIGTERM: only SIGKILL ends it, as containerd sends it.
+        PAUSE => json!({ "Entrypoint": ["/bin/sleep", "2147483647"] }),
+        BARE => json!({}),
+        _ => json!({ "Env": ["PATH=/bin"], "Cmd": ["/bin/sh"], "WorkingDir": "/" }),
+    }
 }
 
 /// Unpacks the image's root file system into `dir`, for specs that name a root of their own.

@@ -15,6 +15,7 @@ Runs the end-to-end tests whose names hold one of the patterns; all of them with
 
   --runtime runc|bulkhead          the runtime under test (bulkhead)
   --containerd 1.6|2               the containerd that drives it (2)
+  --sandboxer podsandbox|shim      how containerd 2 drives pods of bulkhead (podsandbox)
   --hypervisor NAME                qemu, cloud-hypervisor or auto (qemu)
   --threads N                      how many tests run side by side (4)
   --patience N                     multiplies every deadline, for slow machines (1)
@@ -54,6 +55,15 @@ pub enum Generation {
     Two,
 }
 
+/// How containerd drives a pod: `sandboxer` of a runtime handler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sandboxer {
+    /// By a container of the pause image; 1.6 knows nothing else.
+    Pause,
+    /// By the sandbox API, which the shim serves.
+    Shim,
+}
+
 /// The command line, read.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -61,6 +71,8 @@ pub struct Options {
     pub runtime: Runtime,
     /// The containerd that drives it.
     pub generation: Generation,
+    /// How containerd drives pods.
+    pub sandboxer: Sandboxer,
     /// The VMM, by its name in the configuration.
     pub hypervisor: String,
     /// How many tests run side by side.
@@ -94,6 +106,7 @@ impl Options {
         let mut options = Self {
             runtime: Runtime::Bulkhead,
             generation: Generation::Two,
+            sandboxer: Sandboxer::Pause,
             hypervisor: "qemu".to_owned(),
             threads: 4,
             patience: 1,
@@ -113,6 +126,7 @@ impl Options {
                 Long("containerd") => {
                     options.generation = parser.value()?.parse_with(generation)?;
                 }
+                Long("sandboxer") => options.sandboxer = parser.value()?.parse_with(sandboxer)?,
                 Long("hypervisor") => {
                     options.hypervisor = parser.value()?.parse_with(hypervisor)?;
                 }
@@ -130,6 +144,11 @@ impl Options {
                 other => return Err(other.unexpected().into()),
             }
         }
+        crate::ensure!(
+            options.sandboxer == Sandboxer::Pause
+                || (options.runtime, options.generation) == (Runtime::Bulkhead, Generation::Two),
+            "--sandboxer shim is for bulkhead and containerd 2"
+        );
         options.target = std::path::absolute(&options.target)?;
         options.cache = std::path::absolute(&options.cache)?;
         Ok(Some(options))
@@ -152,6 +171,15 @@ impl Options {
             self.cache.join("containerd-1.6/usr/sbin"),
             self.cache.join("tools/bin"),
         ]
+    }
+
+    /// The name of the CRI runtime handler under test.
+    pub fn handler(&self) -> &'static str {
+        match (self.runtime, self.sandboxer) {
+            (Runtime::Runc, _) => "runc",
+            (Runtime::Bulkhead, Sandboxer::Pause) => "bulkhead",
+            (Runtime::Bulkhead, Sandboxer::Shim) => "bulkhead-sandbox",
+        }
     }
 
     /// A program of ours that cargo built.
@@ -189,6 +217,14 @@ fn generation(text: &str) -> Result<Generation, &'static str> {
         "1.6" => Ok(Generation::One),
         "2" => Ok(Generation::Two),
         _ => Err("allowed: 1.6, 2"),
+    }
+}
+
+fn sandboxer(text: &str) -> Result<Sandboxer, &'static str> {
+    match text {
+        "podsandbox" => Ok(Sandboxer::Pause),
+        "shim" => Ok(Sandboxer::Shim),
+        _ => Err("allowed: podsandbox, shim"),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::containerd::Containerd;
+use crate::containerd::{Containerd, Role};
 use crate::failure::Outcome;
 use crate::options::Options;
 
@@ -11,8 +11,8 @@ use crate::options::Options;
 ///
 /// # Errors
 /// It doesn't start.
-pub fn containerd(options: &Arc<Options>) -> Outcome<Containerd> {
-    let containerd = Containerd::start(options)?;
+pub fn containerd(options: &Arc<Options>, role: Role) -> Outcome<Containerd> {
+    let containerd = Containerd::start(options, role)?;
     containerd.configure(&config(options, containerd.dir()))?;
     Ok(containerd)
 }

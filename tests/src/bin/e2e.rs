@@ -42,16 +42,22 @@ fn work() -> Outcome<bool> {
     let mut tally = runner::run(&bed, chosen, skipped);
 
     // The whole run leaves nothing either: no process of any containerd, no mount, no device.
-    let word = bed.containerd.dir().to_string_lossy().into_owned();
-    bed.containerd.stop()?;
-    let state = product::state_dir(bed.containerd.dir());
-    let left = leftovers::none(&word, &leftovers::entries(&state), bed.options.deadline(20));
-    if let Err(failure) = left.and_then(|()| leftovers::same_devices(&devices)) {
+    let (deadline, failed) = (bed.options.deadline(20), tally.failed);
+    for containerd in bed.shared() {
+        let word = containerd.dir().to_string_lossy().into_owned();
+        containerd.stop()?;
+        let paths = leftovers::entries(&product::state_dir(containerd.dir()));
+        if let Err(failure) = leftovers::none(&word, &paths, deadline) {
+            tally.failed += 1;
+            println!("FAILED  the host after the run\n        {failure}");
+        }
+        if failed > 0 {
+            println!("logs and state are kept in {}", containerd.keep().display());
+        }
+    }
+    if let Err(failure) = leftovers::same_devices(&devices) {
         tally.failed += 1;
         println!("FAILED  the host after the run\n        {failure}");
-    }
-    if tally.failed > 0 {
-        println!("logs and state are kept in {}", bed.containerd.keep().display());
     }
     println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped);
     Ok(tally.failed == 0)

@@ -6,6 +6,7 @@ mod events;
 mod exec;
 mod hostile;
 mod lifecycle;
+mod pods;
 mod refusals;
 mod run;
 mod specs;
@@ -19,22 +20,24 @@ use crate::runner::Case;
 /// Every test.
 pub fn all() -> Vec<&'static Case> {
     // The long ones first: then none of them is left for the end.
-    [
-        streams::CASES,
-        refusals::CASES,
-        hostile::CASES,
-        lifecycle::CASES,
-        api::CASES,
-        specs::CASES,
-        differential::CASES,
-        events::CASES,
-        exec::CASES,
-        terminal::CASES,
-        template::CASES,
-        tool::CASES,
-        run::CASES,
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+    pods::GROUPS
+        .iter()
+        .copied()
+        .chain([
+            streams::CASES,
+            refusals::CASES,
+            hostile::CASES,
+            lifecycle::CASES,
+            api::CASES,
+            specs::CASES,
+            differential::CASES,
+            events::CASES,
+            exec::CASES,
+            terminal::CASES,
+            template::CASES,
+            tool::CASES,
+            run::CASES,
+        ])
+        .flatten()
+        .collect()
 }

@@ -1,0 +1,10 @@
+//! Pods, through containerd's CRI: what the kubelet asks for, asked for by a test.
+
+pub mod client;
+pub mod config;
+pub mod container;
+pub mod ledger;
+pub mod logs;
+pub mod node;
+pub mod pod;
+pub mod watch;
