@@ -311,9 +311,15 @@ fn guest_mount(
         return Err(refused(field, "a socket of the host cannot be reached from a guest"));
     }
     let asks = |wanted: &str| options.iter().any(|option| option == wanted);
+    if asks("shared") || asks("rshared") {
+        return Err(refused(
+            format!("mounts[{index}].options"),
+            "what a guest mounts cannot appear on the host (mountPropagation Bidirectional)",
+        ));
+    }
     let depth = if asks("bind") && !asks("rbind") { "bind" } else { "rbind" };
     let mut host_options = vec![depth.to_owned()];
-    for option in ["ro", "rro"] {
+    for option in ["ro", "rro", "private", "rprivate"] {
         if asks(option) {
             host_options.push(option.to_owned());
         }
@@ -420,6 +426,11 @@ mod tests {
         refuse("mounts[0].source", |s| {
             s["mounts"][0] = serde_json::json!({
                 "destination": "/a", "type": "bind", "source": "/nonexistent", "options": ["rbind"],
+            });
+        });
+        refuse("mounts[0].options", |s| {
+            s["mounts"][0] = serde_json::json!({
+                "destination": "/a", "type": "bind", "source": "/etc", "options": ["rbind", "rshared"],
             });
         });
         refuse("linux.intelRdt", |s| {

@@ -1,13 +1,15 @@
 //! Mounts as containerd and OCI write them: a type, a source, and options in `mount(8)`'s words.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sched::{CloneFlags, unshare};
+use rustix::fs::CWD;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use thiserror::Error;
 
 /// Longest option text that the kernel takes: a page, with its end.
@@ -80,35 +82,13 @@ pub fn mount(mount: &Mount, target: &Path) -> Result<(), MountError> {
         target: target.to_owned(),
         source: error.into(),
     };
-    let bind = parsed.flags.contains(MsFlags::MS_BIND);
-    if bind {
-        // The kernel heeds nothing but MS_REC at a bind; the rest wants a second step.
-        let first = parsed.flags & (MsFlags::MS_BIND | MsFlags::MS_REC);
-        nix::mount::mount(Some(mount.source.as_str()), target, None::<&str>, first, None::<&str>)
-            .map_err(failed)?;
-        let rest = parsed.flags - (MsFlags::MS_BIND | MsFlags::MS_REC);
-        if !rest.is_empty() {
-            let again = rest | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
-            if let Err(error) =
-                nix::mount::mount(None::<&str>, target, None::<&str>, again, None::<&str>)
-            {
-                // Half of a read-only mount is a writable one.
-                let _ = umount2(target, MntFlags::MNT_DETACH);
-                return Err(failed(error));
-            }
-        }
-        if parsed.read_only_below
-            && let Err(source) = read_only_with_all_below(target)
-        {
-            let _ = umount2(target, MntFlags::MNT_DETACH);
-            return Err(MountError::Mount {
-                fstype: mount.fstype.clone(),
-                source_path: mount.source.clone(),
-                target: target.to_owned(),
-                source,
-            });
-        }
-        return Ok(());
+    if parsed.flags.contains(MsFlags::MS_BIND) {
+        return bind(&mount.source, &parsed, target).map_err(|source| MountError::Mount {
+            fstype: mount.fstype.clone(),
+            source_path: mount.source.clone(),
+            target: target.to_owned(),
+            source,
+        });
     }
     let (base, data) = shorten(&parsed.data, mount, target)?;
     let call = || {
@@ -126,23 +106,60 @@ pub fn mount(mount: &Mount, target: &Path) -> Result<(), MountError> {
     }
 }
 
-/// mount_setattr(2) for the whole tree at `target`, which a remount with MS_RDONLY does not reach.
-fn read_only_with_all_below(target: &Path) -> io::Result<()> {
-    let path = CString::new(target.as_os_str().as_bytes())?;
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
-    };
-    // SAFETY: the path ends in a NUL and the attributes have the size that is given; both live until
+/// A bind mount that has all its attributes before anybody sees it.
+fn bind(source: &str, parsed: &Parsed, target: &Path) -> io::Result<()> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if parsed.flags.contains(MsFlags::MS_REC) {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    let tree = open_tree(CWD, source, flags)?;
+    if parsed.private {
+        // What the host mounts there later stays out.
+        set_attributes(&tree, libc::AT_RECURSIVE, 0, 0, libc::MS_PRIVATE)?;
+    }
+    if parsed.read_only_below {
+        set_attributes(&tree, libc::AT_RECURSIVE, libc::MOUNT_ATTR_RDONLY, 0, 0)?;
+    }
+    let mut set = 0;
+    for (flag, attribute) in [
+        (MsFlags::MS_RDONLY, libc::MOUNT_ATTR_RDONLY),
+        (MsFlags::MS_NOSUID, libc::MOUNT_ATTR_NOSUID),
+        (MsFlags::MS_NODEV, libc::MOUNT_ATTR_NODEV),
+        (MsFlags::MS_NOEXEC, libc::MOUNT_ATTR_NOEXEC),
+        (MsFlags::MS_NOATIME, libc::MOUNT_ATTR_NOATIME),
+        (MsFlags::MS_NODIRATIME, libc::MOUNT_ATTR_NODIRATIME),
+        (MsFlags::MS_STRICTATIME, libc::MOUNT_ATTR_STRICTATIME),
+    ] {
+        if parsed.flags.contains(flag) {
+            set |= attribute;
+        }
+    }
+    let times = libc::MOUNT_ATTR_NOATIME | libc::MOUNT_ATTR_STRICTATIME;
+    // One of these replaces another, and the kernel wants to be told so.
+    let clear = if set & times == 0 { 0 } else { libc::MOUNT_ATTR__ATIME };
+    if set != 0 {
+        set_attributes(&tree, 0, set, clear, 0)?;
+    }
+    Ok(move_mount(tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+}
+
+/// mount_setattr(2) on a tree that is mounted nowhere yet.
+fn set_attributes(
+    tree: &OwnedFd,
+    flags: libc::c_int,
+    set: u64,
+    clear: u64,
+    propagation: libc::c_ulong,
+) -> io::Result<()> {
+    let attributes = libc::mount_attr { attr_set: set, attr_clr: clear, propagation, userns_fd: 0 };
+    // SAFETY: the path is empty and ends in a NUL, and the attributes have the size that is given; both live until
     // the call returns.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            libc::AT_FDCWD,
-            path.as_ptr(),
-            libc::AT_RECURSIVE,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | flags,
             &raw const attributes,
             size_of_val(&attributes),
         )
@@ -177,12 +194,15 @@ struct Parsed {
     flags: MsFlags,
     /// The OCI option `rro`: what is mounted below is read-only too.
     read_only_below: bool,
+    /// What the host mounts below the source later is not seen.
+    private: bool,
     data: Vec<String>,
 }
 
 fn parse(mount: &Mount) -> Result<Parsed, MountError> {
     let mut flags = MsFlags::empty();
     let mut read_only_below = false;
+    let mut private = false;
     let mut data = Vec::new();
     if mount.fstype == "bind" {
         flags |= MsFlags::MS_BIND;
@@ -206,9 +226,9 @@ fn parse(mount: &Mount) -> Result<Parsed, MountError> {
             "strictatime" => flags |= MsFlags::MS_STRICTATIME,
             "sync" => flags |= MsFlags::MS_SYNCHRONOUS,
             "dirsync" => flags |= MsFlags::MS_DIRSYNC,
-            // Propagation inside the container is the guest's business.
-            "private" | "rprivate" | "slave" | "rslave" | "shared" | "rshared" | "unbindable"
-            | "runbindable" => {}
+            "private" | "rprivate" => private = true,
+            // The host's mounts come in anyway, and what happens inside the container is the guest's business.
+            "slave" | "rslave" | "shared" | "rshared" | "unbindable" | "runbindable" => {}
             "remount" | "loop" => {
                 return Err(MountError::Option {
                     fstype: mount.fstype.clone(),
@@ -221,7 +241,7 @@ fn parse(mount: &Mount) -> Result<Parsed, MountError> {
             _ => data.push(option.clone()),
         }
     }
-    Ok(Parsed { flags, read_only_below, data })
+    Ok(Parsed { flags, read_only_below, private, data })
 }
 
 /// Overlay options name a directory for each layer, and many layers exceed a page. Named relative

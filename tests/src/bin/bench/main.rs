@@ -1,6 +1,8 @@
 //! The benchmarks: Bulkhead against runc, interleaved in one run on one containerd. Prints a table,
 //! and as its last line the same as JSON: a list of {name, unit, value, peer, ratio}.
 
+mod pods;
+
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -39,6 +41,7 @@ fn work() -> Outcome {
     println!("{:<44} {:>9} {:>9} {:>7}", "", "bulkhead", "runc", "ratio");
     let measured =
         cold_start(&test, &mut results).and_then(|()| in_a_running_sandbox(&test, &mut results));
+    let measured = measured.and_then(|()| pods::measure(&test, &mut results));
     // Containers don't stay behind, whatever went wrong.
     test.close()?;
     measured?;
