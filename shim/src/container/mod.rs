@@ -287,7 +287,7 @@ impl Container {
         process: Vec<u8>,
         stdio: StdioPaths,
     ) -> Result<(), ContainerError> {
-        spec::check_exec(&process)?;
+        let process = spec::exec_for_guest(process)?;
         let new = Arc::new(Process::new(&self.id, exec, stdio));
         if self.init.status() != Status::Running {
             let reason = "cannot be added: its container is not running";

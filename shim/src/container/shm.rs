@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use bulkhead_protocols::{SHARED_DIR, agent};
 use oci_spec::runtime::Mount;
-use rustix::fs::statfs;
+use rustix::fs::fstatfs;
 
 use crate::bootstrap::short_name;
+use crate::storage::host;
 
 /// Where containers expect it.
 const SHM: &str = "/dev/shm";
@@ -54,7 +55,7 @@ fn is_flag(option: &str) -> bool {
 
 /// In bytes.
 fn size_of_tmpfs(path: &Path) -> Option<u64> {
-    let status = statfs(path).ok()?;
+    let status = fstatfs(host::find(path).ok()?).ok()?;
     let block = u64::try_from(status.f_bsize).ok()?;
     (status.f_type == TMPFS).then(|| status.f_blocks.saturating_mul(block)).filter(|size| *size > 0)
 }

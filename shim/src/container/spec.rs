@@ -14,9 +14,9 @@ use thiserror::Error;
 
 use super::namespaces::Neighbours;
 use super::shm;
-use crate::storage::mount;
-use crate::storage::share::{ContainerTree, ShareError};
+use crate::storage::share::{Bound, ContainerTree, ShareError};
 use crate::storage::volume::Volume;
+use crate::storage::{host, mount};
 
 /// File systems that a guest makes by itself.
 const GUEST_FILE_SYSTEMS: [&str; 6] = ["cgroup", "devpts", "mqueue", "proc", "sysfs", "tmpfs"];
@@ -26,6 +26,9 @@ const CONFIG: &str = "config.json";
 
 /// What the CRI plugin says of a container: `sandbox` or `container`.
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+
+/// What the CRI plugin gives a container that has no AppArmor profile of its own.
+const DEFAULT_PROFILE: &str = "cri-containerd.apparmor.d";
 
 /// Directories of the host whose content means the kernel: the guest has its own.
 const KERNEL_DIRECTORIES: [&str; 3] = ["/dev", "/proc", "/sys"];
@@ -137,10 +140,11 @@ pub fn for_guest(
     follows: &dyn Fn() -> bool,
 ) -> Result<GuestSpec, SpecError> {
     refuse_document(&spec)?;
-    let Some(process) = spec.process() else {
+    let Some(process) = spec.process_mut() else {
         return Err(SpecError::Missing { field: "process" });
     };
-    refuse_process(process, "process")?;
+    drop_default_profile(process);
+    refuse_process(process)?;
     match spec.root_mut() {
         Some(root) => {
             root.set_path(rootfs.into());
@@ -161,8 +165,9 @@ pub fn for_guest(
             mounts.push(shared);
             continue;
         }
-        let bound = guest_mount(mount, index, bundle, tree)?;
-        if let Some(volume) = bound.and_then(|host| volume(mount, &host, index, tree))
+        if let Some(bound) = guest_mount(mount, index, bundle, tree)?
+            && is_read_only(mount)
+            && let Some(volume) = Volume::of(&bound, &tree.id(), index)
             && follows()
         {
             mount.set_source(Some(PathBuf::from(&volume.guest.target)));
@@ -172,13 +177,26 @@ pub fn for_guest(
     Ok(GuestSpec { document: serde_json::to_vec(&spec)?, pid_namespace, mounts, volumes })
 }
 
-/// Checks the process of an exec.
-pub fn check_exec(process: &[u8]) -> Result<(), SpecError> {
-    let process: Process = serde_json::from_slice(process).map_err(|error| SpecError::Refused {
-        field: "process".to_owned(),
-        reason: format!("no OCI process: {error}"),
-    })?;
-    refuse_process(&process, "process")
+/// The process of an exec, for the guest.
+pub fn exec_for_guest(document: Vec<u8>) -> Result<Vec<u8>, SpecError> {
+    let mut process: Process =
+        serde_json::from_slice(&document).map_err(|error| SpecError::Refused {
+            field: "process".to_owned(),
+            reason: format!("no OCI process: {error}"),
+        })?;
+    let changed = drop_default_profile(&mut process);
+    refuse_process(&process)?;
+    if changed { Ok(serde_json::to_vec(&process)?) } else { Ok(document) }
+}
+
+/// Takes away the AppArmor profile that containerd gives whoever asks for none: it keeps a container from its host,
+/// and so does the VM. Returns whether it was there.
+fn drop_default_profile(process: &mut Process) -> bool {
+    let is_default = process.apparmor_profile().as_deref() == Some(DEFAULT_PROFILE);
+    if is_default {
+        process.set_apparmor_profile(None);
+    }
+    is_default
 }
 
 /// What a guest cannot honour.
@@ -210,7 +228,7 @@ fn refuse_document(spec: &Spec) -> Result<(), SpecError> {
     first_broken(&rules, "")
 }
 
-fn refuse_process(process: &Process, field: &str) -> Result<(), SpecError> {
+fn refuse_process(process: &Process) -> Result<(), SpecError> {
     let set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
     let no_lsm = "the guest's kernel has no such security module";
     let rules = [
@@ -219,7 +237,7 @@ fn refuse_process(process: &Process, field: &str) -> Result<(), SpecError> {
         (set(process.selinux_label()), "selinuxLabel", no_lsm),
         (!process.cwd().is_absolute(), "cwd", "must be an absolute path"),
     ];
-    first_broken(&rules, &format!("{field}."))
+    first_broken(&rules, "process.")
 }
 
 fn refuse_linux(linux: &Linux) -> Result<(), SpecError> {
@@ -261,22 +279,18 @@ fn first_broken(rules: &[(bool, &str, &str)], prefix: &str) -> Result<(), SpecEr
     }
 }
 
-/// The volume that `mount` shows, which is at `host` on the host, if the guest is to have a copy: it has no way to
-/// write to the original.
-fn volume(mount: &Mount, host: &Path, index: usize, tree: &ContainerTree) -> Option<Volume> {
+fn is_read_only(mount: &Mount) -> bool {
     let options = mount.options().as_deref().unwrap_or_default();
-    let read_only = options.iter().any(|option| ["ro", "rro"].contains(&option.as_str()));
-    let shared = mount.source().as_ref()?.to_str()?;
-    if read_only { Volume::of(host, shared, &tree.id(), index) } else { None }
+    options.iter().any(|option| ["ro", "rro"].contains(&option.as_str()))
 }
 
-/// Makes `mount` one of the guest's. Returns what it shows of the host, if it does.
+/// Makes `mount` one of the guest's. Returns where it shows something of the host, if it does.
 fn guest_mount(
     mount: &mut Mount,
     index: usize,
     bundle: &Path,
     tree: &mut ContainerTree,
-) -> Result<Option<PathBuf>, SpecError> {
+) -> Result<Option<Bound>, SpecError> {
     let options = mount.options().clone().unwrap_or_default();
     let is_bind = options.iter().any(|option| option == "bind" || option == "rbind");
     let fstype = mount.typ().clone().unwrap_or_default();
@@ -307,7 +321,8 @@ fn guest_mount(
         mount.set_source(Some(source));
         return Ok(None);
     }
-    if fs::metadata(&source).is_ok_and(|metadata| metadata.file_type().is_socket()) {
+    let found = host::find(&source).and_then(|found| fs::metadata(host::by_descriptor(&found)));
+    if found.is_ok_and(|metadata| metadata.file_type().is_socket()) {
         return Err(refused(field, "a socket of the host cannot be reached from a guest"));
     }
     let asks = |wanted: &str| options.iter().any(|option| option == wanted);
@@ -325,9 +340,9 @@ fn guest_mount(
         }
     }
     let bound = tree.bind(&source, &host_options);
-    let guest = bound.map_err(|source| SpecError::Source { field, source })?;
-    mount.set_source(Some(guest.into()));
-    Ok(Some(source))
+    let bound = bound.map_err(|source| SpecError::Source { field, source })?;
+    mount.set_source(Some(PathBuf::from(&bound.guest)));
+    Ok(Some(bound))
 }
 
 /// Whether a bind source is one of the kernel's own files, devices first of all.
@@ -385,6 +400,21 @@ mod tests {
         assert!(guest["linux"].get("cgroupsPath").is_none());
         let kinds: Vec<_> = guest["linux"]["namespaces"].as_array().unwrap().iter().collect();
         assert!(kinds.iter().all(|namespace| namespace["type"] != "network"), "{kinds:?}");
+    }
+
+    #[test]
+    fn the_default_profile_is_not_for_the_guest() {
+        let guest = convert(spec(|s| s["process"]["apparmorProfile"] = DEFAULT_PROFILE.into()));
+        assert!(guest.unwrap()["process"].get("apparmorProfile").is_none());
+        let process = |profile: &str| {
+            let process = serde_json::json!({
+                "user": { "uid": 0, "gid": 0 }, "args": ["true"], "cwd": "/", "apparmorProfile": profile,
+            });
+            exec_for_guest(serde_json::to_vec(&process).unwrap())
+        };
+        let made: Process = serde_json::from_slice(&process(DEFAULT_PROFILE).unwrap()).unwrap();
+        assert_eq!(made.apparmor_profile().as_deref(), None);
+        process("mine").unwrap_err();
     }
 
     #[test]

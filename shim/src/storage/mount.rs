@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::CWD;
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use rustix::mount::{MoveMountFlags, move_mount};
 use thiserror::Error;
+
+use super::host;
 
 /// Longest option text that the kernel takes: a page, with its end.
 const DATA_LIMIT: usize = 4095;
@@ -108,15 +110,10 @@ pub fn mount(mount: &Mount, target: &Path) -> Result<(), MountError> {
 
 /// A bind mount that has all its attributes before anybody sees it.
 fn bind(source: &str, parsed: &Parsed, target: &Path) -> io::Result<()> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    if parsed.flags.contains(MsFlags::MS_REC) {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
-    let tree = open_tree(CWD, source, flags)?;
-    if parsed.private {
-        // What the host mounts there later stays out.
-        set_attributes(&tree, libc::AT_RECURSIVE, 0, 0, libc::MS_PRIVATE)?;
-    }
+    let tree = host::tree(Path::new(source), parsed.flags.contains(MsFlags::MS_REC))?;
+    // What the host mounts there later comes in or stays out; nothing goes the other way.
+    let propagation = if parsed.private { libc::MS_PRIVATE } else { libc::MS_SLAVE };
+    set_attributes(&tree, libc::AT_RECURSIVE, 0, 0, propagation)?;
     if parsed.read_only_below {
         set_attributes(&tree, libc::AT_RECURSIVE, libc::MOUNT_ATTR_RDONLY, 0, 0)?;
     }

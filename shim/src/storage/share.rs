@@ -20,6 +20,7 @@ use nix::mount::MsFlags;
 use nix::sched::{CloneFlags, unshare};
 use thiserror::Error;
 
+use super::host;
 use super::mount::{Mount, MountError, make_target, mount, unmount};
 
 /// The share could not be made or used.
@@ -49,6 +50,7 @@ pub enum ShareError {
 /// Gives the process a mount namespace of its own: it sees what the host mounts and unmounts, and
 /// the host sees nothing of what it mounts. Call it while there is one thread.
 pub fn enter_mount_namespace() -> io::Result<()> {
+    host::remember()?;
     unshare(CloneFlags::CLONE_NEWNS)?;
     propagation("/".as_ref(), MsFlags::MS_SLAVE | MsFlags::MS_REC)
 }
@@ -100,6 +102,15 @@ impl Share {
     }
 }
 
+/// Where a bind mount of the host's is.
+#[derive(Debug)]
+pub struct Bound {
+    /// Its path in the guest.
+    pub guest: String,
+    /// Its path in the share, for this process.
+    pub host: PathBuf,
+}
+
 /// The mounts of one container. Dropping it takes them away.
 #[derive(Debug)]
 pub struct ContainerTree {
@@ -141,9 +152,10 @@ impl ContainerTree {
         self.host.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// Bind-mounts a file or directory of the host. Returns its path in the guest.
-    pub fn bind(&mut self, source: &Path, options: &[String]) -> Result<String, ShareError> {
-        let metadata = fs::metadata(source)
+    /// Bind-mounts a file or directory of the host.
+    pub fn bind(&mut self, source: &Path, options: &[String]) -> Result<Bound, ShareError> {
+        let metadata = host::find(source)
+            .and_then(|found| fs::metadata(host::by_descriptor(&found)))
             .map_err(|error| ShareError::Source { path: source.to_owned(), source: error })?;
         let name = self.targets.len().to_string();
         let target = self.host.join(&name);
@@ -155,7 +167,7 @@ impl ContainerTree {
             options: options.to_vec(),
         };
         mount(&bind, &target)?;
-        Ok(format!("{}/{name}", self.guest))
+        Ok(Bound { guest: format!("{}/{name}", self.guest), host: target })
     }
 }
 

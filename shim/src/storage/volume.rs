@@ -17,6 +17,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 
+use super::share::Bound;
 use crate::guest::Guest;
 use crate::sys::lock;
 
@@ -27,26 +28,26 @@ const SIZE_LIMIT: u64 = 8 << 20;
 /// A volume of more files than this is not copied.
 const FILE_LIMIT: usize = 1024;
 
-/// A volume on the host, and where the guest has it.
+/// A volume, and where the guest has it.
 #[derive(Debug, Clone)]
 pub struct Volume {
-    /// On the host.
+    /// In the share, for this process.
     pub host: PathBuf,
     /// In the guest: the share's directory, and the copy.
     pub guest: agent::Volume,
 }
 
 impl Volume {
-    /// The volume at `host`, if it is one that changes by a switch and is small enough for a copy. The guest sees it
-    /// at `shared`; its container's `number`th copy is to be made.
-    pub fn of(host: &Path, shared: &str, container: &str, number: usize) -> Option<Self> {
-        let data = fs::read_link(host.join(VOLUME_DATA)).ok()?;
+    /// The volume that is bound into the share, if it is one that changes by a switch and is small enough for a copy:
+    /// the `number`th of its container's.
+    pub fn of(bound: &Bound, container: &str, number: usize) -> Option<Self> {
+        let data = fs::read_link(bound.host.join(VOLUME_DATA)).ok()?;
         let (mut files, mut bytes) = (0, 0);
-        measure(&host.join(data), &mut files, &mut bytes).ok()?;
+        measure(&bound.host.join(data), &mut files, &mut bytes).ok()?;
         (files <= FILE_LIMIT && bytes <= SIZE_LIMIT).then(|| Self {
-            host: host.to_owned(),
+            host: bound.host.clone(),
             guest: agent::Volume {
-                source: shared.to_owned(),
+                source: bound.guest.clone(),
                 target: format!("{VOLUMES_DIR}/{container}/{number}"),
                 ..Default::default()
             },
