@@ -7,4 +7,5 @@ pub mod ledger;
 pub mod logs;
 pub mod node;
 pub mod pod;
+pub mod stream;
 pub mod watch;

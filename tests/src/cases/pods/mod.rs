@@ -1,8 +1,9 @@
 //! Pods, through containerd's CRI.
 
 mod basics;
+mod streams;
 
 use crate::runner::Case;
 
 /// The tests of pods, by their files.
-pub const GROUPS: &[&[Case]] = &[basics::CASES];
+pub const GROUPS: &[&[Case]] = &[streams::CASES, basics::CASES];
