@@ -1,9 +1,10 @@
 //! Pods, through containerd's CRI.
 
 mod basics;
+mod namespaces;
 mod streams;
 
 use crate::runner::Case;
 
 /// The tests of pods, by their files.
-pub const GROUPS: &[&[Case]] = &[streams::CASES, basics::CASES];
+pub const GROUPS: &[&[Case]] = &[streams::CASES, namespaces::CASES, basics::CASES];
