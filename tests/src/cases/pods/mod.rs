@@ -1,10 +1,11 @@
 //! Pods, through containerd's CRI.
 
 mod basics;
+mod content;
 mod namespaces;
 mod streams;
 
 use crate::runner::Case;
 
 /// The tests of pods, by their files.
-pub const GROUPS: &[&[Case]] = &[streams::CASES, namespaces::CASES, basics::CASES];
+pub const GROUPS: &[&[Case]] = &[streams::CASES, namespaces::CASES, content::CASES, basics::CASES];
