@@ -8,4 +8,5 @@ pub mod logs;
 pub mod node;
 pub mod pod;
 pub mod stream;
+pub mod volume;
 pub mod watch;

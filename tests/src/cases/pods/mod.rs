@@ -5,11 +5,13 @@ mod content;
 mod namespaces;
 mod security;
 mod streams;
+mod volumes;
 
 use crate::runner::Case;
 
 /// The tests of pods, by their files.
 pub const GROUPS: &[&[Case]] = &[
+    volumes::CASES,
     streams::CASES,
     namespaces::CASES,
     security::CASES,
