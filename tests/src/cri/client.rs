@@ -11,6 +11,9 @@ use tonic::{Code, Response, Status};
 
 use crate::failure::{Failure, Outcome};
 
+/// The largest answer that the kubelet takes (kubernetes, pkg/kubelet/cri/remote: maxMsgSize).
+const LARGEST: usize = 16 << 20;
+
 /// What a call returns.
 pub type Reply<T> = Result<T, Status>;
 
@@ -44,7 +47,8 @@ impl Client {
         &self,
         call: impl AsyncFnOnce(RuntimeServiceClient<Channel>) -> Reply<Response<T>>,
     ) -> Reply<T> {
-        self.wait(call(RuntimeServiceClient::new(self.channel.clone())))
+        let client = RuntimeServiceClient::new(self.channel.clone());
+        self.wait(call(client.max_decoding_message_size(LARGEST)))
     }
 
     /// A call of the image service.

@@ -7,4 +7,6 @@ pub mod ledger;
 pub mod logs;
 pub mod node;
 pub mod pod;
+pub mod stream;
+pub mod volume;
 pub mod watch;

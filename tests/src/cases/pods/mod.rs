@@ -1,8 +1,20 @@
 //! Pods, through containerd's CRI.
 
 mod basics;
+mod content;
+mod namespaces;
+mod security;
+mod streams;
+mod volumes;
 
 use crate::runner::Case;
 
 /// The tests of pods, by their files.
-pub const GROUPS: &[&[Case]] = &[basics::CASES];
+pub const GROUPS: &[&[Case]] = &[
+    volumes::CASES,
+    streams::CASES,
+    namespaces::CASES,
+    security::CASES,
+    content::CASES,
+    basics::CASES,
+];
