@@ -154,12 +154,13 @@ fn resolv_conf(config: &PodSandboxConfig) -> Result<String, PodError> {
         return read(RESOLV_CONF);
     };
     let mut text = String::new();
-    for (word, values) in [("search", &dns.searches), ("options", &dns.options)] {
-        if !values.is_empty() {
-            text += &format!("{word} {}\n", values.join(" "));
-        }
+    if !dns.searches.is_empty() {
+        text += &format!("search {}\n", dns.searches.join(" "));
     }
     text.extend(dns.servers.iter().map(|server| format!("nameserver {server}\n")));
+    if !dns.options.is_empty() {
+        text += &format!("options {}\n", dns.options.join(" "));
+    }
     Ok(text)
 }
 
@@ -215,7 +216,7 @@ mod tests {
         assert_eq!(pod.hostname, "web-0");
         assert_eq!(pod.sysctls["kernel.shm_rmid_forced"], "1");
         let resolv = pod.files.iter().find(|(name, _)| *name == RESOLV_CONF).unwrap();
-        assert_eq!(resolv.1, "search a.local local\noptions ndots:5\nnameserver 10.0.0.10\n");
+        assert_eq!(resolv.1, "search a.local local\nnameserver 10.0.0.10\noptions ndots:5\n");
 
         let mut spec = Spec::default();
         spec.set_mounts(Some(vec![file_mount(HOSTS, "/kubelets/own".into())]));

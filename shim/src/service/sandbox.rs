@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use containerd_shim_protos::sandbox_api::{
@@ -18,12 +18,17 @@ use containerd_shim_protos::sandbox_async::{Sandbox as Service, create_sandbox};
 use containerd_shim_protos::types::platform::Platform;
 use protobuf::MessageField;
 use tokio::sync::Notify;
+use tokio::time::sleep;
 use ttrpc::asynchronous::{Service as Methods, TtrpcContext};
 
 use super::error::status;
 use super::metrics;
 use crate::events::timestamp;
 use crate::sandbox::{Pod, Sandbox, SandboxError};
+
+/// How long the answer to the last call may take to leave. ttrpc does not tell, and a pod whose end is not confirmed
+/// is one that cannot be removed.
+const ANSWER: Duration = Duration::from_millis(100);
 
 /// The CRI's names of what a sandbox can be.
 const READY: &str = "SANDBOX_READY";
@@ -147,8 +152,16 @@ impl Service for SandboxService {
         _: &TtrpcContext,
         request: ShutdownSandboxRequest,
     ) -> Answer<ShutdownSandboxResponse> {
-        self.named(&request.sandbox_id)?;
-        self.stop.notify_one();
+        let sandbox = self.named(&request.sandbox_id)?.clone();
+        let stop = self.stop.clone();
+        let _ = tokio::spawn(async move {
+            sandbox.shutdown().await;
+            tokio::spawn(async move {
+                sleep(ANSWER).await;
+                stop.notify_one();
+            });
+        })
+        .await;
         Ok(ShutdownSandboxResponse::new())
     }
 
