@@ -3,6 +3,7 @@
 mod basics;
 mod content;
 mod namespaces;
+mod node;
 mod security;
 mod streams;
 mod volumes;
@@ -11,6 +12,7 @@ use crate::runner::Case;
 
 /// The tests of pods, by their files.
 pub const GROUPS: &[&[Case]] = &[
+    node::CASES,
     volumes::CASES,
     streams::CASES,
     namespaces::CASES,
