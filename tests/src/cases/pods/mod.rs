@@ -4,6 +4,7 @@ mod basics;
 mod content;
 mod namespaces;
 mod node;
+mod refusals;
 mod security;
 mod streams;
 mod volumes;
@@ -17,6 +18,7 @@ pub const GROUPS: &[&[Case]] = &[
     streams::CASES,
     namespaces::CASES,
     security::CASES,
+    refusals::CASES,
     content::CASES,
     basics::CASES,
 ];
