@@ -7,6 +7,7 @@ mod node;
 mod refusals;
 mod security;
 mod streams;
+mod vm;
 mod volumes;
 
 use crate::runner::Case;
@@ -19,6 +20,7 @@ pub const GROUPS: &[&[Case]] = &[
     namespaces::CASES,
     security::CASES,
     refusals::CASES,
+    vm::CASES,
     content::CASES,
     basics::CASES,
 ];
