@@ -247,7 +247,7 @@ impl<'a> Test<'a> {
     }
 
     /// A name that no other test, and no other run on this machine, uses.
-    fn unique(&self) -> String {
+    pub fn unique(&self) -> String {
         let run = self.bed.containerd.dir().file_name().unwrap_or_default().to_string_lossy();
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         format!("{}-{}-{number}", self.name.replace(['.', '_'], "-"), run.trim_start_matches("bh-"))

@@ -70,18 +70,19 @@ impl Client {
     }
 }
 
-/// Requires that a call was refused with this code and a text that holds one of `texts`.
+/// Requires that a call was refused with one of these codes and a text that holds one of `texts`.
 ///
 /// # Errors
 /// It was not, or in other words.
-pub fn refused<T>(reply: Reply<T>, code: Code, texts: &[&str]) -> Outcome<Status> {
+pub fn refused<T>(reply: Reply<T>, codes: &[Code], texts: &[&str]) -> Outcome<Status> {
     let Err(status) = reply else {
         return Err(Failure::new("the call succeeded, but should have been refused"));
     };
     let said = status.message().to_lowercase();
     crate::ensure!(
-        status.code() == code && texts.iter().any(|text| said.contains(&text.to_lowercase())),
-        "refused with {:?}, not {code:?} and one of {texts:?}: {}",
+        codes.contains(&status.code())
+            && texts.iter().any(|text| said.contains(&text.to_lowercase())),
+        "refused with {:?}, not one of {codes:?} and one of {texts:?}: {}",
         status.code(),
         status.message()
     );

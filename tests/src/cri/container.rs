@@ -185,9 +185,9 @@ impl<'p> ContainerPlan<'p> {
     ///
     /// # Errors
     /// It doesn't, or in other words.
-    pub fn refused(&self, code: Code, texts: &[&str]) -> Outcome {
+    pub fn refused(&self, codes: &[Code], texts: &[&str]) -> Outcome {
         let reply = self.attempt().and_then(|container| container.start());
-        refused(reply, code, texts).map(drop)
+        refused(reply, codes, texts).map(drop)
     }
 }
 

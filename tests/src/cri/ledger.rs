@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use super::cgroup;
 use super::node::{Node, network_namespace};
 use crate::failure::Outcome;
 use crate::leftovers;
@@ -45,7 +46,8 @@ impl Ledger {
             node.remove_pod(pod)?;
         }
         for id in pods.iter().chain(containers.iter()) {
-            let mut paths = vec![node.containerd.bundle(id)];
+            let mut paths = cgroup::of_container(id);
+            paths.push(node.containerd.bundle(id));
             paths.append(&mut namespaces);
             leftovers::none(id, &paths, deadline)?;
         }

@@ -1,5 +1,6 @@
 //! Pods, through containerd's CRI: what the kubelet asks for, asked for by a test.
 
+pub mod cgroup;
 pub mod client;
 pub mod config;
 pub mod container;

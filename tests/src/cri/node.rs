@@ -67,6 +67,14 @@ impl Node {
         self.ready()
     }
 
+    /// Gives the shim's configuration these lines in addition; shims that start from now on read them.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn configure(&self, lines: &str) -> Outcome {
+        self.containerd.configure(&(product::config(&self.options, self.dir()) + lines))
+    }
+
     /// The scratch directory.
     pub fn dir(&self) -> &Path {
         self.containerd.dir()

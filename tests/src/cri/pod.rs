@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use k8s_cri::v1::{
     LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
@@ -14,7 +15,7 @@ use super::client::{Reply, refused};
 use super::container::ContainerPlan;
 use super::node::Node;
 use crate::bed::Test;
-use crate::failure::{Failure, Outcome};
+use crate::failure::Outcome;
 
 /// A pod that doesn't run yet.
 pub struct PodPlan<'t> {
@@ -133,12 +134,12 @@ impl<'t> PodPlan<'t> {
         Ok(self.attempt()??)
     }
 
-    /// Requires that containerd refuses it with this code and one of these texts.
+    /// Requires that containerd refuses it with one of these codes and texts.
     ///
     /// # Errors
     /// It doesn't, or in other words.
-    pub fn refused(&self, code: Code, texts: &[&str]) -> Outcome {
-        refused(self.attempt()?, code, texts).map(drop)
+    pub fn refused(&self, codes: &[Code], texts: &[&str]) -> Outcome {
+        refused(self.attempt()?, codes, texts).map(drop)
     }
 }
 
@@ -184,6 +185,20 @@ impl<'t> Pod<'t> {
         Ok(self.status()?.state() == PodSandboxState::SandboxReady)
     }
 
+    /// Waits until its sandbox is not ready.
+    ///
+    /// # Errors
+    /// It still is at the deadline.
+    pub fn await_not_ready(&self) -> Outcome {
+        let limit = Instant::now() + self.test.deadline(20);
+        while self.is_ready()? {
+            crate::ensure!(Instant::now() < limit, "the pod is still ready");
+            // The kubelet asks again and again too.
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
     /// Its address.
     ///
     /// # Errors
@@ -209,14 +224,5 @@ impl<'t> Pod<'t> {
     /// containerd refuses.
     pub fn remove(&self) -> Reply<()> {
         self.node.remove_pod(&self.id)
-    }
-
-    /// The network namespace that containerd made for it.
-    ///
-    /// # Errors
-    /// containerd doesn't show it.
-    pub fn network_namespace(&self) -> Outcome<PathBuf> {
-        super::node::network_namespace(&self.node.pod_info(&self.id)?)
-            .ok_or_else(|| Failure::new("containerd shows no network namespace of the pod"))
     }
 }
