@@ -77,6 +77,7 @@ pub mod tests {
             share: None,
             api: None,
             devices: vec!["vsock on /v".to_owned()],
+            cgroups: Vec::new(),
             phases: Vec::new(),
         };
         Entry { directory: PathBuf::from("/run/bulkhead/x"), record: Ok(record) }

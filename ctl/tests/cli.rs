@@ -62,6 +62,7 @@ impl Host {
             share: None,
             api: None,
             devices: Vec::new(),
+            cgroups: Vec::new(),
             phases: Vec::new(),
         };
         record.write(&directory).expect("record");

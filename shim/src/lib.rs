@@ -2,6 +2,7 @@
 
 pub mod args;
 pub mod bootstrap;
+mod cgroup;
 pub mod cleanup;
 pub mod config;
 pub mod container;

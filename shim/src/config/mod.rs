@@ -1,5 +1,6 @@
 //! The configuration: one TOML file, and drop-ins beside it. `deploy/config.toml` shows every key.
 
+mod annotations;
 mod assets;
 mod error;
 mod file;

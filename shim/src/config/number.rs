@@ -38,13 +38,24 @@ impl<'de> Deserialize<'de> for Size {
     }
 }
 
+impl Size {
+    /// What a size is.
+    pub(super) const EXPECTED: &str =
+        "a number of bytes, or a size such as \"512MiB\" (units KiB, MiB, GiB)";
+
+    /// The size that is written so, if it is one.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        parse(text).map(Self)
+    }
+}
+
 struct SizeVisitor;
 
 impl Visitor<'_> for SizeVisitor {
     type Value = Size;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a number of bytes, or a size such as \"512MiB\" (units KiB, MiB, GiB)")
+        f.write_str(Size::EXPECTED)
     }
 
     fn visit_i64<E: Error>(self, value: i64) -> Result<Size, E> {

@@ -124,6 +124,9 @@ pub struct Record {
     /// What is plugged into the VM.
     #[serde(default)]
     pub devices: Vec<String>,
+    /// The directories of its control group on the host.
+    #[serde(default)]
+    pub cgroups: Vec<PathBuf>,
     /// When the start reached each of its phases.
     #[serde(default)]
     pub phases: Vec<Phase>,
@@ -185,6 +188,7 @@ impl Record {
             share: Some(spec.share.socket.clone()),
             api: selection.vmm.api_socket(&spec.dir),
             devices: spec.devices(),
+            cgroups: Vec::new(),
             phases: Vec::new(),
         })
     }

@@ -34,6 +34,10 @@ pub fn reap(directory: &Path) -> Result<Reaped, RecordError> {
     if let Some(socket) = record.as_ref().ok().and_then(|record| record.share.as_deref()) {
         virtiofsd::dismiss(socket);
     }
+    for cgroup in record.iter().flat_map(|record| &record.cgroups) {
+        // Whoever is still in it is none of the sandbox's.
+        let _ = std::fs::remove_dir(cgroup);
+    }
     let unknown = record.err();
     remove_directory(directory)?;
     Ok(Reaped { killed, unknown })

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use super::console::Console;
 use super::phases::Phases;
 use super::{Identity, Pod, SandboxError, directory};
+use crate::cgroup::Cgroup;
 use crate::config::Config;
 use crate::guest::Guest;
 use crate::process::Status;
@@ -44,6 +45,8 @@ pub struct Parts {
     pub virtiofsd: Daemon,
     /// The VM.
     pub vm: Box<dyn Vm>,
+    /// The sandbox's place in the host's control groups.
+    _cgroup: Option<Cgroup>,
     record: Mutex<Record>,
     /// The sandbox's.
     pub log: Logger,
@@ -130,6 +133,7 @@ pub fn spec(config: &Config, dir: &Path) -> Result<VmSpec, SandboxError> {
 pub async fn devices(
     config: &Config,
     identity: &Identity,
+    pod: &Pod,
     origin: Origin,
     phases: &Phases,
     log: &Logger,
@@ -143,6 +147,7 @@ pub async fn devices(
 
     directory::create(&dir).map_err(failed)?;
     let mut new = NewDirectory { path: dir.clone(), share: None, kept: false };
+    let cgroup = join(&pod.cgroup, log);
     let console = Console::open(&spec.console, config.console_limit).map_err(failed)?;
     let template = match origin {
         Origin::Any => fitting(&selection, &config.state_dir, &spec, log),
@@ -150,9 +155,10 @@ pub async fn devices(
         Origin::Template(template) => Some(template),
     };
     // From here on whoever finds the directory knows whose it is.
-    let record =
+    let mut record =
         Record::new(&identity.namespace, &identity.id, &identity.socket, &spec, &selection)
             .map_err(failed)?;
+    record.cgroups = cgroup.iter().flat_map(Cgroup::directories).collect();
     if let Err(error) = record.write(&dir) {
         warn!(log, "{error}");
     }
@@ -179,9 +185,29 @@ pub async fn devices(
     new.kept = true;
     let share = new.share.take().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
     let record = Mutex::new(record);
-    let parts = Parts { spec, selection, share, console, virtiofsd, vm, record, log: log.clone() };
+    let parts = Parts {
+        spec,
+        selection,
+        share,
+        console,
+        virtiofsd,
+        vm,
+        _cgroup: cgroup,
+        record,
+        log: log.clone(),
+    };
     parts.record_phases(phases);
     Ok((parts, control))
+}
+
+/// Joins the sandbox's control group. A sandbox that counts as somebody else's is better than none.
+fn join(path: &str, log: &Logger) -> Option<Cgroup> {
+    if path.is_empty() {
+        return None;
+    }
+    Cgroup::join(path)
+        .inspect_err(|error| warn!(log, "the sandbox's cgroup cannot be joined: {error}"))
+        .ok()
 }
 
 /// The host's template; what keeps it from being used is no reason not to start.

@@ -93,6 +93,9 @@ pub enum SandboxError {
     /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// An annotation asks for what is not allowed.
+    #[error(transparent)]
+    Annotation(ConfigError),
     /// A program or an image that is needed cannot be used.
     #[error(transparent)]
     Asset(#[from] AssetError),
@@ -253,12 +256,13 @@ impl Sandbox {
         &self,
         config: Result<Config, ConfigError>,
     ) -> Result<(Running, ClientStreamReceiver<agent::Event>), SandboxError> {
-        let config = config?;
+        let pod = self.pod().await?;
+        let config = config?.with(&pod.annotations).map_err(SandboxError::Annotation)?;
+        let (phases, log) = (&self.phases, &self.log);
         let (parts, control) =
-            launch::devices(&config, &self.identity, Origin::Any, &self.phases, &self.log).await?;
+            launch::devices(&config, &self.identity, &pod, Origin::Any, phases, log).await?;
         let connection = launch::agent(&parts, control, &config).await?;
         self.phases.stamp("agent");
-        let pod = self.pod().await?;
         pod.write_files(&parts.spec.dir)?;
         let guest =
             launch::guest(&parts, connection, &config, &pod, &self.phases, &self.log).await?;

@@ -53,6 +53,10 @@ pub enum PodError {
 pub struct Pod {
     /// What the guest is called; as its kernel has it if empty.
     pub hostname: String,
+    /// What it says of its guest.
+    pub annotations: HashMap<String, String>,
+    /// Its control group on the host, as the spec writes it; none if empty.
+    pub cgroup: String,
     /// Kernel parameters of all containers.
     pub sysctls: HashMap<String, String>,
     /// The pod's network namespace on the host; none for a sandbox that is no pod.
@@ -64,23 +68,33 @@ pub struct Pod {
 impl Pod {
     /// From the spec of a sandbox's first container, be it a pod's or not.
     pub fn of_spec(spec: &Spec) -> Self {
-        let hostname = spec.hostname().clone().unwrap_or_default();
-        if !is_sandbox(spec) {
-            return Self { hostname, ..Self::default() };
-        }
         let linux = spec.linux().as_ref();
+        let cgroup = linux.and_then(|linux| linux.cgroups_path().as_ref());
+        let alone = Self {
+            hostname: spec.hostname().clone().unwrap_or_default(),
+            annotations: spec.annotations().clone().unwrap_or_default(),
+            cgroup: cgroup.map(|path| path.display().to_string()).unwrap_or_default(),
+            ..Self::default()
+        };
+        if !is_sandbox(spec) {
+            return alone;
+        }
         let namespaces = linux.and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
         let network = namespaces.iter().find(|one| one.typ() == LinuxNamespaceType::Network);
         Self {
-            hostname,
             sysctls: linux.and_then(|linux| linux.sysctl().clone()).unwrap_or_default(),
             network: network.and_then(|network| network.path().clone()),
-            files: Vec::new(),
+            ..alone
         }
     }
 
     /// From the `options` of the sandbox API: their type, and the message.
-    pub fn of_config(type_url: &str, options: &[u8], network: &Path) -> Result<Self, PodError> {
+    pub fn of_config(
+        id: &str,
+        type_url: &str,
+        options: &[u8],
+        network: &Path,
+    ) -> Result<Self, PodError> {
         if type_url.rsplit('/').next() != Some(CONFIG_TYPE) {
             return Err(PodError::Type(type_url.to_owned()));
         }
@@ -103,6 +117,8 @@ impl Pod {
             return Err(PodError::Refused { field: "hostUsers", reason });
         }
         Ok(Self {
+            cgroup: cgroup_path(&linux.cgroup_parent, id),
+            annotations: config.annotations.clone(),
             sysctls: linux.sysctls.clone(),
             network: Some(network.to_owned()),
             files: vec![
@@ -132,6 +148,17 @@ impl Pod {
             }
         }
         spec.set_mounts(Some(mounts));
+    }
+}
+
+/// What containerd would write into the spec of a sandbox container.
+fn cgroup_path(parent: &str, id: &str) -> String {
+    if parent.is_empty() {
+        return String::new();
+    }
+    match Path::new(parent).file_name().and_then(|name| name.to_str()) {
+        Some(slice) if slice.ends_with(".slice") => format!("{slice}:cri-containerd:{id}"),
+        _ => Path::new(parent).join(id).display().to_string(),
     }
 }
 
@@ -212,7 +239,7 @@ mod tests {
     #[test]
     fn a_configuration_becomes_files_and_parameters() {
         let bytes = config(NamespaceMode::POD);
-        let pod = Pod::of_config(CONFIG_TYPE, &bytes, Path::new("/run/netns/x")).unwrap();
+        let pod = Pod::of_config("s", CONFIG_TYPE, &bytes, Path::new("/run/netns/x")).unwrap();
         assert_eq!(pod.hostname, "web-0");
         assert_eq!(pod.sysctls["kernel.shm_rmid_forced"], "1");
         let resolv = pod.files.iter().find(|(name, _)| *name == RESOLV_CONF).unwrap();
@@ -228,11 +255,22 @@ mod tests {
     }
 
     #[test]
+    fn a_pods_cgroup_is_where_containerd_would_have_it() {
+        for (parent, path) in [
+            ("", ""),
+            ("/kubepods/pod1", "/kubepods/pod1/s"),
+            ("/a.slice/a-b.slice", "a-b.slice:cri-containerd:s"),
+        ] {
+            assert_eq!(cgroup_path(parent, "s"), path);
+        }
+    }
+
+    #[test]
     fn what_is_the_hosts_is_refused() {
         let bytes = config(NamespaceMode::NODE);
-        let error = Pod::of_config(CONFIG_TYPE, &bytes, Path::new("")).unwrap_err();
+        let error = Pod::of_config("s", CONFIG_TYPE, &bytes, Path::new("")).unwrap_err();
         assert!(error.to_string().starts_with("hostNetwork of the pod: "), "{error}");
-        let error = Pod::of_config("a.b.C", &bytes, Path::new("")).unwrap_err();
+        let error = Pod::of_config("s", "a.b.C", &bytes, Path::new("")).unwrap_err();
         assert!(error.to_string().contains("a.b.C"), "{error}");
     }
 }

@@ -77,9 +77,9 @@ async fn make(config: &Config) -> Result<PathBuf, CreateError> {
 async fn boot(config: &Config, log: &Logger) -> Result<(Parts, Template), CreateError> {
     let mut config = config.clone();
     config.kernel_params.push(TEMPLATE_PARAM.to_owned());
-    let phases = Phases::start();
+    let (phases, pod) = (Phases::start(), Pod::default());
     let (parts, control) =
-        launch::devices(&config, &identity("template"), Origin::Boot, &phases, log).await?;
+        launch::devices(&config, &identity("template"), &pod, Origin::Boot, &phases, log).await?;
     // The agent calls to say that it waits; there is nothing else to hear on that connection.
     drop(launch::agent(&parts, control, &config).await?);
     let template = parts.selection.keep(&*parts.vm, &parts.spec)?;
@@ -88,12 +88,12 @@ async fn boot(config: &Config, log: &Logger) -> Result<(Parts, Template), Create
 
 /// Starts a sandbox from the template, and ends it.
 async fn try_out(config: &Config, template: Template, log: &Logger) -> Result<(), SandboxError> {
-    let phases = Phases::start();
+    let (phases, pod) = (Phases::start(), Pod::default());
     let origin = Origin::Template(template);
     let (parts, control) =
-        launch::devices(config, &identity("trial"), origin, &phases, log).await?;
+        launch::devices(config, &identity("trial"), &pod, origin, &phases, log).await?;
     let connection = launch::agent(&parts, control, config).await?;
-    launch::guest(&parts, connection, config, &Pod::default(), &phases, log).await?;
+    launch::guest(&parts, connection, config, &pod, &phases, log).await?;
     Ok(())
 }
 

@@ -25,7 +25,7 @@ fn code(error: &SandboxError) -> Code {
         SandboxError::Exists(_) | SandboxError::Configured(_) => Code::ALREADY_EXISTS,
         SandboxError::BadId(_) | SandboxError::Checkpoint => Code::INVALID_ARGUMENT,
         SandboxError::Pod(PodError::File { .. }) => Code::UNKNOWN,
-        SandboxError::Pod(_) => Code::INVALID_ARGUMENT,
+        SandboxError::Pod(_) | SandboxError::Annotation(_) => Code::INVALID_ARGUMENT,
         SandboxError::Ended { .. } | SandboxError::NotCreated => Code::FAILED_PRECONDITION,
         SandboxError::Silent { .. } => Code::DEADLINE_EXCEEDED,
         SandboxError::Container(error) => container(error),

@@ -66,7 +66,8 @@ impl Service for SandboxService {
     ) -> Answer<CreateSandboxResponse> {
         let sandbox = self.named(&request.sandbox_id)?;
         let options = request.options.unwrap_or_default();
-        Pod::of_config(&options.type_url, &options.value, Path::new(&request.netns_path))
+        let network = Path::new(&request.netns_path);
+        Pod::of_config(&request.sandbox_id, &options.type_url, &options.value, network)
             .map_err(SandboxError::from)
             .and_then(|pod| sandbox.configure(pod))
             .map_err(|error| status(&error))?;
