@@ -152,6 +152,11 @@ impl Containerd {
         self.slot().as_ref().map(|child| child.id() as i32)
     }
 
+    /// Whether the process has ended without being told to.
+    pub fn has_ended(&self) -> bool {
+        self.slot().as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None)))
+    }
+
     /// A `ctr` that speaks to this containerd.
     pub fn ctr<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Command {
         let mut command = self.tool("ctr");

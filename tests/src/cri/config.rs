@@ -8,6 +8,9 @@ use crate::options::{Generation, Options};
 /// The directory of the CNI configuration, below containerd's scratch directory.
 pub const CNI: &str = "cni";
 
+/// The name of the pods' network.
+pub const NETWORK: &str = "bulkhead-e2e";
+
 /// The CRI plugin's sections of containerd's configuration file.
 ///
 /// Pods' network namespaces are mounted below containerd's state directory, and the host's AppArmor is
@@ -69,7 +72,7 @@ fn handlers(cri: &str, handlers: &[Handler]) -> String {
 pub fn network(dir: &Path) -> String {
     serde_json::json!({
         "cniVersion": "0.4.0",
-        "name": "bulkhead-e2e",
+        "name": NETWORK,
         "plugins": [{
             "type": "bridge",
             "bridge": "pods",

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::cgroup;
 use super::node::{Node, network_namespace};
+use super::{cgroup, config};
 use crate::failure::Outcome;
 use crate::leftovers;
 
@@ -37,6 +37,7 @@ impl Ledger {
     /// # Errors
     /// Something is left.
     pub fn close(&self, node: &Node, deadline: Duration) -> Outcome {
+        let revived = node.revive();
         let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         let containers = self.containers.lock().unwrap_or_else(PoisonError::into_inner);
         let mut namespaces: Vec<PathBuf> = Vec::new();
@@ -49,8 +50,14 @@ impl Ledger {
             let mut paths = cgroup::of_container(id);
             paths.push(node.containerd.bundle(id));
             paths.append(&mut namespaces);
+            paths.push(network_record(id));
             leftovers::none(id, &paths, deadline)?;
         }
-        Ok(())
+        revived
     }
+}
+
+/// What the CNI library notes of a sandbox's network while it has one.
+fn network_record(sandbox: &str) -> PathBuf {
+    format!("/var/lib/cni/results/{}-{sandbox}-eth0", config::NETWORK).into()
 }

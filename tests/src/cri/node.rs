@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use k8s_cri::v1::{
@@ -16,7 +16,7 @@ use super::client::{Client, Reply};
 use super::config;
 use crate::command;
 use crate::containerd::{Containerd, Role};
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::image;
 use crate::leftovers;
 use crate::network::Network;
@@ -32,6 +32,7 @@ pub struct Node {
     pub containerd: Containerd,
     /// Its CRI API.
     pub client: Client,
+    reviving: Mutex<()>,
     options: Arc<Options>,
 }
 
@@ -48,7 +49,8 @@ impl Node {
         };
         let containerd = product::containerd(options, role)?;
         let client = Client::new(&containerd.socket(), options.deadline(60))?;
-        let node = Self { containerd, client, options: Arc::clone(options) };
+        let node =
+            Self { containerd, client, reviving: Mutex::default(), options: Arc::clone(options) };
         let cni = node.dir().join(config::CNI);
         fs::create_dir_all(&cni)?;
         fs::write(cni.join("pods.conflist"), config::network(node.dir()))?;
@@ -65,6 +67,23 @@ impl Node {
         self.containerd.stop()?;
         self.containerd.launch()?;
         self.ready()
+    }
+
+    /// Starts a containerd again that has crashed, so that what a test has left can be removed.
+    ///
+    /// # Errors
+    /// It had crashed, or doesn't serve again.
+    pub fn revive(&self) -> Outcome {
+        let _alone = self.reviving.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.containerd.has_ended() {
+            return Ok(());
+        }
+        let log = self.containerd.log();
+        let panic = log.rfind("\npanic: ").map_or("", |at| &log[at + 1..]);
+        let lines: Vec<&str> = panic.lines().take(8).collect();
+        self.containerd.launch()?;
+        self.ready()?;
+        Err(Failure::new(format!("containerd has crashed: {}", lines.join("\n"))))
     }
 
     /// Gives the shim's configuration these lines in addition; shims that start from now on read them.
@@ -116,11 +135,12 @@ impl Node {
     /// # Errors
     /// Something is left.
     pub fn close(&self, deadline: Duration) -> Outcome {
+        let revived = self.revive();
         for pod in self.pod_ids()? {
             self.remove_pod(&pod)?;
         }
         self.containerd.stop()?;
-        self.nothing_left(deadline)
+        revived.and(self.nothing_left(deadline))
     }
 
     /// Requires that nothing is left of any pod.

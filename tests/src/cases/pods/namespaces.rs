@@ -15,10 +15,11 @@ pub const CASES: &[Case] = &[
         "a pod's containers share network, IPC and host name, nothing else",
         share,
     ),
+    Case::any("pods.loopback", "a pod's containers meet on 127.0.0.1", loopback),
     Case::any(
-        "pods.network",
-        "a pod's containers meet on 127.0.0.1, and pods on their addresses",
-        network,
+        "pods.addresses",
+        "pods meet on the addresses that the node knows them by",
+        addresses,
     ),
     Case::any("pods.pid_own", "a container sees its own processes alone", pid_own),
     Case::any(
@@ -50,28 +51,31 @@ fn share(t: &Test<'_>) -> Outcome {
     two.prints("cat /dev/shm/file; ls /file 2> /dev/null || echo absent", "from one\nabsent\n")
 }
 
-fn network(t: &Test<'_>) -> Outcome {
+/// Serves /page on 127.0.0.1:80, and on port 8080 of all addresses.
+const SERVER: &str = "echo page > /page; httpd -p 127.0.0.1:80; httpd -p 8080; echo ready; \
+                      exec sleep 100000";
+
+fn loopback(t: &Test<'_>) -> Outcome {
     let pod = t.pod().run()?;
-    let server = pod
-        .container("server")
-        .script("echo page > /page; httpd -p 127.0.0.1:80; httpd -p 8080; echo ready; exec sleep 100000")
-        .start()?;
-    server.await_log("ready")?;
-    let address = pod.address()?;
+    pod.container("server").script(SERVER).start()?.await_log("ready")?;
     let client = pod.container("client").start()?;
     client.prints("wget -q -O - http://127.0.0.1/page", "page\n")?;
-    client.prints(&format!("wget -q -O - http://{address}:8080/page"), "page\n")?;
-    client.prints(
+    client.prints("wget -q -O - http://localhost:8080/page", "page\n")
+}
+
+fn addresses(t: &Test<'_>) -> Outcome {
+    let (pod, other) = (t.pod().run()?, t.pod().run()?);
+    let server = pod.container("server").script(SERVER).start()?;
+    server.await_log("ready")?;
+    let address = pod.address()?;
+    server.prints(
         "ip -4 -o addr show eth0 | sed 's/.*inet //; s/ .*//'",
         &format!("{address}/16\n"),
     )?;
-
-    let other = t.pod().run()?;
-    let stranger = other.container("stranger").start()?;
-    stranger.prints(&format!("wget -q -O - http://{address}:8080/page"), "page\n")?;
-    let refused =
-        format!("wget -q -T 5 -O - http://{address}:80/page 2> /dev/null || echo refused");
-    stranger.prints(&refused, "refused\n")
+    let client = other.container("client").start()?;
+    client.prints(&format!("wget -q -O - http://{address}:8080/page"), "page\n")?;
+    let refused = format!("wget -q -T 5 -O - http://{address}/page 2> /dev/null || echo refused");
+    client.prints(&refused, "refused\n")
 }
 
 /// The programs of this name that a container sees, a line for each, in their arguments' order.

@@ -170,9 +170,9 @@ fn list(t: &Test<'_>) -> Outcome {
     Ok(())
 }
 
-/// Keeps a processor busy for a while, and 32 MiB of memory for good.
-const BUSY: &str = "head -c 33554432 /dev/zero > /dev/shm/memory; i=0; \
-                    while [ $i -lt 50000 ]; do i=$((i+1)); done; echo done; exec sleep 100000";
+/// Keeps a processor busy for a second or two, and 32 MiB of memory for good.
+const BUSY: &str = "head -c 33554432 /dev/zero > /dev/shm/memory; end=$(($(date +%s) + 2)); \
+                    while [ $(date +%s) -lt $end ]; do :; done; echo done; exec sleep 100000";
 
 fn container_stats(t: &Test<'_>) -> Outcome {
     let pod = t.pod().run()?;
