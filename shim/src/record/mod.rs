@@ -290,6 +290,7 @@ pub(crate) mod tests {
             share: None,
             api: None,
             devices: Vec::new(),
+            cgroups: Vec::new(),
             phases: vec![Phase::new("vmm", Duration::from_millis(5))],
         }
     }

@@ -185,7 +185,7 @@ fn container_stats(t: &Test<'_>) -> Outcome {
     let cpu = stats.cpu.unwrap_or_default().usage_core_nano_seconds.unwrap_or_default().value;
     let memory = stats.memory.unwrap_or_default().working_set_bytes.unwrap_or_default().value;
     ensure!(cpu > 50_000_000, "processor time: {cpu} ns");
-    ensure!(memory > 32 << 20, "memory: {memory} bytes");
+    ensure!(memory > 30 << 20, "memory: {memory} bytes");
     Ok(())
 }
 
