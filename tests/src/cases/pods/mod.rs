@@ -2,6 +2,7 @@
 
 mod basics;
 mod content;
+mod deploy;
 mod namespaces;
 mod node;
 mod refusals;
@@ -22,5 +23,6 @@ pub const GROUPS: &[&[Case]] = &[
     refusals::CASES,
     vm::CASES,
     content::CASES,
+    deploy::CASES,
     basics::CASES,
 ];
