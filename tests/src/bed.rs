@@ -14,7 +14,7 @@ use crate::containerd::{Containerd, Role};
 use crate::cri::ledger::Ledger;
 use crate::cri::node::Node;
 use crate::cri::pod::PodPlan;
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, both};
 use crate::image;
 use crate::leftovers::{self, Trace};
 use crate::options::{Generation, Options, Runtime};
@@ -186,8 +186,7 @@ impl<'a> Test<'a> {
     /// The node doesn't start, the work fails, or something is left.
     pub fn on_own_node(&self, work: impl FnOnce(&Node) -> Outcome) -> Outcome {
         let node = self.bed.another_node()?;
-        let worked = work(&node);
-        worked.and(node.close(self.deadline(20)))
+        both(work(&node), node.close(self.deadline(20)))
     }
 
     /// A new directory on the host.

@@ -19,6 +19,7 @@ use tempfile::TempDir;
 use crate::command::{self, Finished, Input};
 use crate::failure::{Context, Failure, Outcome};
 use crate::image;
+use crate::leftovers;
 use crate::network::Network;
 use crate::options::{Generation, Options, Runtime};
 use crate::shim;
@@ -154,7 +155,14 @@ impl Containerd {
 
     /// Whether the process has ended without being told to.
     pub fn has_ended(&self) -> bool {
-        self.slot().as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None)))
+        // A process that is about to end has closed its socket already.
+        let mut slot = self.slot();
+        let ends = UnixStream::connect(self.socket()).is_err();
+        let Some(pid) = slot.as_ref().map(|child| child.id() as i32).filter(|_| ends) else {
+            return false;
+        };
+        leftovers::await_end(pid, self.options.deadline(5));
+        slot.as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None)))
     }
 
     /// A `ctr` that speaks to this containerd.

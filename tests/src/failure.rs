@@ -63,3 +63,14 @@ macro_rules! ensure {
         }
     };
 }
+
+/// The outcome of two steps, of which the second was taken whatever became of the first.
+///
+/// # Errors
+/// Those of either, or of both.
+pub fn both(first: Outcome, second: Outcome) -> Outcome {
+    match (first, second) {
+        (Err(first), Err(second)) => Err(Failure(format!("{first}\n{second}"))),
+        (first, second) => first.and(second),
+    }
+}

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Instant;
 
 use crate::bed::{Bed, Test};
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, both};
 use crate::options::{Options, Runtime};
 
 /// A test.
@@ -153,6 +153,5 @@ fn attempt(bed: &Bed, case: &Case) -> Outcome {
     let test = Test::new(bed, case.name);
     let outcome = catch_unwind(AssertUnwindSafe(|| (case.run)(&test)))
         .unwrap_or_else(|_| Err(Failure::new("the test itself panicked")));
-    let closed = test.close();
-    outcome.and(closed)
+    both(outcome, test.close())
 }

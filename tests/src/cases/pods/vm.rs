@@ -14,6 +14,7 @@ use crate::bed::Test;
 use crate::cri::pod::Pod;
 use crate::ensure;
 use crate::failure::{Failure, Outcome};
+use crate::options::Sandboxer;
 use crate::runner::Case;
 
 /// The tests of this file.
@@ -117,7 +118,10 @@ fn host_namespaces(t: &Test<'_>) -> Outcome {
         ("hostIPC", |all| all.ipc = NamespaceMode::Node.into()),
     ];
     t.on_own_node(|node| {
-        for (name, change) in cases {
+        // containerd before 2.3 crashes when a pod without a network namespace is the sandbox API's, and
+        // has not asked the shim yet.
+        let skipped = usize::from(t.bed.options.sandboxer == Sandboxer::Shim);
+        for (name, change) in cases.into_iter().skip(skipped) {
             t.pod_on(node).namespaces(change).refused(&REFUSED, &[name])?;
         }
         ensure!(node.pod_ids()?.is_empty(), "pods: {:?}", node.pod_ids()?);
