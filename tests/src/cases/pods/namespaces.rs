@@ -16,11 +16,6 @@ pub const CASES: &[Case] = &[
         share,
     ),
     Case::any("pods.loopback", "a pod's containers meet on 127.0.0.1", loopback),
-    Case::any(
-        "pods.addresses",
-        "pods meet on the addresses that the node knows them by",
-        addresses,
-    ),
     Case::any("pods.pid_own", "a container sees its own processes alone", pid_own),
     Case::any(
         "pods.pid_shared",
@@ -61,21 +56,6 @@ fn loopback(t: &Test<'_>) -> Outcome {
     let client = pod.container("client").start()?;
     client.prints("wget -q -O - http://127.0.0.1/page", "page\n")?;
     client.prints("wget -q -O - http://localhost:8080/page", "page\n")
-}
-
-fn addresses(t: &Test<'_>) -> Outcome {
-    let (pod, other) = (t.pod().run()?, t.pod().run()?);
-    let server = pod.container("server").script(SERVER).start()?;
-    server.await_log("ready")?;
-    let address = pod.address()?;
-    server.prints(
-        "ip -4 -o addr show eth0 | sed 's/.*inet //; s/ .*//'",
-        &format!("{address}/16\n"),
-    )?;
-    let client = other.container("client").start()?;
-    client.prints(&format!("wget -q -O - http://{address}:8080/page"), "page\n")?;
-    let refused = format!("wget -q -T 5 -O - http://{address}/page 2> /dev/null || echo refused");
-    client.prints(&refused, "refused\n")
 }
 
 /// The programs of this name that a container sees, a line for each, in their arguments' order.
