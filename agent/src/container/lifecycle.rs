@@ -61,8 +61,12 @@ impl Guest {
         request: CreateRequest,
     ) -> Result<u32> {
         self.shared.mount(&request.mounts)?;
-        let volumes = request.volumes;
-        aside(move || volumes.iter().try_for_each(volume::copy)).await?;
+        let (volumes, submounts) = (request.volumes, request.submounts);
+        aside(move || {
+            volume::enter(&submounts);
+            volumes.iter().try_for_each(volume::copy)
+        })
+        .await?;
         let pid_namespace = match request.pid_namespace.as_ref() {
             Some(whose) => self.pid_namespace(&whose.container)?,
             None => String::new(),

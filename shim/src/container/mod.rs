@@ -178,6 +178,7 @@ impl Container {
             stdio: MessageField::some(stdio.numbers()),
             pid_namespace: spec.pid_namespace.into(),
             mounts: spec.mounts,
+            submounts: spec.submounts,
             volumes: spec.volumes.into_iter().map(|volume| volume.guest).collect(),
             ..Default::default()
         };
@@ -526,7 +527,10 @@ impl Container {
 
     /// What it uses.
     pub async fn stats(&self) -> Result<StatsResponse, ContainerError> {
-        Ok(self.guest()?.stats(&self.id).await?)
+        match &self.guest {
+            Some(guest) => Ok(guest.stats(&self.id).await?),
+            None => Ok(StatsResponse::default()),
+        }
     }
 
     /// Changes its limits; `resources` is an OCI `linux.resources` object.

@@ -125,6 +125,8 @@ pub struct GuestSpec {
     pub pid_namespace: Option<ContainerRef>,
     /// File systems of the guest's that the spec's mounts name.
     pub mounts: Vec<agent::Mount>,
+    /// Directories of the guest's share in which the host has mounted something else.
+    pub submounts: Vec<String>,
     /// Volumes of which the guest makes copies for it.
     pub volumes: Vec<Volume>,
 }
@@ -159,14 +161,17 @@ pub fn for_guest(
     // The guest's cgroups are the agent's to name.
     linux.set_cgroups_path(None);
     let in_pod = neighbours.network.is_some();
-    let (mut mounts, mut volumes) = (Vec::new(), Vec::new());
+    let (mut mounts, mut submounts, mut volumes) = (Vec::new(), Vec::new(), Vec::new());
     for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
         if in_pod && let Some(shared) = shm::of_pod(mount) {
             mounts.push(shared);
             continue;
         }
-        if let Some(bound) = guest_mount(mount, index, bundle, tree)?
-            && is_read_only(mount)
+        let Some(bound) = guest_mount(mount, index, bundle, tree)? else {
+            continue;
+        };
+        submounts.extend(bound.submounts());
+        if is_read_only(mount)
             && let Some(volume) = Volume::of(&bound, &tree.id(), index)
             && follows()
         {
@@ -174,7 +179,8 @@ pub fn for_guest(
             volumes.push(volume);
         }
     }
-    Ok(GuestSpec { document: serde_json::to_vec(&spec)?, pid_namespace, mounts, volumes })
+    let document = serde_json::to_vec(&spec)?;
+    Ok(GuestSpec { document, pid_namespace, mounts, submounts, volumes })
 }
 
 /// The process of an exec, for the guest.

@@ -1,9 +1,10 @@
 //! Mounts as containerd and OCI write them: a type, a source, and options in `mount(8)`'s words.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, umount2};
@@ -176,6 +177,41 @@ pub fn unmount(target: &Path) -> io::Result<()> {
     }
 }
 
+/// Where something is mounted below a directory, relative to it. None if that cannot be told.
+pub fn mounts_below(directory: &Path) -> Vec<PathBuf> {
+    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let lines = table.split(|byte| *byte == b'\n');
+    let points = lines.filter_map(|line| line.split(|byte| *byte == b' ').nth(4)).map(unescape);
+    let mut below: Vec<PathBuf> = points
+        .filter_map(|point| Some(point.strip_prefix(directory).ok()?.to_owned()))
+        .filter(|path| !path.as_os_str().is_empty())
+        .collect();
+    below.sort();
+    below.dedup();
+    below
+}
+
+/// A path of /proc/self/mountinfo, where a blank, say, is written \040 (proc(5)).
+fn unescape(text: &[u8]) -> PathBuf {
+    let mut path = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((first, after)) = rest.split_first() {
+        let digits = after.get(..3).filter(|_| *first == b'\\');
+        let code = digits.and_then(|digits| std::str::from_utf8(digits).ok());
+        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                path.push(byte);
+                rest = &after[3..];
+            }
+            None => {
+                path.push(*first);
+                rest = after;
+            }
+        }
+    }
+    OsString::from_vec(path).into()
+}
+
 /// Makes what a bind mount of `source` needs as its mount point: a directory for a directory, an
 /// empty file for anything else.
 pub fn make_target(source_is_dir: bool, target: &Path) -> Result<(), MountError> {
@@ -345,6 +381,20 @@ mod tests {
     fn what_cannot_be_done_is_named() {
         let mount = Mount { options: vec!["loop".into()], ..overlay(1) };
         assert!(parse(&mount).err().unwrap().to_string().contains("\"loop\""));
+    }
+
+    #[test]
+    fn a_mount_points_name_is_read_back() {
+        for (text, path) in [
+            ("/plain", "/plain"),
+            ("/a\\040b\\134c", "/a b\\c"),
+            ("/\\", "/\\"),
+            ("/\\99", "/\\99"),
+        ] {
+            assert_eq!(unescape(text.as_bytes()), Path::new(path));
+        }
+        assert!(mounts_below(Path::new("/nonexistent")).is_empty());
+        assert!(mounts_below(Path::new("/")).contains(&PathBuf::from("proc")));
     }
 
     #[test]

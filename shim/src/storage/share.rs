@@ -21,7 +21,7 @@ use nix::sched::{CloneFlags, unshare};
 use thiserror::Error;
 
 use super::host;
-use super::mount::{Mount, MountError, make_target, mount, unmount};
+use super::mount::{Mount, MountError, make_target, mount, mounts_below, unmount};
 
 /// The share could not be made or used.
 #[derive(Debug, Error)]
@@ -109,6 +109,14 @@ pub struct Bound {
     pub guest: String,
     /// Its path in the share, for this process.
     pub host: PathBuf,
+}
+
+impl Bound {
+    /// The directories below it, in the guest, in which something else is mounted.
+    pub fn submounts(&self) -> Vec<String> {
+        let below = mounts_below(&self.host).into_iter();
+        below.map(|path| format!("{}/{}", self.guest, path.display())).collect()
+    }
 }
 
 /// The mounts of one container. Dropping it takes them away.
