@@ -53,7 +53,7 @@ root=$work/initramfs
 mkdir -p "$root"/{bin,modules,proc,sys,dev,host,upper,root}
 cp /bin/busybox "$root/bin/"
 number=100
-for module in virtio_pci virtio_blk ext4 fuse virtiofs overlay kvm-amd tun; do
+for module in virtio_pci virtio_blk ext4 fuse virtiofs overlay kvm-amd tun bridge veth; do
     while read -r word file rest; do
         [[ $word == insmod ]] || continue
         # What one module needs, another may have needed before.

@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 export BULKHEAD_CACHE=${BULKHEAD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bulkhead}
 
-[[ $# -gt 0 ]] || set -- run. exec. terminal. streams. lifecycle. events. api. refusals. hostile. template. tool. \
+[[ $# -gt 0 ]] || set -- run. exec. terminal. streams. lifecycle. events. api. refusals. hostile. template. tool. pods. \
     diff.plain diff.user diff.bind_directory diff.memory_limit
 
 if ! command -v cloud-hypervisor >/dev/null; then
@@ -16,6 +16,6 @@ if ! command -v cloud-hypervisor >/dev/null; then
     echo "0 passed, 0 failed, $(target/debug/bulkhead-e2e --list --hypervisor cloud-hypervisor "$@" | wc -l) skipped"
     exit 0
 fi
-exec tests/test-bed/boot.sh -t "${BED_SECONDS:-3600}" target/debug/bulkhead-e2e \
+exec tests/test-bed/boot.sh -t "${BED_SECONDS:-7200}" target/debug/bulkhead-e2e \
     --hypervisor cloud-hypervisor --profile "${PROFILE:-debug}" \
     --scratch /bed --threads 2 --patience 6 --megabytes 64 "$@"
