@@ -152,8 +152,8 @@ fn attach(t: &Test<'_>) -> Outcome {
         stream.read_until(OUT, &format!("got {line}\n"))?;
     }
     let mut stream = Stream::attach(&app, Terminal::No)?;
+    // Whether its last words reach a client as well as the log is left to chance by containerd.
     stream.write("end\n")?;
-    stream.read_until(OUT, "got end\n")?;
     let done = app.ended()?.exits(8)?;
     ensure!(done.out() == "got one\ngot two\ngot end\n", "the log holds {:?}", done.lines);
     Ok(())
@@ -163,7 +163,7 @@ fn attach_terminal(t: &Test<'_>) -> Outcome {
     let pod = t.pod().run()?;
     let app = pod
         .container("app")
-        .script("stty -echo; read line; stty size; echo got $line; exit 2")
+        .script("stty -echo; read line; stty size; echo got $line; read line; exit 2")
         .with(|config| (config.stdin, config.tty) = (true, true))
         .start()?;
     let mut stream = Stream::attach(&app, Terminal::Yes)?;
@@ -171,6 +171,7 @@ fn attach_terminal(t: &Test<'_>) -> Outcome {
     app.sh("until stty -F /proc/1/fd/0 size | grep -q '20 70'; do sleep 0.05; done")?;
     stream.write("hello\n")?;
     stream.read_until(OUT, "20 70\r\ngot hello\r\n")?;
+    stream.write("bye\n")?;
     app.ended()?.exits(2).map(drop)
 }
 
