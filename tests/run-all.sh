@@ -21,6 +21,7 @@ part_unit() { cargo test --locked --workspace; }
 part_runc-2() { "${e2e[@]}" --runtime runc --containerd 2 --megabytes 64 --skip diff. ; }
 part_runc-1.6() { "${e2e[@]}" --runtime runc --containerd 1.6 --megabytes 64 --skip diff. ; }
 part_qemu-2() { "${e2e[@]}" --containerd 2 --hypervisor qemu --megabytes "${MEGABYTES:-256}"; }
+part_qemu-2-sandbox() { "${e2e[@]}" --containerd 2 --hypervisor qemu --sandboxer shim pods. ; }
 part_qemu-1.6() { "${e2e[@]}" --containerd 1.6 --hypervisor qemu --megabytes 64 --skip diff. ; }
 part_cloud-hypervisor() {
     if command -v cloud-hypervisor >/dev/null && hardware_kvm; then
@@ -45,7 +46,7 @@ counts() {
         END { print passed + 0, failed + 0, skipped + 0 }' "$logs/$1.log"
 }
 
-read -ra parts <<<"${PARTS:-lint unit runc-2 runc-1.6 qemu-2 qemu-1.6 cloud-hypervisor}"
+read -ra parts <<<"${PARTS:-lint unit runc-2 runc-1.6 qemu-2 qemu-2-sandbox qemu-1.6 cloud-hypervisor}"
 
 # The test bed has one processor, so it takes one of this machine's and leaves the others to the rest.
 background=

@@ -18,6 +18,6 @@ if ! command -v cloud-hypervisor >/dev/null; then
     echo "0 passed, 0 failed, $(target/debug/bulkhead-e2e --list --hypervisor cloud-hypervisor "$@" | wc -l) skipped"
     exit 0
 fi
-exec tests/test-bed/boot.sh -t "${BED_SECONDS:-3600}" target/debug/bulkhead-e2e \
+exec tests/test-bed/boot.sh -t "${BED_SECONDS:-7200}" target/debug/bulkhead-e2e \
     --hypervisor cloud-hypervisor --profile "${PROFILE:-debug}" \
     --scratch /bed --threads 2 --patience 6 --megabytes 64 "$@"

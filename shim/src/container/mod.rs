@@ -1,5 +1,6 @@
 //! A container in the guest, with its processes, as the task API sees it.
 
+mod error;
 mod namespaces;
 mod process;
 mod shm;
@@ -22,19 +23,19 @@ use containerd_shim_protos::events::task;
 use futures::future::join_all;
 use protobuf::MessageField;
 use slog::{Logger, info, warn};
-use thiserror::Error;
 use tokio::time::timeout;
 use ttrpc::Code;
 
 use crate::events::{Publisher, timestamp};
 use crate::guest::{Guest, GuestError};
-use crate::storage::share::{ContainerTree, ShareError};
+use crate::storage::share::ContainerTree;
 use crate::sys::lock;
 
+pub use error::ContainerError;
 pub use namespaces::Neighbours;
 pub use process::{Exit, Process, Status};
-use spec::{GuestSpec, SpecError};
-use stdio::{Prepared, StdioError, StdioPaths};
+use spec::GuestSpec;
+use stdio::{Prepared, StdioPaths};
 
 /// The status of a process whose end nobody saw: its VM is gone. As after SIGKILL, never 0.
 pub const LOST: u32 = 137;
@@ -69,43 +70,6 @@ const LISTED: usize = 4096;
 
 /// The least time between two notices that a container is out of memory.
 const OOM_INTERVAL: Duration = Duration::from_secs(1);
-
-/// What can go wrong with a container.
-#[derive(Debug, Error)]
-pub enum ContainerError {
-    /// No such exec.
-    #[error("no such process: {0}")]
-    NotFound(String),
-    /// The id is taken.
-    #[error("{0} exists already")]
-    Exists(String),
-    /// The process is not in a state for it.
-    #[error("{process} {reason}")]
-    State {
-        /// Which process.
-        process: String,
-        /// What it is, and what it would have to be.
-        reason: &'static str,
-    },
-    /// It stands for its pod.
-    #[error("container {0} is its pod's sandbox, which has no process in the guest")]
-    Sandbox(String),
-    /// The process is over.
-    #[error("{0}: process already finished")]
-    Finished(String),
-    /// The spec asks for what cannot be done.
-    #[error(transparent)]
-    Spec(#[from] SpecError),
-    /// Its root file system cannot be mounted.
-    #[error("the root file system: {0}")]
-    Rootfs(#[source] ShareError),
-    /// Its stdio cannot be opened.
-    #[error(transparent)]
-    Stdio(#[from] StdioError),
-    /// The agent refused, or does not answer.
-    #[error(transparent)]
-    Guest(#[from] GuestError),
-}
 
 /// What containerd's Create says.
 pub struct NewContainer {

@@ -48,8 +48,7 @@ pub struct Parts {
     /// The sandbox's place in the host's control groups.
     _cgroup: Option<Cgroup>,
     record: Mutex<Record>,
-    /// The sandbox's.
-    pub log: Logger,
+    log: Logger,
 }
 
 impl Parts {

@@ -7,47 +7,41 @@
 //! The sandbox is built as soon as the server runs; containerd's Create finds it under way or done.
 
 mod console;
+mod containers;
 mod directory;
+mod error;
 mod launch;
 mod phases;
 mod pod;
+mod running;
 pub mod template;
 
 use std::collections::HashMap;
-use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bulkhead_protocols::agent::{self, event};
 use bulkhead_protocols::chain;
 use futures::future::join_all;
 use slog::{Logger, error, info, warn};
-use thiserror::Error;
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use ttrpc::asynchronous::ClientStreamReceiver;
 
-use crate::config::{AssetError, Config, ConfigError};
-use crate::container::spec::{self, GuestSpec};
-use crate::container::{
-    Container, ContainerError, Exit, KILL_GRACE, LOST, Neighbours, NewContainer, SIGKILL,
-};
+use crate::config::{Config, ConfigError};
+use crate::container::{Container, Exit, LOST};
 use crate::events::Publisher;
-use crate::guest::{Guest, GuestError};
-use crate::network::{Forward, NetworkError};
-use crate::storage::share::{ContainerTree, ShareError};
-use crate::storage::virtiofsd::VirtiofsdError;
-use crate::storage::volume::{Volume, Volumes};
 use crate::sys::lock;
-use crate::vmm::{SelectError, StartError};
 
 pub use directory::path as directory_path;
+pub use error::SandboxError;
 use launch::{Origin, Parts};
 use phases::Phases;
 pub use pod::{Pod, PodError};
+use running::Running;
 
 /// How long a VM whose agent hung up may take to end by itself, and to say why.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -55,120 +49,12 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How long a VMM may take to be gone after it was killed.
 const VMM_END: Duration = Duration::from_secs(10);
 
-/// The largest number that the kernel gives to a process is below this (linux/threads.h).
-const PID_MAX_LIMIT: u32 = 4 << 20;
-
-/// What can go wrong with a sandbox.
-#[derive(Debug, Error)]
-pub enum SandboxError {
-    /// No such sandbox.
-    #[error("no such sandbox: {0}")]
-    NoSandbox(String),
-    /// No such container.
-    #[error("no such container: {0}")]
-    NoContainer(String),
-    /// The id is taken.
-    #[error("container {0} exists already")]
-    Exists(String),
-    /// The id cannot be a directory's name.
-    #[error(
-        "container id {0:?} is not valid: allowed are letters, digits, '.', '_' and '-', and it starts with a letter or digit"
-    )]
-    BadId(String),
-    /// The pod's configuration cannot be honoured.
-    #[error(transparent)]
-    Pod(#[from] PodError),
-    /// The sandbox was created already.
-    #[error("sandbox {0} exists already")]
-    Configured(String),
-    /// Its network namespace cannot be used.
-    #[error(transparent)]
-    Network(#[from] NetworkError),
-    /// Nobody has said what the sandbox is for.
-    #[error("the sandbox has not been created")]
-    NotCreated,
-    /// A checkpoint is to be restored.
-    #[error("checkpoints are not supported")]
-    Checkpoint,
-    /// The configuration cannot be used.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// An annotation asks for what is not allowed.
-    #[error(transparent)]
-    Annotation(ConfigError),
-    /// A program or an image that is needed cannot be used.
-    #[error(transparent)]
-    Asset(#[from] AssetError),
-    /// No VMM can run here, or not the one that is asked for.
-    #[error(transparent)]
-    Select(#[from] SelectError),
-    /// The VMM cannot be started.
-    #[error(transparent)]
-    Start(#[from] StartError),
-    /// The share cannot be made.
-    #[error(transparent)]
-    Share(#[from] ShareError),
-    /// The share's daemon cannot run.
-    #[error(transparent)]
-    Virtiofsd(#[from] VirtiofsdError),
-    /// A file of the sandbox cannot be made.
-    #[error("the sandbox's directory: {path}: {source}")]
-    Directory {
-        /// The file.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// The agent did not dial in time.
-    #[error("the guest's agent did not come within {seconds} s; the console ends with: {console}")]
-    Silent {
-        /// How long it had (`agent_timeout`).
-        seconds: u64,
-        /// The console's last lines.
-        console: String,
-    },
-    /// The VM ended while it was started.
-    #[error("the VM did not start: {reason}; the console ends with: {console}")]
-    Died {
-        /// How it ended.
-        reason: String,
-        /// The console's last lines.
-        console: String,
-    },
-    /// The VM has ended.
-    #[error("the sandbox has ended: {reason}")]
-    Ended {
-        /// How it ended.
-        reason: String,
-    },
-    /// The task that carried out a call broke off.
-    #[error("the call was interrupted")]
-    Interrupted,
-    /// The start failed, as an earlier caller was told too.
-    #[error(transparent)]
-    Launch(Arc<SandboxError>),
-    /// A call to the agent failed.
-    #[error(transparent)]
-    Guest(#[from] GuestError),
-    /// A container's own error.
-    #[error(transparent)]
-    Container(#[from] ContainerError),
-}
-
 #[derive(Clone)]
 enum State {
     Starting,
     Running(Arc<Running>),
     Failed(Arc<SandboxError>),
     Ended(Arc<str>),
-}
-
-struct Running {
-    parts: Parts,
-    guest: Guest,
-    _forward: Option<Forward>,
-    /// Made for the first volume, since a host has few of what it takes.
-    volumes: OnceLock<Option<Volumes>>,
 }
 
 /// Who a sandbox is.
@@ -267,35 +153,8 @@ impl Sandbox {
         let guest =
             launch::guest(&parts, connection, &config, &pod, &self.phases, &self.log).await?;
         let events = guest.events().await?;
-        let forward = self.forward(&pod, &guest)?;
-        let volumes = OnceLock::new();
-        Ok((Running { parts, guest, _forward: forward, volumes }, events))
-    }
-
-    /// Forwards ports of a pod. A host that cannot has pods all the same.
-    fn forward(&self, pod: &Pod, guest: &Guest) -> Result<Option<Forward>, SandboxError> {
-        let Some(namespace) = &pod.network else {
-            return Ok(None);
-        };
-        match Forward::start(namespace, guest, &self.log) {
-            Ok(forward) => Ok(Some(forward)),
-            Err(error @ NetworkError::Listen(_)) => {
-                warn!(self.log, "ports are not forwarded: {}", chain(&error));
-                Ok(None)
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Follows the volumes of a new container.
-    fn follow(&self, running: &Running, new: &[Volume]) {
-        for volume in new {
-            if let Some(Some(volumes)) = running.volumes.get()
-                && let Err(error) = volumes.add(volume)
-            {
-                warn!(self.log, "changes of {} will not be seen: {error}", volume.host.display());
-            }
-        }
+        let running = Running::new(parts, guest, &pod, &self.log)?;
+        Ok((running, events))
     }
 
     /// Lives as long as the VM: hands on what happens in the guest, and notices its end.
@@ -370,132 +229,6 @@ impl Sandbox {
                 Err(SandboxError::Ended { reason: "the shim ends".to_owned() })
             }
         }
-    }
-
-    /// Makes a container. Returns the pid that stands for it on the host.
-    pub async fn create(&self, new: NewContainer) -> Result<u32, SandboxError> {
-        self.creating.fetch_add(1, Ordering::Relaxed);
-        let created = self.make(new).await;
-        self.creating.fetch_sub(1, Ordering::Relaxed);
-        created
-    }
-
-    async fn make(&self, new: NewContainer) -> Result<u32, SandboxError> {
-        let id = new.id.clone();
-        check_id(&id)?;
-        if self.container(&id).is_ok() {
-            return Err(SandboxError::Exists(id));
-        }
-        self.phases.stamp("create");
-        let running = self.running().await?;
-        // A thread of its own: a mount from a dead server must not stop the others' calls.
-        let sandbox = running.clone();
-        let pod = self.pod().await?;
-        let pids = self.pids_of_containers();
-        let prepared = spawn_blocking(move || (prepare(&sandbox, &pod, &pids, &new), new)).await;
-        let (prepared, new) = prepared.map_err(|_| SandboxError::Interrupted)?;
-        let publisher = self.publisher.clone();
-        let pid = self.pid_of(&id, running.parts.vm.pid());
-        let container = match prepared? {
-            None => Container::sandbox(new, pid, publisher, &self.log),
-            Some((spec, tree)) => {
-                self.phases.stamp("rootfs");
-                let guest = running.guest.clone();
-                let volumes = spec.volumes.clone();
-                let container =
-                    Container::create(new, spec, tree, guest, pid, publisher, &self.log).await?;
-                self.follow(&running, &volumes);
-                container
-            }
-        };
-        self.table().insert(id, Arc::new(container));
-        self.phases.stamp("created");
-        Ok(pid)
-    }
-
-    /// The number that stands for a container on the host: the VMM's for the one that the sandbox is named after.
-    /// The others' are beyond those that the kernel gives (`PID_MAX_LIMIT`): each stands for one container, so that
-    /// another one can ask for its PID namespace, and for no process of the host.
-    fn pid_of(&self, id: &str, vmm: u32) -> u32 {
-        if id == self.identity.id {
-            return vmm;
-        }
-        PID_MAX_LIMIT + 1 + self.pids.fetch_add(1, Ordering::Relaxed)
-    }
-
-    fn pids_of_containers(&self) -> HashMap<u32, String> {
-        let vmm = self.host_pid();
-        let containers = self.containers();
-        let others = containers.iter().filter(|container| container.host_pid != vmm);
-        others.map(|container| (container.host_pid, container.id.clone())).collect()
-    }
-
-    /// Runs a container, or an exec in one.
-    pub async fn start(&self, id: &str, exec: &str) -> Result<u32, SandboxError> {
-        let container = self.container(id)?;
-        if let Err(error) = container.start(exec).await {
-            if let ContainerError::Guest(GuestError::Deadline(_)) = error {
-                // It may run or not; nobody could tell, or end it, from now on.
-                warn!(self.log, "the guest does not answer: its VM is ended"; "container" => id);
-                self.kill_vm();
-            }
-            return Err(error.into());
-        }
-        if id == self.identity.id && exec.is_empty() {
-            self.phases.stamp("started");
-            self.running().await?.parts.record_phases(&self.phases);
-            info!(self.log, "cold start"; "phases" => self.phases.line());
-        }
-        Ok(container.host_pid)
-    }
-
-    /// Sends a signal. Where SIGKILL does not end a container, whatever the guest says, it ends
-    /// the VM.
-    pub async fn kill(
-        self: &Arc<Self>,
-        id: &str,
-        exec: &str,
-        signal: u32,
-        all: bool,
-    ) -> Result<(), SandboxError> {
-        let container = self.container(id)?;
-        let for_good = signal == SIGKILL && exec.is_empty();
-        if for_good {
-            let (sandbox, process) = (self.clone(), container.process(exec)?);
-            tokio::spawn(async move {
-                if timeout(KILL_GRACE, process.wait()).await.is_err() {
-                    warn!(
-                        sandbox.log,
-                        "the guest does not end {}: its VM is ended",
-                        process.name()
-                    );
-                    sandbox.kill_vm();
-                }
-            });
-        }
-        match container.kill(exec, signal, all).await {
-            // It will be over soon, one way or the other.
-            Err(ContainerError::Guest(GuestError::Deadline(_) | GuestError::Lost(_)))
-                if for_good =>
-            {
-                Ok(())
-            }
-            result => Ok(result?),
-        }
-    }
-
-    /// Forgets a process, and with the first one its container.
-    pub async fn delete(&self, id: &str, exec: &str) -> Result<Exit, SandboxError> {
-        let exit = self.container(id)?.delete(exec).await?;
-        if exec.is_empty() {
-            self.table().remove(id);
-            if let State::Running(running) = &*self.state.borrow()
-                && let Some(Some(volumes)) = running.volumes.get()
-            {
-                volumes.forget(id);
-            }
-        }
-        Ok(exit)
     }
 
     /// How the guest sees itself.
@@ -621,70 +354,5 @@ impl Sandbox {
     /// Held for a look-up, never across an await.
     fn table(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Container>>> {
         lock(&self.containers)
-    }
-}
-
-/// Mounts what the container needs into the share, and writes its spec for the guest; nothing for the one that stands
-/// for its pod. `pids` are the numbers that stand for other containers on the host.
-fn prepare(
-    running: &Running,
-    pod: &Pod,
-    pids: &HashMap<u32, String>,
-    new: &NewContainer,
-) -> Result<Option<(GuestSpec, ContainerTree)>, ContainerError> {
-    let mut document = spec::load(&new.bundle)?;
-    if spec::is_sandbox(&document) {
-        spec::check_sandbox(&document)?;
-        return Ok(None);
-    }
-    pod.add_mounts(&running.parts.spec.dir, &mut document);
-    let mut tree = running.parts.share.container(&new.id).map_err(ContainerError::Rootfs)?;
-    let root = spec::root(&document, &new.bundle)?;
-    let rootfs = tree
-        .rootfs(&spec::rootfs_mounts(&new.rootfs), &root, spec::read_only(&document))
-        .map_err(ContainerError::Rootfs)?;
-    let neighbours = Neighbours {
-        pid: running.parts.vm.pid(),
-        network: pod.network.as_deref(),
-        container: &|pid| pids.get(&pid).cloned(),
-    };
-    let follows = || running.volumes.get_or_init(|| volumes(running)).is_some();
-    let bundle = &new.bundle;
-    let spec = spec::for_guest(document, rootfs, bundle, &mut tree, &neighbours, &follows)?;
-    Ok(Some((spec, tree)))
-}
-
-/// Where they cannot be followed, the guest sees volumes in the share, and their changes without inotify.
-fn volumes(running: &Running) -> Option<Volumes> {
-    let log = &running.parts.log;
-    Volumes::start(&running.guest, log)
-        .inspect_err(|error| {
-            warn!(
-                log,
-                "volumes are not followed: {error}; fs.inotify.max_user_instances may be too low"
-            );
-        })
-        .ok()
-}
-
-/// containerd's own rule for identifiers: an id becomes a directory's name on both sides.
-fn check_id(id: &str) -> Result<(), SandboxError> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    let valid = id.chars().all(allowed) && id.starts_with(|c: char| c.is_ascii_alphanumeric());
-    if valid { Ok(()) } else { Err(SandboxError::BadId(id.to_owned())) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_id_is_one_path_component() {
-        for good in ["a", "demo", "a1.b_c-d", &"x".repeat(76)] {
-            assert!(check_id(good).is_ok(), "{good}");
-        }
-        for bad in ["", ".", "..", "a/b", "../x", "-a", ".hidden", "a b", "ä", "a\0"] {
-            assert!(check_id(bad).is_err(), "{bad}");
-        }
     }
 }

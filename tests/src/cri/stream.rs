@@ -267,6 +267,15 @@ impl Port {
         self.0.read_until(DATA, text)
     }
 
+    /// Reads the answer to its end: how many bytes were left of it.
+    ///
+    /// # Errors
+    /// It doesn't end before the deadline.
+    pub fn count_rest(mut self) -> Outcome<usize> {
+        while self.0.receive()? {}
+        Ok(self.0.received[usize::from(DATA)].len())
+    }
+
     /// Why the port is not forwarded: reads to the end.
     ///
     /// # Errors

@@ -23,6 +23,12 @@ pub const CASES: &[Case] = &[
         "a container that ended is removed and made again in its pod",
         restart,
     ),
+    Case::any(
+        "pods.again",
+        "what the kubelet stops or removes again is stopped and removed",
+        again,
+    ),
+    Case::any("pods.oom_killed", "a container over its memory limit was OOMKilled", oom_killed),
 ];
 
 fn run(t: &Test<'_>) -> Outcome {
@@ -106,4 +112,36 @@ fn restart(t: &Test<'_>) -> Outcome {
         app.remove()?;
     }
     Ok(())
+}
+
+fn again(t: &Test<'_>) -> Outcome {
+    let pod = t.pod().run()?;
+    let app = pod.container("app").start()?;
+    for _ in 0..2 {
+        app.stop(0)?;
+    }
+    for _ in 0..2 {
+        app.remove()?;
+    }
+    // One that runs goes with its pod.
+    pod.container("other").start()?;
+    for _ in 0..2 {
+        pod.stop()?;
+    }
+    for _ in 0..2 {
+        pod.remove()?;
+    }
+    Ok(())
+}
+
+fn oom_killed(t: &Test<'_>) -> Outcome {
+    let pod = t.pod().run()?;
+    let plan = pod.container("app").command(&["tail", "/dev/zero"]).with(|config| {
+        let resources = config.linux.get_or_insert_default().resources.get_or_insert_default();
+        (resources.memory_limit_in_bytes, resources.memory_swap_limit_in_bytes) =
+            (32 << 20, 32 << 20);
+    });
+    let done = plan.run()?.exits(137)?;
+    ensure!(done.reason == "OOMKilled", "{done:?}");
+    pod.container("next").start()?.prints("echo here", "here\n")
 }

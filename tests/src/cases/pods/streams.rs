@@ -1,5 +1,7 @@
 //! What goes in and out of a pod: exec, attach, logs, port-forward.
 
+use std::thread;
+
 use k8s_cri::v1::ReopenContainerLogRequest;
 use tonic::Code;
 
@@ -9,7 +11,7 @@ use crate::cri::logs;
 use crate::cri::pod::Pod;
 use crate::cri::stream::{Done, ERR, OUT, Port, Stream, Terminal};
 use crate::ensure;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::runner::Case;
 
 /// The tests of this file.
@@ -47,6 +49,11 @@ pub const CASES: &[Case] = &[
     Case::any("pods.log_rotation", "the log goes on in a new file after a rotation", log_rotation),
     Case::any("pods.log_terminal", "a terminal's output is in the log", log_terminal),
     Case::any("pods.forward", "port-forward to servers on 0.0.0.0 and on 127.0.0.1", forward),
+    Case::any(
+        "pods.forward_large",
+        "two connections to a port, megabytes through each",
+        forward_large,
+    ),
     Case::any(
         "pods.forward_nobody",
         "port-forward to a port without a server says so",
@@ -145,8 +152,8 @@ fn attach(t: &Test<'_>) -> Outcome {
         stream.read_until(OUT, &format!("got {line}\n"))?;
     }
     let mut stream = Stream::attach(&app, Terminal::No)?;
+    // Whether its last words reach a client as well as the log is left to chance by containerd.
     stream.write("end\n")?;
-    stream.read_until(OUT, "got end\n")?;
     let done = app.ended()?.exits(8)?;
     ensure!(done.out() == "got one\ngot two\ngot end\n", "the log holds {:?}", done.lines);
     Ok(())
@@ -156,7 +163,7 @@ fn attach_terminal(t: &Test<'_>) -> Outcome {
     let pod = t.pod().run()?;
     let app = pod
         .container("app")
-        .script("stty -echo; read line; stty size; echo got $line; exit 2")
+        .script("stty -echo; read line; stty size; echo got $line; read line; exit 2")
         .with(|config| (config.stdin, config.tty) = (true, true))
         .start()?;
     let mut stream = Stream::attach(&app, Terminal::Yes)?;
@@ -164,6 +171,7 @@ fn attach_terminal(t: &Test<'_>) -> Outcome {
     app.sh("until stty -F /proc/1/fd/0 size | grep -q '20 70'; do sleep 0.05; done")?;
     stream.write("hello\n")?;
     stream.read_until(OUT, "20 70\r\ngot hello\r\n")?;
+    stream.write("bye\n")?;
     app.ended()?.exits(2).map(drop)
 }
 
@@ -230,6 +238,27 @@ fn forward(t: &Test<'_>) -> Outcome {
         speak(&pod, 8081, "local\n")?;
     }
     Ok(())
+}
+
+fn forward_large(t: &Test<'_>) -> Outcome {
+    let pod = t.pod().run()?;
+    let script =
+        "head -c 5000000 /dev/zero > /file; httpd -p 127.0.0.1:80; echo ready; exec sleep 100000";
+    pod.container("app").script(script).start()?.await_log("ready")?;
+    let outcomes: Vec<Outcome> = thread::scope(|scope| {
+        let one = || {
+            let mut stream = Port::forward(&pod, 80)?;
+            stream.write("GET /file HTTP/1.0\r\n\r\n")?;
+            stream.read_until("\r\n\r\n")?;
+            let count = stream.count_rest()?;
+            ensure!(count == 5_000_000, "{count} bytes arrived");
+            Ok(())
+        };
+        let threads = [scope.spawn(one), scope.spawn(one)];
+        let panicked = |_| Err(Failure::new("a thread panicked"));
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect()
+    });
+    outcomes.into_iter().collect()
 }
 
 fn forward_nobody(t: &Test<'_>) -> Outcome {

@@ -1,0 +1,199 @@
+//! The containers of a sandbox.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use slog::{info, warn};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use super::running::Running;
+use super::{Pod, Sandbox, SandboxError, State};
+use crate::container::spec::{self, GuestSpec};
+use crate::container::{
+    Container, ContainerError, Exit, KILL_GRACE, Neighbours, NewContainer, SIGKILL,
+};
+use crate::guest::GuestError;
+use crate::storage::share::ContainerTree;
+
+/// The largest number that the kernel gives to a process is below this (linux/threads.h).
+const PID_MAX_LIMIT: u32 = 4 << 20;
+
+impl Sandbox {
+    /// Makes a container. Returns the pid that stands for it on the host.
+    pub async fn create(&self, new: NewContainer) -> Result<u32, SandboxError> {
+        self.creating.fetch_add(1, Ordering::Relaxed);
+        let created = self.make(new).await;
+        self.creating.fetch_sub(1, Ordering::Relaxed);
+        created
+    }
+
+    async fn make(&self, new: NewContainer) -> Result<u32, SandboxError> {
+        let id = new.id.clone();
+        check_id(&id)?;
+        if self.container(&id).is_ok() {
+            return Err(SandboxError::Exists(id));
+        }
+        self.phases.stamp("create");
+        let running = self.running().await?;
+        // A thread of its own: a mount from a dead server must not stop the others' calls.
+        let sandbox = running.clone();
+        let pod = self.pod().await?;
+        let pids = self.pids_of_containers();
+        let prepared = spawn_blocking(move || (prepare(&sandbox, &pod, &pids, &new), new)).await;
+        let (prepared, new) = prepared.map_err(|_| SandboxError::Interrupted)?;
+        let publisher = self.publisher.clone();
+        let pid = self.pid_of(&id, running.parts.vm.pid());
+        let container = match prepared? {
+            None => Container::sandbox(new, pid, publisher, &self.log),
+            Some((spec, tree)) => {
+                self.phases.stamp("rootfs");
+                let guest = running.guest.clone();
+                let volumes = spec.volumes.clone();
+                let container =
+                    Container::create(new, spec, tree, guest, pid, publisher, &self.log).await?;
+                running.follow(&volumes);
+                container
+            }
+        };
+        self.table().insert(id, Arc::new(container));
+        self.phases.stamp("created");
+        Ok(pid)
+    }
+
+    /// The number that stands for a container on the host: the VMM's for the one that the sandbox is named after.
+    /// The others' are beyond those that the kernel gives (`PID_MAX_LIMIT`): each stands for one container, so that
+    /// another one can ask for its PID namespace, and for no process of the host.
+    fn pid_of(&self, id: &str, vmm: u32) -> u32 {
+        if id == self.identity.id {
+            return vmm;
+        }
+        PID_MAX_LIMIT + 1 + self.pids.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn pids_of_containers(&self) -> HashMap<u32, String> {
+        let vmm = self.host_pid();
+        let containers = self.containers();
+        let others = containers.iter().filter(|container| container.host_pid != vmm);
+        others.map(|container| (container.host_pid, container.id.clone())).collect()
+    }
+
+    /// Runs a container, or an exec in one.
+    pub async fn start(&self, id: &str, exec: &str) -> Result<u32, SandboxError> {
+        let container = self.container(id)?;
+        if let Err(error) = container.start(exec).await {
+            if let ContainerError::Guest(GuestError::Deadline(_)) = error {
+                // It may run or not; nobody could tell, or end it, from now on.
+                warn!(self.log, "the guest does not answer: its VM is ended"; "container" => id);
+                self.kill_vm();
+            }
+            return Err(error.into());
+        }
+        if id == self.identity.id && exec.is_empty() {
+            self.phases.stamp("started");
+            self.running().await?.parts.record_phases(&self.phases);
+            info!(self.log, "cold start"; "phases" => self.phases.line());
+        }
+        Ok(container.host_pid)
+    }
+
+    /// Sends a signal. Where SIGKILL does not end a container, whatever the guest says, it ends
+    /// the VM.
+    pub async fn kill(
+        self: &Arc<Self>,
+        id: &str,
+        exec: &str,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), SandboxError> {
+        let container = self.container(id)?;
+        let for_good = signal == SIGKILL && exec.is_empty();
+        if for_good {
+            let (sandbox, process) = (self.clone(), container.process(exec)?);
+            tokio::spawn(async move {
+                if timeout(KILL_GRACE, process.wait()).await.is_err() {
+                    warn!(
+                        sandbox.log,
+                        "the guest does not end {}: its VM is ended",
+                        process.name()
+                    );
+                    sandbox.kill_vm();
+                }
+            });
+        }
+        match container.kill(exec, signal, all).await {
+            // It will be over soon, one way or the other.
+            Err(ContainerError::Guest(GuestError::Deadline(_) | GuestError::Lost(_)))
+                if for_good =>
+            {
+                Ok(())
+            }
+            result => Ok(result?),
+        }
+    }
+
+    /// Forgets a process, and with the first one its container.
+    pub async fn delete(&self, id: &str, exec: &str) -> Result<Exit, SandboxError> {
+        let exit = self.container(id)?.delete(exec).await?;
+        if exec.is_empty() {
+            self.table().remove(id);
+            if let State::Running(running) = &*self.state.borrow() {
+                running.forget_volumes(id);
+            }
+        }
+        Ok(exit)
+    }
+}
+
+/// Mounts what the container needs into the share, and writes its spec for the guest; nothing for the one that stands
+/// for its pod. `pids` are the numbers that stand for other containers on the host.
+fn prepare(
+    running: &Running,
+    pod: &Pod,
+    pids: &HashMap<u32, String>,
+    new: &NewContainer,
+) -> Result<Option<(GuestSpec, ContainerTree)>, ContainerError> {
+    let mut document = spec::load(&new.bundle)?;
+    if spec::is_sandbox(&document) {
+        spec::check_sandbox(&document)?;
+        return Ok(None);
+    }
+    pod.add_mounts(&running.parts.spec.dir, &mut document);
+    let mut tree = running.parts.share.container(&new.id).map_err(ContainerError::Rootfs)?;
+    let root = spec::root(&document, &new.bundle)?;
+    let rootfs = tree
+        .rootfs(&spec::rootfs_mounts(&new.rootfs), &root, spec::read_only(&document))
+        .map_err(ContainerError::Rootfs)?;
+    let neighbours = Neighbours {
+        pid: running.parts.vm.pid(),
+        network: pod.network.as_deref(),
+        container: &|pid| pids.get(&pid).cloned(),
+    };
+    let follows = || running.follows();
+    let bundle = &new.bundle;
+    let spec = spec::for_guest(document, rootfs, bundle, &mut tree, &neighbours, &follows)?;
+    Ok(Some((spec, tree)))
+}
+
+/// containerd's own rule for identifiers: an id becomes a directory's name on both sides.
+fn check_id(id: &str) -> Result<(), SandboxError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let valid = id.chars().all(allowed) && id.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if valid { Ok(()) } else { Err(SandboxError::BadId(id.to_owned())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_one_path_component() {
+        for good in ["a", "demo", "a1.b_c-d", &"x".repeat(76)] {
+            assert!(check_id(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "../x", "-a", ".hidden", "a b", "ä", "a\0"] {
+            assert!(check_id(bad).is_err(), "{bad}");
+        }
+    }
+}
