@@ -69,7 +69,7 @@ impl Bed {
     pub fn pods(&self) -> Outcome<&Node> {
         let _alone = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
         match self.pods.get() {
-            Some(node) => Ok(node),
+            Some(node) => node.revive().map(|()| node),
             None => self.another_node().map(|node| self.pods.get_or_init(|| node)),
         }
     }
@@ -84,6 +84,20 @@ impl Bed {
             image::write(Path::new(BUSYBOX), &images, &[image::NAME, image::PAUSE, image::BARE])?;
         }
         Node::start(&self.options, &images)
+    }
+
+    /// Removes the pods that are still there, of which no test knows.
+    ///
+    /// # Errors
+    /// There are some, or they can't be removed.
+    pub fn remove_pods(&self) -> Outcome {
+        let Some(node) = self.pods.get() else {
+            return Ok(());
+        };
+        let left = node.pod_ids()?;
+        left.iter().try_for_each(|pod| node.remove_pod(pod))?;
+        crate::ensure!(left.is_empty(), "pods were left: {left:?}");
+        Ok(())
     }
 
     /// The containerds that the tests share.
@@ -239,7 +253,7 @@ impl<'a> Test<'a> {
         made.iter().try_for_each(|id| {
             leftovers::none(id, &[self.bed.containerd.bundle(id)], self.deadline(15))
         })?;
-        if self.pods.is_empty() {
+        if !self.pods.has_begun() {
             return Ok(());
         }
         self.pods.close(self.bed.pods()?, self.deadline(20))

@@ -42,7 +42,11 @@ fn work() -> Outcome<bool> {
     let mut tally = runner::run(&bed, chosen, skipped);
 
     // The whole run leaves nothing either: no process of any containerd, no mount, no device.
-    let (deadline, failed) = (bed.options.deadline(20), tally.failed);
+    let deadline = bed.options.deadline(20);
+    if let Err(failure) = bed.remove_pods() {
+        tally.failed += 1;
+        println!("FAILED  the host after the run\n        {failure}");
+    }
     for containerd in bed.shared() {
         let word = containerd.dir().to_string_lossy().into_owned();
         containerd.stop()?;
@@ -51,7 +55,7 @@ fn work() -> Outcome<bool> {
             tally.failed += 1;
             println!("FAILED  the host after the run\n        {failure}");
         }
-        if failed > 0 {
+        if tally.failed > 0 {
             println!("logs and state are kept in {}", containerd.keep().display());
         }
     }

@@ -1,7 +1,7 @@
 //! What a test has made on the shared node, and what has to be gone after it.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::node::{Node, network_namespace};
@@ -12,11 +12,18 @@ use crate::leftovers;
 /// The ids of pods and containers.
 #[derive(Default)]
 pub struct Ledger {
+    /// How often containerd had crashed when the test came.
+    crashes: OnceLock<usize>,
     pods: Mutex<Vec<String>>,
     containers: Mutex<Vec<String>>,
 }
 
 impl Ledger {
+    /// Notes that the test uses the node.
+    pub fn begin(&self, node: &Node) {
+        self.crashes.get_or_init(|| node.crashes());
+    }
+
     /// Notes a pod.
     pub fn pod(&self, id: &str) {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).push(id.to_owned());
@@ -27,17 +34,12 @@ impl Ledger {
         self.containers.lock().unwrap_or_else(PoisonError::into_inner).push(id.to_owned());
     }
 
-    /// Whether the test has made nothing.
-    pub fn is_empty(&self) -> bool {
-        self.pods.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
-    }
-
     /// Removes the pods that are still there, then requires that nothing is left of any of them.
     ///
     /// # Errors
-    /// Something is left.
+    /// Something is left, or containerd has crashed.
     pub fn close(&self, node: &Node, deadline: Duration) -> Outcome {
-        let revived = node.revive();
+        node.revive()?;
         let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         let containers = self.containers.lock().unwrap_or_else(PoisonError::into_inner);
         let mut namespaces: Vec<PathBuf> = Vec::new();
@@ -53,7 +55,12 @@ impl Ledger {
             paths.push(network_record(id));
             leftovers::none(id, &paths, deadline)?;
         }
-        revived
+        node.no_crash_since(self.crashes.get().copied().unwrap_or_default())
+    }
+
+    /// Whether the test has used the node.
+    pub fn has_begun(&self) -> bool {
+        self.crashes.get().is_some()
     }
 }
 

@@ -16,7 +16,7 @@ use super::client::{Client, Reply};
 use super::config;
 use crate::command;
 use crate::containerd::{Containerd, Role};
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, both};
 use crate::image;
 use crate::leftovers;
 use crate::network::Network;
@@ -32,7 +32,7 @@ pub struct Node {
     pub containerd: Containerd,
     /// Its CRI API.
     pub client: Client,
-    reviving: Mutex<()>,
+    crashes: Mutex<Vec<String>>,
     options: Arc<Options>,
 }
 
@@ -50,7 +50,7 @@ impl Node {
         let containerd = product::containerd(options, role)?;
         let client = Client::new(&containerd.socket(), options.deadline(60))?;
         let node =
-            Self { containerd, client, reviving: Mutex::default(), options: Arc::clone(options) };
+            Self { containerd, client, crashes: Mutex::default(), options: Arc::clone(options) };
         let cni = node.dir().join(config::CNI);
         fs::create_dir_all(&cni)?;
         fs::write(cni.join("pods.conflist"), config::network(node.dir()))?;
@@ -69,21 +69,37 @@ impl Node {
         self.ready()
     }
 
-    /// Starts a containerd again that has crashed, so that what a test has left can be removed.
+    /// Starts a containerd again that has crashed: one crash shall fail the tests that it meets, and no others.
     ///
     /// # Errors
-    /// It had crashed, or doesn't serve again.
+    /// It doesn't serve again.
     pub fn revive(&self) -> Outcome {
-        let _alone = self.reviving.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut crashes = self.crashes.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.containerd.has_ended() {
             return Ok(());
         }
         let log = self.containerd.log();
         let panic = log.rfind("\npanic: ").map_or("", |at| &log[at + 1..]);
-        let lines: Vec<&str> = panic.lines().take(8).collect();
+        crashes.push(panic.lines().take(8).collect::<Vec<_>>().join("\n"));
         self.containerd.launch()?;
-        self.ready()?;
-        Err(Failure::new(format!("containerd has crashed: {}", lines.join("\n"))))
+        self.ready()
+    }
+
+    /// How often containerd has crashed.
+    pub fn crashes(&self) -> usize {
+        self.crashes.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Requires that containerd has not crashed since it had crashed so often.
+    ///
+    /// # Errors
+    /// It has; the text holds its last words.
+    pub fn no_crash_since(&self, count: usize) -> Outcome {
+        let crashes = self.crashes.lock().unwrap_or_else(PoisonError::into_inner);
+        match crashes.get(count) {
+            Some(words) => Err(Failure::new(format!("containerd has crashed: {words}"))),
+            None => Ok(()),
+        }
     }
 
     /// Gives the shim's configuration these lines in addition; shims that start from now on read them.
@@ -133,14 +149,14 @@ impl Node {
     /// sandbox, no network namespace.
     ///
     /// # Errors
-    /// Something is left.
+    /// Something is left, or containerd has crashed.
     pub fn close(&self, deadline: Duration) -> Outcome {
-        let revived = self.revive();
+        self.revive()?;
         for pod in self.pod_ids()? {
             self.remove_pod(&pod)?;
         }
         self.containerd.stop()?;
-        revived.and(self.nothing_left(deadline))
+        both(self.no_crash_since(0), self.nothing_left(deadline))
     }
 
     /// Requires that nothing is left of any pod.

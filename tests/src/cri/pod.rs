@@ -104,7 +104,11 @@ impl<'t> PodPlan<'t> {
     pub fn attempt(&self) -> Outcome<Reply<Pod<'t>>> {
         let node = match self.node {
             Some(node) => node,
-            None => self.test.bed.pods()?,
+            None => {
+                let node = self.test.bed.pods()?;
+                self.test.pods().begin(node);
+                node
+            }
         };
         let mut config = self.config.clone();
         let name = config.metadata.as_ref().map_or("", |data| &data.name).to_owned();
