@@ -33,6 +33,7 @@ pub struct Bed {
     pub containerd: Containerd,
     pods: OnceLock<Node>,
     starting: Mutex<()>,
+    count: AtomicUsize,
     scratch: TempDir,
 }
 
@@ -46,8 +47,8 @@ impl Bed {
         let scratch = tempfile::Builder::new().prefix("bhx-").tempdir_in(&options.scratch)?;
         image::write(Path::new(BUSYBOX), &scratch.path().join("image.tar"), &[image::NAME])?;
         let containerd = product::containerd(&options, Role::plain())?;
-        let (pods, starting) = (OnceLock::new(), Mutex::new(()));
-        let bed = Self { options, containerd, pods, starting, scratch };
+        let (pods, starting, count) = (OnceLock::new(), Mutex::new(()), AtomicUsize::new(0));
+        let bed = Self { options, containerd, pods, starting, count, scratch };
         bed.containerd.import(&bed.image())?;
         Ok(bed)
     }
@@ -136,7 +137,6 @@ pub struct Test<'a> {
     /// What all tests share.
     pub bed: &'a Bed,
     name: &'static str,
-    count: AtomicUsize,
     made: Mutex<Vec<String>>,
     pods: Ledger,
 }
@@ -144,13 +144,7 @@ pub struct Test<'a> {
 impl<'a> Test<'a> {
     /// The test of this name.
     pub fn new(bed: &'a Bed, name: &'static str) -> Self {
-        Self {
-            bed,
-            name,
-            count: AtomicUsize::new(0),
-            made: Mutex::default(),
-            pods: Ledger::default(),
-        }
+        Self { bed, name, made: Mutex::default(), pods: Ledger::default() }
     }
 
     /// A container that doesn't exist yet, with a name of its own, on the shared containerd.
@@ -259,10 +253,10 @@ impl<'a> Test<'a> {
         self.pods.close(self.bed.pods()?, self.deadline(20))
     }
 
-    /// A name that no other test, and no other run on this machine, uses.
+    /// A name that no other test, no other try of this one, and no other run on this machine uses.
     pub fn unique(&self) -> String {
         let run = self.bed.containerd.dir().file_name().unwrap_or_default().to_string_lossy();
-        let number = self.count.fetch_add(1, Ordering::Relaxed);
+        let number = self.bed.count.fetch_add(1, Ordering::Relaxed);
         format!("{}-{}-{number}", self.name.replace(['.', '_'], "-"), run.trim_start_matches("bh-"))
     }
 }

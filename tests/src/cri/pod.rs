@@ -114,8 +114,6 @@ impl<'t> PodPlan<'t> {
         let name = config.metadata.as_ref().map_or("", |data| &data.name).to_owned();
         if config.log_directory.is_empty() {
             let logs = node.dir().join("logs").join(name);
-            // A test that is tried again has the names of its first try.
-            let _ = fs::remove_dir_all(&logs);
             fs::create_dir_all(&logs)?;
             config.log_directory = logs.to_string_lossy().into_owned();
         }

@@ -93,7 +93,9 @@ fn stop_grace(t: &Test<'_>) -> Outcome {
     polite.await_log("ready")?;
     polite.stop(60)?;
     ensure!(polite.ended()?.exits(5)?.out() == "ready\nbye\n", "{:?}", polite.lines()?);
-    let deaf = pod.container("deaf").start()?;
+    let script = "trap '' TERM; echo ready; while :; do sleep 0.1; done";
+    let deaf = pod.container("deaf").script(script).start()?;
+    deaf.await_log("ready")?;
     deaf.stop(1)?;
     deaf.ended()?.exits(137).map(drop)
 }

@@ -3,7 +3,7 @@
 use k8s_cri::v1::NamespaceMode;
 
 use crate::bed::Test;
-use crate::cri::container::Container;
+use crate::cri::container::{Container, ContainerPlan};
 use crate::ensure;
 use crate::failure::Outcome;
 use crate::runner::Case;
@@ -63,10 +63,19 @@ fn seen(container: &Container<'_>, program: &str) -> Outcome<String> {
     container.sh(&format!("ps -o args | grep '^{program}' | sort"))
 }
 
+/// Starts a container that sleeps so many seconds, by which it is known, and waits until it does: right
+/// after its start, runc's own program may still be in its place.
+fn sleeper<'p>(plan: ContainerPlan<'p>, seconds: &str) -> Outcome<Container<'p>> {
+    let container = plan.command(&["sleep", seconds]).start()?;
+    container
+        .sh(&format!("until ps -o args | grep -q '^sleep {seconds}$'; do sleep 0.05; done"))?;
+    Ok(container)
+}
+
 fn pid_own(t: &Test<'_>) -> Outcome {
     let pod = t.pod().run()?;
     for number in ["111111", "222222"] {
-        let app = pod.container(number).command(&["sleep", number]).start()?;
+        let app = sleeper(pod.container(number), number)?;
         let first = app.sh("ps -o pid,args | grep '[s]leep' | sed 's/^ *//'")?;
         ensure!(first == format!("1 sleep {number}\n"), "the container sees {first:?}");
     }
@@ -75,7 +84,7 @@ fn pid_own(t: &Test<'_>) -> Outcome {
 
 fn pid_shared(t: &Test<'_>) -> Outcome {
     let pod = t.pod().namespaces(|all| all.pid = NamespaceMode::Pod.into()).run()?;
-    let one = pod.container("one").command(&["sleep", "111111"]).start()?;
+    let one = sleeper(pod.container("one"), "111111")?;
     let script = "echo $$ > /dev/shm/two; echo here > /mark; trap 'echo told; exit 9' USR1; \
                   echo ready; while :; do sleep 0.05; done";
     let two = pod.container("two").script(script).start()?;
@@ -93,18 +102,15 @@ fn pid_shared(t: &Test<'_>) -> Outcome {
 
 fn pid_target(t: &Test<'_>) -> Outcome {
     let pod = t.pod().run()?;
-    pod.container("one").command(&["sleep", "111111"]).start()?;
-    let two = pod.container("two").command(&["sleep", "222222"]).start()?;
-    pod.container("three").command(&["sleep", "333333"]).start()?;
-    let debugger = pod
-        .container("debugger")
-        .security(|security| {
-            let all = security.namespace_options.get_or_insert_default();
-            all.pid = NamespaceMode::Target.into();
-            all.target_id.clone_from(&two.id);
-        })
-        .command(&["sleep", "444444"])
-        .start()?;
+    sleeper(pod.container("one"), "111111")?;
+    let two = sleeper(pod.container("two"), "222222")?;
+    sleeper(pod.container("three"), "333333")?;
+    let debugger = pod.container("debugger").security(|security| {
+        let all = security.namespace_options.get_or_insert_default();
+        all.pid = NamespaceMode::Target.into();
+        all.target_id.clone_from(&two.id);
+    });
+    let debugger = sleeper(debugger, "444444")?;
     for container in [&debugger, &two] {
         let seen = seen(container, "sleep")?;
         ensure!(seen == "sleep 222222\nsleep 444444\n", "seen is {seen:?}");
