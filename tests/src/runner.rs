@@ -18,6 +18,8 @@ pub struct Case {
     pub relies_on: &'static str,
     /// Which runtimes it is about.
     pub subject: Subject,
+    /// Whether it takes the whole machine, so that nothing else runs beside it.
+    pub alone: bool,
     /// The test itself.
     pub run: fn(&Test<'_>) -> Outcome,
 }
@@ -53,7 +55,7 @@ impl Case {
         relies_on: &'static str,
         run: fn(&Test<'_>) -> Outcome,
     ) -> Self {
-        Self { name, relies_on, subject: Subject::Any, run }
+        Self { name, relies_on, subject: Subject::Any, alone: false, run }
     }
 
     /// A test of what runc doesn't have.
@@ -62,7 +64,7 @@ impl Case {
         relies_on: &'static str,
         run: fn(&Test<'_>) -> Outcome,
     ) -> Self {
-        Self { name, relies_on, subject: Subject::Bulkhead, run }
+        Self { name, relies_on, subject: Subject::Bulkhead, alone: false, run }
     }
 
     /// A test of what only cloud-hypervisor has.
@@ -71,7 +73,15 @@ impl Case {
         relies_on: &'static str,
         run: fn(&Test<'_>) -> Outcome,
     ) -> Self {
-        Self { name, relies_on, subject: Subject::CloudHypervisor, run }
+        Self { name, relies_on, subject: Subject::CloudHypervisor, alone: false, run }
+    }
+}
+
+impl Case {
+    /// The same test with nothing beside it.
+    #[must_use]
+    pub const fn alone(self) -> Self {
+        Self { alone: true, ..self }
     }
 }
 
@@ -105,12 +115,20 @@ pub fn select<'c>(cases: &[&'c Case], options: &Options) -> (VecDeque<&'c Case>,
     (chosen, skipped)
 }
 
-/// Runs the tests on as many threads as the command line says.
+/// Runs the tests on as many threads as the command line says, and then those that run alone.
 pub fn run(bed: &Bed, cases: VecDeque<&Case>, skipped: usize) -> Tally {
-    let queue = Mutex::new(cases);
+    let (alone, beside): (VecDeque<_>, VecDeque<_>) =
+        cases.into_iter().partition(|case| case.alone);
     let tally = Mutex::new(Tally { skipped, ..Tally::default() });
+    run_on(bed, beside, bed.options.threads.max(1), &tally);
+    run_on(bed, alone, 1, &tally);
+    tally.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn run_on(bed: &Bed, cases: VecDeque<&Case>, threads: usize, tally: &Mutex<Tally>) {
+    let queue = Mutex::new(cases);
     thread::scope(|scope| {
-        for _ in 0..bed.options.threads.max(1) {
+        for _ in 0..threads {
             scope.spawn(|| {
                 while let Some(case) = next(&queue) {
                     let started = Instant::now();
@@ -141,7 +159,6 @@ pub fn run(bed: &Bed, cases: VecDeque<&Case>, skipped: usize) -> Tally {
             });
         }
     });
-    tally.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn next<'c>(queue: &Mutex<VecDeque<&'c Case>>) -> Option<&'c Case> {

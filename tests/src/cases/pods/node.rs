@@ -21,7 +21,7 @@ use crate::runner::Case;
 
 /// The tests of this file.
 pub const CASES: &[Case] = &[
-    Case::any("pods.many", "many pods start and stop at once", many),
+    Case::any("pods.many", "many pods start and stop at once", many).alone(),
     Case::any(
         "pods.containerd_restart",
         "pods outlive containerd: status, exec, logs, exit codes",
