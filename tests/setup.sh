@@ -18,12 +18,14 @@ die() { say "$*"; exit 1; }
 exec 8>"$cache/setup.lock"
 flock 8
 
-# For the kernel, the agent, virtiofsd, the VMs, the test image, and the CRI client of the tests.
+# For the kernel, the agent, virtiofsd, the VMs, the test image, the CRI client of the tests, and what they do with
+# networks.
 packages=(
     bc binutils bison flex gcc libc6-dev libelf-dev make perl xz-utils
     libcap-ng-dev libseccomp-dev pkg-config zlib1g-dev
     busybox-static cpio e2fsprogs iproute2 kmod qemu-system-x86
     protobuf-compiler
+    curl ethtool iperf3 iptables iputils-ping netcat-openbsd nftables webfs wireguard-tools wrk
 )
 
 install_packages() {

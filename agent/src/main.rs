@@ -8,6 +8,7 @@ mod diagnostics;
 mod error;
 mod events;
 mod kmsg;
+mod network;
 mod oci;
 mod output;
 mod reaper;

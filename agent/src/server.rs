@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use bulkhead_protocols::CONTROL_PORT;
 use bulkhead_protocols::agent::{
     ConnectRequest, ContainerRef, CreateRequest, CreateResponse, DiagnosticsResponse, Empty, Event,
-    ExecRequest, PidsResponse, ProcessRef, RefreshRequest, ResizeRequest, SetupRequest,
-    SetupResponse, SignalRequest, StartResponse, StatsResponse, UpdateRequest,
+    ExecRequest, Network as WireNetwork, PidsResponse, ProcessRef, RefreshRequest, ResizeRequest,
+    SetupRequest, SetupResponse, SignalRequest, StartResponse, StatsResponse, UpdateRequest,
 };
 use bulkhead_protocols::agent_ttrpc::{Agent as Service, create_agent};
 use futures::{StreamExt, stream};
@@ -25,6 +25,7 @@ use crate::cgroup::{Cgroup, Watcher};
 use crate::container::{Containers, Guest, Process, aside};
 use crate::error::Error as CallError;
 use crate::events::Events;
+use crate::network::Network;
 use crate::output::LARGEST_PACKET;
 use crate::reaper::Reaper;
 use crate::sandbox::{Shared, forward, volume};
@@ -80,6 +81,7 @@ pub async fn run(stamps: Arc<Stamps>) -> Result<(), Error> {
     tokio::spawn(Arc::clone(&guest.streams).run(listener));
     tokio::spawn(Arc::clone(&watcher).run());
 
+    let network = Network::take();
     let stream = if template::wanted().map_err(Error::Template)? {
         let stream = template::wait().await.map_err(Error::Template)?;
         stamps.restart();
@@ -91,7 +93,13 @@ pub async fn run(stamps: Arc<Stamps>) -> Result<(), Error> {
     stamps.mark("dialled");
     let (over, ended) = oneshot::channel();
     let connection = Connection { stream, over: Some(over) };
-    let service = Agent { guest, stamps, set_up: AtomicBool::new(false), mounts: Mutex::default() };
+    let service = Agent {
+        guest,
+        stamps,
+        set_up: AtomicBool::new(false),
+        mounts: Mutex::default(),
+        network: Mutex::new(network),
+    };
     let mut server = Server::new()
         .add_listener(Listener::new(stream::iter([Ok(connection)]).chain(stream::pending())))
         .register_service(create_agent(Arc::new(service)));
@@ -158,6 +166,7 @@ struct Agent {
     set_up: AtomicBool,
     /// The targets of the mounts that `Setup` has made.
     mounts: Mutex<Vec<String>>,
+    network: Mutex<Network>,
 }
 
 impl Agent {
@@ -184,6 +193,8 @@ impl Service for Agent {
                 CallError::FailedPrecondition("the guest is set up already".to_owned()).into()
             );
         }
+        // A parameter may be an interface's.
+        lock(&self.network).apply(request.network.get_or_default())?;
         setup::apply(&request)?;
         lock(&self.mounts).extend(request.mounts.into_iter().map(|mount| mount.target));
         self.stamps.mark("setup");
@@ -195,6 +206,11 @@ impl Service for Agent {
             stamps: self.stamps.to_wire(),
             ..Default::default()
         })
+    }
+
+    async fn update_network(&self, _: &TtrpcContext, change: WireNetwork) -> ttrpc::Result<Empty> {
+        lock(&self.network).apply(&change)?;
+        Ok(Empty::default())
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {

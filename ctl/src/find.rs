@@ -77,6 +77,7 @@ pub mod tests {
             share: None,
             api: None,
             devices: vec!["vsock on /v".to_owned()],
+            network: None,
             cgroups: Vec::new(),
             phases: Vec::new(),
         };

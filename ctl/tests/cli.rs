@@ -62,6 +62,7 @@ impl Host {
             share: None,
             api: None,
             devices: Vec::new(),
+            network: None,
             cgroups: Vec::new(),
             phases: Vec::new(),
         };

@@ -6,6 +6,7 @@
 
 mod chain;
 pub mod hybrid_vsock;
+pub mod netlink;
 
 pub use chain::chain;
 
@@ -66,6 +67,14 @@ pub const STREAM_ACK: usize = 16 << 10;
 /// The word on the kernel's command line that makes a guest a template: it dials [`CONTROL_PORT`] to say that it is
 /// ready, and is then dialled on it by the host that wakes it.
 pub const TEMPLATE_PARAM: &str = "bulkhead.template";
+
+/// The hardware address with which the VM's network device of this number comes. It tells the guest which device is
+/// which, and is no interface's: the agent gives each the address that the pod's interface has on the host.
+#[must_use]
+pub const fn device_address(number: u8) -> [u8; 6] {
+    // Locally administered (IEEE 802).
+    [0x02, b'b', b'u', b'l', b'k', number]
+}
 
 /// The link by which the kubelet switches a volume's content at once (its AtomicWriter).
 pub const VOLUME_DATA: &str = "..data";

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{getpid, getppid, pipe2};
@@ -84,13 +85,20 @@ pub struct HelperCommand {
     program: PathBuf,
     args: Vec<OsString>,
     inherited: Vec<OwnedFd>,
+    network: Option<OwnedFd>,
 }
 
 impl HelperCommand {
     /// `role` is the helper's name in records and messages.
     #[must_use]
     pub fn new(role: &'static str, program: &Path) -> Self {
-        HelperCommand { role, program: program.to_owned(), args: Vec::new(), inherited: Vec::new() }
+        HelperCommand {
+            role,
+            program: program.to_owned(),
+            args: Vec::new(),
+            inherited: Vec::new(),
+            network: None,
+        }
     }
 
     /// Adds an argument.
@@ -113,6 +121,20 @@ impl HelperCommand {
         number
     }
 
+    /// Hands the queues of taps over; they have the returned numbers there.
+    pub fn inherit_taps(&mut self, taps: Vec<Vec<OwnedFd>>) -> Vec<Vec<RawFd>> {
+        let mut inherit = |queues: Vec<OwnedFd>| -> Vec<RawFd> {
+            queues.into_iter().map(|queue| self.inherit(queue)).collect()
+        };
+        taps.into_iter().map(&mut inherit).collect()
+    }
+
+    /// Has the helper run in this network namespace instead of the shim's.
+    pub fn network(&mut self, namespace: OwnedFd) -> &mut Self {
+        self.network = Some(namespace);
+        self
+    }
+
     /// The arguments so far.
     #[must_use]
     pub fn arguments(&self) -> &[OsString] {
@@ -124,8 +146,9 @@ impl HelperCommand {
     /// # Errors
     /// [`SpawnError`]
     pub fn spawn(self) -> Result<Helper, SpawnError> {
-        let HelperCommand { role, program, args, inherited } = self;
-        start(role, &program, &args, inherited).map_err(|source| SpawnError { program, source })
+        let HelperCommand { role, program, args, inherited, network } = self;
+        start(role, &program, &args, inherited, network)
+            .map_err(|source| SpawnError { program, source })
     }
 }
 
@@ -134,6 +157,7 @@ fn start(
     program: &Path,
     args: &[OsString],
     inherited: Vec<OwnedFd>,
+    network: Option<OwnedFd>,
 ) -> io::Result<Helper> {
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
     let output = pipe::Receiver::from_owned_fd(reader)?;
@@ -153,6 +177,9 @@ fn start(
         // The shim may have died before the line above.
         if getppid() != shim {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        if let Some(network) = &network {
+            setns(network, CloneFlags::CLONE_NEWNET)?;
         }
         for fd in &inherited {
             fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;

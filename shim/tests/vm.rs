@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use bulkhead_shim::config::Config;
 use bulkhead_shim::storage::virtiofsd::{Daemon, Virtiofsd};
-use bulkhead_shim::vmm::{Selection, Share, Vm, VmExit, VmSpec};
+use bulkhead_shim::vmm::{Selection, Share, Vm, VmExit, VmSpec, Wires};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use tempfile::TempDir;
@@ -119,6 +119,7 @@ async fn boot_with(init: Option<&str>, prepare: impl FnOnce(&mut VmSpec)) -> Gue
         vcpus: 2,
         memory: 128 << 20,
         nested: false,
+        network_devices: 0,
         console: dir.path().join("console"),
         share: Share { tag: "share".to_owned(), socket },
     };
@@ -127,7 +128,9 @@ async fn boot_with(init: Option<&str>, prepare: impl FnOnce(&mut VmSpec)) -> Gue
     let selection = Selection::of(&config).expect("a VMM");
     eprintln!("{selection}");
     let started = Instant::now();
-    let vm = selection.start(&spec, None).await.expect("start");
+    let namespace = File::open("/proc/self/ns/net").expect("namespace").into();
+    let wires = Wires { taps: Vec::new(), namespace };
+    let vm = selection.start(&spec, wires, None).await.expect("start");
     eprintln!("VMM spawned after {:?}", started.elapsed());
     Guest { vm, virtiofsd, console, share, started, _dir: dir }
 }

@@ -14,7 +14,7 @@ use crate::containerd::{Containerd, Role};
 use crate::cri::ledger::Ledger;
 use crate::cri::node::Node;
 use crate::cri::pod::PodPlan;
-use crate::failure::{Failure, Outcome, both};
+use crate::failure::{Context, Failure, Outcome, both};
 use crate::image;
 use crate::leftovers::{self, Trace};
 use crate::options::{Generation, Options, Runtime};
@@ -33,6 +33,7 @@ pub struct Bed {
     pub containerd: Containerd,
     pods: OnceLock<Node>,
     starting: Mutex<()>,
+    programs: Mutex<Vec<PathBuf>>,
     count: AtomicUsize,
     scratch: TempDir,
 }
@@ -48,7 +49,8 @@ impl Bed {
         image::write(Path::new(BUSYBOX), &scratch.path().join("image.tar"), &[image::NAME])?;
         let containerd = product::containerd(&options, Role::plain())?;
         let (pods, starting, count) = (OnceLock::new(), Mutex::new(()), AtomicUsize::new(0));
-        let bed = Self { options, containerd, pods, starting, count, scratch };
+        let programs = Mutex::default();
+        let bed = Self { options, containerd, pods, starting, programs, count, scratch };
         bed.containerd.import(&bed.image())?;
         Ok(bed)
     }
@@ -85,6 +87,24 @@ impl Bed {
             image::write(Path::new(BUSYBOX), &images, &[image::NAME, image::PAUSE, image::BARE])?;
         }
         Node::start(&self.options, &images)
+    }
+
+    /// Has a containerd know the image with Debian's programs.
+    ///
+    /// # Errors
+    /// One of them is missing, or containerd refuses the image.
+    pub fn import_programs(&self, containerd: &Containerd) -> Outcome {
+        let mut known = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.iter().any(|dir| dir == containerd.dir()) {
+            return Ok(());
+        }
+        let file = self.scratch.path().join("programs.tar");
+        if !file.exists() {
+            image::write(Path::new(BUSYBOX), &file, &[image::PROGRAMS])?;
+        }
+        containerd.import(&file)?;
+        known.push(containerd.dir().to_owned());
+        Ok(())
     }
 
     /// Removes the pods that are still there, of which no test knows.
@@ -168,8 +188,19 @@ impl<'a> Test<'a> {
             id: self.unique(),
             options: Arc::clone(&self.bed.options),
             runtime: self.bed.options.runtime,
+            image: image::NAME,
+            execs: AtomicUsize::new(0),
             node,
         }
+    }
+
+    /// A container of the image with Debian's programs, on the shared containerd.
+    ///
+    /// # Errors
+    /// As for [`Bed::import_programs`].
+    pub fn programs(&self) -> Outcome<Container<'a>> {
+        self.bed.import_programs(&self.bed.containerd)?;
+        Ok(Container { image: image::PROGRAMS, ..self.container() })
     }
 
     /// A pod that doesn't run yet, with a name of its own, on the shared node.
@@ -240,6 +271,8 @@ impl<'a> Test<'a> {
                 id: id.clone(),
                 options: Arc::clone(&self.bed.options),
                 runtime: self.bed.options.runtime,
+                image: image::NAME,
+                execs: AtomicUsize::new(0),
                 node: &self.bed.containerd,
             }
             .remove();
@@ -267,6 +300,8 @@ pub struct Container<'a> {
     pub id: String,
     options: Arc<Options>,
     runtime: Runtime,
+    image: &'static str,
+    execs: AtomicUsize,
     node: &'a Containerd,
 }
 
@@ -280,7 +315,7 @@ impl Container<'_> {
         ctr.args(flags);
         // With a spec of its own, a container has no image.
         if !flags.contains(&"--config") {
-            ctr.arg(image::NAME);
+            ctr.arg(self.image);
         }
         ctr.arg(&self.id).args(command);
         ctr
@@ -338,7 +373,7 @@ impl Container<'_> {
     /// It is refused.
     pub fn create(&self, flags: &[&str], command: &[&str]) -> Outcome {
         let mut ctr = self.node.ctr(["container", "create", "--runtime", self.runtime.name()]);
-        ctr.args(flags).arg(image::NAME).arg(&self.id).args(command);
+        ctr.args(flags).arg(self.image).arg(&self.id).args(command);
         command::run(ctr, Input::Null, self.options.deadline(60))?.ok().map(drop)
     }
 
@@ -378,6 +413,16 @@ impl Container<'_> {
             Input::Null,
             self.options.deadline(60),
         )
+    }
+
+    /// Runs a script in the container, which has to succeed; returns what it printed.
+    ///
+    /// # Errors
+    /// It fails, or is not over at the deadline.
+    pub fn sh(&self, script: &str) -> Outcome<String> {
+        let number = self.execs.fetch_add(1, Ordering::Relaxed);
+        let done = self.exec(&format!("sh{number}"), &[], &["sh", "-ec", script])?;
+        Ok(done.ok().context(format!("`{script}`"))?.out())
     }
 
     /// `ctr task VERB FLAGS ID`.

@@ -18,7 +18,6 @@ use tempfile::TempDir;
 
 use crate::command::{self, Finished, Input};
 use crate::failure::{Context, Failure, Outcome};
-use crate::image;
 use crate::leftovers;
 use crate::network::Network;
 use crate::options::{Generation, Options, Runtime};
@@ -205,10 +204,7 @@ impl Containerd {
     /// # Errors
     /// containerd refuses it.
     pub fn import(&self, tar: &Path) -> Outcome {
-        self.run(["image", "import", &tar.to_string_lossy()])?.ok()?;
-        let images = self.run(["image", "list", "-q"])?.ok()?.out();
-        crate::ensure!(images.contains(image::NAME), "the import left these images: {images}");
-        Ok(())
+        self.run(["image", "import", &tar.to_string_lossy()])?.ok().map(drop)
     }
 
     /// Starts the process and waits until it serves.

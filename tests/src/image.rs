@@ -1,6 +1,8 @@
 //! The test image: an OCI image layout (image-spec, image-layout.md) in one tar file, made of
 //! Debian's busybox-static, so that no image registry is needed.
 
+mod programs;
+
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
@@ -17,8 +19,12 @@ use crate::failure::{Context, Outcome};
 pub const NAME: &str = "docker.io/bulkhead/busybox:test";
 /// The same files; what a pod's sandbox container runs.
 pub const PAUSE: &str = "docker.io/bulkhead/pause:test";
-/// The same files, and nothing said about what to run.
+/// The same files, and Debian's programs for networks.
+pub const PROGRAMS: &str = "docker.io/bulkhead/programs:test";
+/// The same files as in the first, and nothing said about what to run.
 pub const BARE: &str = "docker.io/bulkhead/bare:test";
+
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/home/user:/bin/sh\n";
 const GROUP: &str = "root:x:0:\nuser:x:1000:\nextra:x:2000:user\nmore:x:3000:user\n";
@@ -44,21 +50,26 @@ const DIRECTORIES: &[(&str, u32, u64)] = &[
 /// # Errors
 /// busybox can't be read or doesn't run, or `file` can't be written.
 pub fn write(busybox: &Path, file: &Path, names: &[&str]) -> Outcome {
-    let layer = layer(busybox)?;
-    let mut blobs = vec![layer.clone()];
+    let base = layer(busybox)?;
+    let mut blobs = vec![base.clone()];
     let mut entries = Vec::new();
     for name in names {
+        let mut layers = vec![base.clone()];
+        if *name == PROGRAMS {
+            layers.push(programs::layer()?);
+            blobs.extend(layers.last().cloned());
+        }
         let config = serde_json::to_vec(&json!({
             "architecture": "amd64",
             "os": "linux",
             "config": config(name),
-            "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
+            "rootfs": { "type": "layers", "diff_ids": layers.iter().map(|layer| digest(layer)).collect::<Vec<_>>() },
         }))?;
         let manifest = serde_json::to_vec(&json!({
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
-            "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
+            "layers": layers.iter().map(|layer| descriptor(LAYER, layer)).collect::<Vec<_>>(),
         }))?;
         let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
         entry["platform"] = json!({ "architecture": "amd64", "os": "linux" });
@@ -88,6 +99,9 @@ fn config(name: &str) -> Value {
         // PID 1 without a handler ignores SIGTERM: only SIGKILL ends it, as containerd sends it.
         PAUSE => json!({ "Entrypoint": ["/bin/sleep", "2147483647"] }),
         BARE => json!({}),
+        PROGRAMS => {
+            json!({ "Env": ["PATH=/usr/sbin:/usr/bin:/bin"], "Cmd": ["/bin/sh"], "WorkingDir": "/" })
+        }
         _ => json!({ "Env": ["PATH=/bin"], "Cmd": ["/bin/sh"], "WorkingDir": "/" }),
     }
 }

@@ -1,6 +1,7 @@
 //! A network namespace of the tests' own: bridges and addresses in it are not the host's.
 
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::command::{self, Input};
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Context, Failure, Outcome};
 
 /// A network namespace. It ends with the last process in it.
 pub struct Network {
@@ -28,6 +29,23 @@ impl Network {
             command::run(ip, Input::Null, Duration::from_secs(10))?.ok()?;
             Ok(Self { namespace: File::open("/proc/thread-self/ns/net")? })
         })
+    }
+
+    /// A name by which another process finds it, as long as this is there.
+    #[must_use]
+    pub fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.namespace.as_raw_fd())
+    }
+
+    /// Runs a script inside, which has to succeed; returns what it printed.
+    ///
+    /// # Errors
+    /// It fails, or takes longer than half a minute.
+    pub fn sh(&self, script: &str) -> Outcome<String> {
+        let mut sh = Command::new("sh");
+        sh.args(["-ec", script]);
+        let done = self.inside(|| command::run(sh, Input::Null, Duration::from_secs(30)))??;
+        Ok(done.ok().context(format!("`{script}`"))?.out())
     }
 
     /// Does something inside: sockets and child processes that it makes stay there.

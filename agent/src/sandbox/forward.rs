@@ -1,7 +1,7 @@
 //! Connections from the pod's network namespace on the host to what listens in the guest.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use bulkhead_protocols::agent::ConnectRequest;
 use tokio::net::TcpStream;
@@ -17,8 +17,11 @@ use crate::streams::Streams;
 pub async fn connect(streams: &Streams, request: &ConnectRequest) -> Result<()> {
     let port = u16::try_from(request.port)
         .map_err(|_| Error::InvalidArgument(format!("there is no port {}", request.port)))?;
-    let connection = dial(port).await.map_err(|error| {
-        Error::FailedPrecondition(format!("nobody listens on port {port} of localhost: {error}"))
+    let addresses = addresses(&request.address)?;
+    let connection = dial(&addresses, port).await.map_err(|error| {
+        Error::FailedPrecondition(format!(
+            "nobody listens on port {port} of {addresses:?}: {error}"
+        ))
     })?;
     let input = streams.announce(request.input)?;
     let output = streams.announce(request.output)?;
@@ -35,10 +38,18 @@ pub async fn connect(streams: &Streams, request: &ConnectRequest) -> Result<()> 
     Ok(())
 }
 
-/// Dials localhost, the families in containerd's order.
-async fn dial(port: u16) -> io::Result<TcpStream> {
-    match TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await {
-        Err(_) => TcpStream::connect(SocketAddr::from((Ipv6Addr::LOCALHOST, port))).await,
-        connected => connected,
+/// The one that was dialled; localhost stands for both families, in containerd's order.
+fn addresses(dialled: &[u8]) -> Result<Vec<IpAddr>> {
+    if dialled.is_empty() {
+        return Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
     }
+    let v4 = <[u8; 4]>::try_from(dialled).map(IpAddr::from);
+    let address = v4.or_else(|_| <[u8; 16]>::try_from(dialled).map(IpAddr::from));
+    let unknown = |_| Error::InvalidArgument(format!("{dialled:?} is no address"));
+    Ok(vec![address.map_err(unknown)?])
+}
+
+async fn dial(addresses: &[IpAddr], port: u16) -> io::Result<TcpStream> {
+    let addresses: Vec<_> = addresses.iter().map(|ip| SocketAddr::from((*ip, port))).collect();
+    TcpStream::connect(addresses.as_slice()).await
 }

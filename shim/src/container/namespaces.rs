@@ -24,7 +24,7 @@ const NEEDED: [(LinuxNamespaceType, &str, &str); 5] = [
 pub struct Neighbours<'a> {
     /// The number that stands for the sandbox on the host.
     pub pid: u32,
-    /// The pod's network namespace on the host; none where the sandbox is no pod.
+    /// The network namespace on the host that the sandbox was made for; none where it has one of its own.
     pub network: Option<&'a Path>,
     /// The container for which a number on the host stands.
     pub container: &'a dyn Fn(u32) -> Option<String>,
@@ -57,7 +57,7 @@ impl Neighbours<'_> {
                 LinuxNamespaceType::Network if owner == Some(self.pid) => {}
                 LinuxNamespaceType::Network if self.network == Some(path) => {}
                 LinuxNamespaceType::Network => {
-                    let reason = "interfaces of the host are not carried into the guest";
+                    let reason = "it is not the sandbox's own";
                     return Err(refused(field, reason));
                 }
                 LinuxNamespaceType::Ipc | LinuxNamespaceType::Uts if owner == Some(self.pid) => {}

@@ -1,43 +1,24 @@
-//! Connections to localhost in the pod's network namespace on the host, where containerd dials for `kubectl
-//! port-forward`: they go on to localhost in the guest.
+//! Connections that are made in the pod's network namespace on the host to an address of its own, as containerd makes
+//! them to localhost for `kubectl port-forward`: they go on to the same address in the guest.
 
-use std::fs::File;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use bulkhead_protocols::agent::ConnectRequest;
-use nix::sched::{CloneFlags, setns};
 use slog::{Logger, debug, warn};
-use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use super::sk_lookup;
+use super::{Namespace, NetworkError, sk_lookup};
 use crate::guest::{Guest, GuestError, from_guest, to_guest};
 
 /// How long to wait when the host has no descriptor left for a connection.
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// A pod's network namespace that cannot be used.
-#[derive(Debug, Error)]
-pub enum NetworkError {
-    /// It is not there.
-    #[error("the pod's network namespace {path}: {source}")]
-    Namespace {
-        /// Its name on the host.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// Its connections cannot be taken.
-    #[error("connections to localhost cannot be taken")]
-    Listen(#[source] io::Error),
-}
 
 /// The forwarding of one pod. Dropping it ends it; connections go on.
 pub struct Forward {
@@ -49,10 +30,8 @@ pub struct Forward {
 impl Forward {
     /// Starts it in the network namespace at this path.
     pub fn start(namespace: &Path, guest: &Guest, log: &Logger) -> Result<Self, NetworkError> {
-        let path = namespace.to_owned();
-        let failed = |source| NetworkError::Namespace { path, source };
-        let namespace = File::open(namespace).map_err(failed)?;
-        let (listener, link) = listen(namespace).map_err(NetworkError::Listen)?;
+        let namespace = Namespace::open(namespace)?;
+        let (listener, link) = listen(&namespace).map_err(NetworkError::Listen)?;
         let listener = TcpListener::from_std(listener).map_err(NetworkError::Listen)?;
         let accepting = tokio::spawn(accept(listener, guest.clone(), log.clone()));
         Ok(Self { accepting, _link: link })
@@ -66,9 +45,8 @@ impl Drop for Forward {
 }
 
 /// A listener in the namespace that gets every connection over its loopback interface.
-fn listen(namespace: File) -> io::Result<(StdListener, OwnedFd)> {
-    let work = move || {
-        setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+fn listen(namespace: &Namespace) -> io::Result<(StdListener, OwnedFd)> {
+    namespace.inside(|| {
         // One socket for both families; a host may have but one. Neither is to be reached from elsewhere.
         let both = SocketAddr::from((Ipv4Addr::LOCALHOST.to_ipv6_mapped(), 0));
         let listener = StdListener::bind(both)
@@ -76,9 +54,7 @@ fn listen(namespace: File) -> io::Result<(StdListener, OwnedFd)> {
         listener.set_nonblocking(true)?;
         let link = sk_lookup::attach(listener.as_fd(), namespace.as_fd())?;
         Ok((listener, link))
-    };
-    // A thread of its own, which ends in the namespace that it has entered.
-    std::thread::spawn(work).join().map_err(|_| io::Error::other("the thread broke off"))?
+    })
 }
 
 async fn accept(listener: TcpListener, guest: Guest, log: Logger) {
@@ -121,9 +97,16 @@ async fn join(
     connection: &TcpStream,
     guest: &Guest,
 ) -> Result<(UnixStream, UnixStream), GuestError> {
-    let port = connection.local_addr().map_err(GuestError::Stream)?.port();
+    let dialled = connection.local_addr().map_err(GuestError::Stream)?;
+    let address = match dialled.ip().to_canonical() {
+        // Whoever says localhost means either family.
+        ip if ip.is_loopback() => Vec::new(),
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
     let request = ConnectRequest {
-        port: port.into(),
+        port: dialled.port().into(),
+        address,
         input: guest.new_stream(),
         output: guest.new_stream(),
         ..Default::default()

@@ -1,6 +1,285 @@
-//! A pod's network namespace on the host.
+//! A pod's network namespace on the host, whose interfaces the guest gets.
+//!
+//! Each interface is carried by a network device of the VM: all that comes in by the interface goes out by the
+//! device's tap, and the other way round. The guest gets the interface's name, addresses and routes. What changes
+//! later follows. A VM has a device more than it needs at first, for an interface that is added.
 
+mod error;
+mod follow;
 mod forward;
+mod interface;
+mod namespace;
+mod redirect;
+mod routing;
 mod sk_lookup;
+mod tap;
 
-pub use forward::{Forward, NetworkError};
+use std::collections::HashSet;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use bulkhead_protocols::agent;
+use bulkhead_protocols::netlink::{Netlink, decode, encode};
+use netlink_packet_route::RouteNetlinkMessage as Message;
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
+};
+
+pub use error::NetworkError;
+pub use follow::Following;
+pub use forward::Forward;
+pub use namespace::Namespace;
+
+use interface::Interface;
+use tap::Tap;
+
+/// Devices that every VM has: one for the interface that most pods have, and one that is added later.
+pub const DEVICES: usize = 2;
+
+/// A namespace that is joined to a VM which is still to be started.
+pub struct Joined {
+    /// Its interfaces.
+    pub network: Network,
+    /// The queues of the tap behind each network device.
+    pub taps: Vec<Vec<OwnedFd>>,
+    /// The namespace that the VMM is to run in. It is the sandbox's where that has no other: whoever looks for a
+    /// container's interfaces looks there. Else there is nothing in it.
+    pub namespace: OwnedFd,
+}
+
+/// A network device of the VM.
+#[derive(Debug)]
+struct Device {
+    /// Its tap's number.
+    tap: u32,
+    carries: Option<Interface>,
+}
+
+/// The interfaces of one namespace, as far as a guest has them. Dropping it leaves the namespace as it was.
+pub struct Network {
+    namespace: Namespace,
+    netlink: Netlink,
+    devices: Vec<Device>,
+    /// What the guest has: messages that made it, as the wire carries them.
+    told: Vec<Vec<u8>>,
+    told_interfaces: Vec<agent::Interface>,
+}
+
+impl Network {
+    /// Joins the namespace at this path, or a new one, to a VM that has at most `limit` network devices, each with
+    /// this many queues.
+    ///
+    /// # Errors
+    /// [`NetworkError`]; the namespace is as it was then.
+    pub fn open(path: Option<&Path>, queues: u32, limit: usize) -> Result<Joined, NetworkError> {
+        let new = || Namespace::new().map_err(NetworkError::kernel("a new namespace"));
+        let (namespace, wire) = match path {
+            Some(path) => (Namespace::open(path)?, Some(new()?)),
+            None => (new()?, None),
+        };
+        let wire = wire.as_ref().unwrap_or(&namespace).descriptor();
+        let wire = wire.map_err(NetworkError::kernel("its namespace"))?;
+        let mut netlink =
+            namespace.inside(Netlink::open).map_err(NetworkError::kernel("netlink"))?;
+        let found = list(&mut netlink)?.into_iter();
+        let wanted = found.collect::<Result<Vec<_>, _>>()?.into_iter().filter(Interface::is_up);
+        let wanted = wanted.collect::<Vec<_>>();
+        if let Some(interface) = wanted.get(limit) {
+            let reason = format!(
+                "there are {} interfaces, and the VM has at most {limit} network devices",
+                wanted.len()
+            );
+            return Err(NetworkError::Interface { name: interface.name.clone(), reason });
+        }
+        let count = DEVICES.max(wanted.len() + 1).min(limit);
+        let taps = || (0..count).map(|_| Tap::new(queues)).collect::<Result<Vec<_>, _>>();
+        let taps = namespace.inside(taps).map_err(NetworkError::kernel("a tap"))?;
+        for tap in &taps {
+            // A VMM that can see its tap's MTU makes it the largest one that the guest's interface may have.
+            set_mtu(&mut netlink, tap.index, tap::MAX_MTU)
+                .map_err(NetworkError::kernel("a tap"))?;
+        }
+        let devices = taps.iter().map(|tap| Device { tap: tap.index, carries: None }).collect();
+        let taps = taps.into_iter().map(|tap| tap.queues).collect();
+        let mut network =
+            Network { namespace, netlink, devices, told: Vec::new(), told_interfaces: Vec::new() };
+        for interface in wanted {
+            network.attach(interface)?;
+        }
+        Ok(Joined { network, taps, namespace: wire })
+    }
+
+    /// How many network devices the VM has.
+    pub fn devices(&self) -> usize {
+        self.devices.len()
+    }
+
+    /// Looks at the namespace again. Returns what the guest has to be told, and what of the namespace cannot be
+    /// carried.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn look(&mut self) -> Result<(agent::Network, Vec<NetworkError>), NetworkError> {
+        let mut refused = Vec::new();
+        let mut found = Vec::new();
+        for interface in list(&mut self.netlink)? {
+            match interface {
+                Ok(interface)
+                    if self.devices.iter().any(|device| device.tap == interface.index) => {}
+                Ok(interface) => found.push(interface),
+                Err(error) => refused.push(error),
+            }
+        }
+        for place in 0..self.devices.len() {
+            let Some(old) = &self.devices[place].carries else { continue };
+            match found.iter().position(|new| new.index == old.index) {
+                Some(at) => self.change(place, found.swap_remove(at))?,
+                None => self.detach(place),
+            }
+        }
+        for interface in found.into_iter().filter(Interface::is_up) {
+            if let Err(error) = self.attach(interface) {
+                refused.push(error);
+            }
+        }
+        let carried: HashSet<u32> = self.carried().map(|interface| interface.index).collect();
+        let messages = routing::list(&mut self.netlink, |index| carried.contains(&index))
+            .map_err(NetworkError::kernel("addresses and routes"))?;
+        let messages: Vec<Vec<u8>> = messages.into_iter().map(encode).collect();
+        let (old, new): (HashSet<_>, HashSet<_>) =
+            (self.told.iter().collect(), messages.iter().collect());
+        // What was made last goes first.
+        let removed = self.told.iter().rev().filter(|message| !new.contains(message));
+        let removed = removed.filter_map(|message| decode(message).ok());
+        let change = agent::Network {
+            interfaces: self.wire_interfaces(),
+            removed: removed.map(|message| encode(routing::inverse(message))).collect(),
+            added: messages.iter().filter(|message| !old.contains(message)).cloned().collect(),
+            ..Default::default()
+        };
+        Ok((change, refused))
+    }
+
+    /// Whether the guest has to be told of a change.
+    fn is_news(&self, change: &agent::Network) -> bool {
+        !change.removed.is_empty()
+            || !change.added.is_empty()
+            || change.interfaces != self.told_interfaces
+    }
+
+    /// Notes that the guest has carried out a change.
+    fn told(&mut self, change: agent::Network) {
+        let removed = change.removed.iter().filter_map(|message| decode(message).ok());
+        let removed: HashSet<_> =
+            removed.map(|message| encode(routing::inverse(message))).collect();
+        self.told.retain(|message| !removed.contains(message));
+        self.told.extend(change.added);
+        self.told_interfaces = change.interfaces;
+    }
+
+    fn carried(&self) -> impl Iterator<Item = &Interface> {
+        self.devices.iter().filter_map(|device| device.carries.as_ref())
+    }
+
+    fn wire_interfaces(&self) -> Vec<agent::Interface> {
+        let devices = (0..).zip(&self.devices);
+        let carried =
+            devices.filter_map(|(number, device)| Some((number, device.carries.as_ref()?)));
+        carried
+            .map(|(device, interface)| agent::Interface {
+                device,
+                index: interface.index,
+                name: interface.name.clone(),
+                address: interface.address.to_vec(),
+                mtu: interface.mtu,
+                flags: interface.flags,
+                ..Default::default()
+            })
+            .collect()
+    }
+
+    /// Joins an interface to a device that carries none.
+    fn attach(&mut self, interface: Interface) -> Result<(), NetworkError> {
+        let refused = |reason| NetworkError::Interface { name: interface.name.clone(), reason };
+        let Some(device) = self.devices.iter_mut().find(|device| device.carries.is_none()) else {
+            return Err(refused("the VM has no network device left".to_owned()));
+        };
+        let (tap, index) = (device.tap, interface.index);
+        let netlink = &mut self.netlink;
+        let joined = set_up(netlink, tap, interface.mtu)
+            .and_then(|()| redirect::connect(netlink, tap, index))
+            .and_then(|()| redirect::connect(netlink, index, tap));
+        if let Err(error) = joined {
+            let _ = redirect::disconnect(netlink, tap);
+            return Err(refused(error.to_string()));
+        }
+        device.carries = Some(interface);
+        Ok(())
+    }
+
+    /// Notes how the interface of a device is now.
+    fn change(&mut self, place: usize, interface: Interface) -> Result<(), NetworkError> {
+        let device = &mut self.devices[place];
+        if device.carries.as_ref().is_some_and(|old| old.mtu != interface.mtu) {
+            set_mtu(&mut self.netlink, device.tap, interface.mtu)
+                .map_err(NetworkError::kernel(format!("the MTU of {}", interface.name)))?;
+        }
+        device.carries = Some(interface);
+        Ok(())
+    }
+
+    /// Takes a device's interface away from it. The interface may be gone.
+    fn detach(&mut self, place: usize) {
+        let device = &mut self.devices[place];
+        if let Some(interface) = device.carries.take() {
+            let _ = redirect::disconnect(&mut self.netlink, interface.index);
+            let _ = redirect::disconnect(&mut self.netlink, device.tap);
+        }
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        for place in 0..self.devices.len() {
+            self.detach(place);
+            let mut link = LinkMessage::default();
+            link.header.index = self.devices[place].tap;
+            // Where it is gone already, the VMM is.
+            let _ = self.netlink.change(Message::DelLink(link), 0);
+        }
+    }
+}
+
+/// Ends the redirections that a shim has left in the namespace at this path. One that is gone has none.
+pub fn clean(path: &Path) {
+    let Ok(namespace) = Namespace::open(path) else { return };
+    let Ok(mut netlink) = namespace.inside(Netlink::open) else { return };
+    for interface in list(&mut netlink).unwrap_or_default().into_iter().flatten() {
+        let _ = redirect::disconnect(&mut netlink, interface.index);
+    }
+}
+
+fn list(netlink: &mut Netlink) -> Result<Vec<Result<Interface, NetworkError>>, NetworkError> {
+    interface::list(netlink).map_err(NetworkError::kernel("its interfaces"))
+}
+
+fn set_mtu(netlink: &mut Netlink, tap: u32, mtu: u32) -> std::io::Result<()> {
+    let mut link = LinkMessage::default();
+    link.header.index = tap;
+    link.attributes = vec![LinkAttribute::Mtu(mtu)];
+    netlink.change(Message::SetLink(link), 0)
+}
+
+/// Brings a tap up. The host has no business on it: no address, and nothing to say.
+fn set_up(netlink: &mut Netlink, tap: u32, mtu: u32) -> std::io::Result<()> {
+    set_mtu(netlink, tap, mtu)?;
+    let mut link = LinkMessage::default();
+    link.header.index = tap;
+    let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    link.attributes = vec![LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])])];
+    // A host without IPv6 has nothing to refrain from.
+    let _ = netlink.change(Message::SetLink(link.clone()), 0);
+    link.attributes.clear();
+    (link.header.flags, link.header.change_mask) = (LinkFlags::Up, LinkFlags::Up);
+    netlink.change(Message::SetLink(link), 0)
+}

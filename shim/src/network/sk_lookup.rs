@@ -1,7 +1,7 @@
-//! One listening socket for every port of a network namespace's loopback interface.
+//! One listening socket for every TCP port of a network namespace.
 //!
 //! A BPF program of type `sk_lookup` decides which socket gets a new connection: the kernel's
-//! `Documentation/bpf/prog_sk_lookup.rst`. This one is twenty instructions long and written down here as they are.
+//! `Documentation/bpf/prog_sk_lookup.rst`. This one is short, and written down as its instructions.
 //! Needs Linux 5.17 on the host.
 
 use std::io;
@@ -22,10 +22,6 @@ const BPF_SK_LOOKUP: u32 = 36;
 
 /// Offsets in `struct bpf_sk_lookup`.
 const PROTOCOL: i16 = 12;
-const INGRESS_IFINDEX: i16 = 64;
-
-/// The loopback interface has this number in every network namespace.
-const LOOPBACK: i32 = 1;
 
 /// Helpers that the program calls.
 const MAP_LOOKUP_ELEM: i32 = 1;
@@ -49,8 +45,9 @@ const fn op(opcode: u8, destination: u8, source: u8, offset: i16, constant: i32)
     Instruction { opcode, registers: destination | source << 4, offset, constant }
 }
 
-/// Gives TCP connections that come over loopback to the one socket in `map`, and leaves all others alone.
-fn program(map: i32) -> [Instruction; 21] {
+/// Gives TCP connections to the one socket in `map`, and leaves all else alone. They come from inside: what comes by an
+/// interface has been redirected before.
+fn program(map: i32) -> [Instruction; 19] {
     const LOAD: u8 = 0x61;
     const STORE: u8 = 0x62;
     const CONSTANT_64: u8 = 0x18;
@@ -63,8 +60,6 @@ fn program(map: i32) -> [Instruction; 21] {
     const EXIT: u8 = 0x95;
     [
         op(COPY, 6, 1, 0, 0),
-        op(LOAD, 2, 1, INGRESS_IFINDEX, 0),
-        op(JUMP_UNLESS, 2, 0, 16, LOOPBACK),
         op(LOAD, 2, 1, PROTOCOL, 0),
         op(JUMP_UNLESS, 2, 0, 14, libc::IPPROTO_TCP),
         // The key, on the stack: 0.
@@ -130,8 +125,7 @@ struct LinkCreate {
     flags: u32,
 }
 
-/// Gives `socket`, which listens, all TCP connections over the loopback interface of the network namespace. It does
-/// so as long as the result is open.
+/// Gives `socket`, which listens, all TCP connections that are made inside the network namespace. It does so as long as the result is open.
 pub fn attach(socket: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let map =
         MapCreate { map_type: BPF_MAP_TYPE_SOCKMAP, key_size: 4, value_size: 8, max_entries: 1 };

@@ -124,6 +124,9 @@ pub struct Record {
     /// What is plugged into the VM.
     #[serde(default)]
     pub devices: Vec<String>,
+    /// The network namespace on the host whose interfaces the guest has; none for its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<PathBuf>,
     /// The directories of its control group on the host.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
@@ -188,6 +191,7 @@ impl Record {
             share: Some(spec.share.socket.clone()),
             api: selection.vmm.api_socket(&spec.dir),
             devices: spec.devices(),
+            network: None,
             cgroups: Vec::new(),
             phases: Vec::new(),
         })
@@ -290,6 +294,7 @@ pub(crate) mod tests {
             share: None,
             api: None,
             devices: Vec::new(),
+            network: None,
             cgroups: Vec::new(),
             phases: vec![Phase::new("vmm", Duration::from_millis(5))],
         }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::process::wait_until;
 use super::{ProcessId, Record, RecordError, remove_directory};
+use crate::network;
 use crate::process::{kill, pidfd};
 use crate::storage::virtiofsd;
 
@@ -33,6 +34,9 @@ pub fn reap(directory: &Path) -> Result<Reaped, RecordError> {
     let killed = end(processes)?;
     if let Some(socket) = record.as_ref().ok().and_then(|record| record.share.as_deref()) {
         virtiofsd::dismiss(socket);
+    }
+    if let Some(network) = record.as_ref().ok().and_then(|record| record.network.as_deref()) {
+        network::clean(network);
     }
     for cgroup in record.iter().flat_map(|record| &record.cgroups) {
         // Whoever is still in it is none of the sandbox's.

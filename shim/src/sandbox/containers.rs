@@ -82,6 +82,8 @@ impl Sandbox {
     /// Runs a container, or an exec in one.
     pub async fn start(&self, id: &str, exec: &str) -> Result<u32, SandboxError> {
         let container = self.container(id)?;
+        // What was set up between Create and Start, as `ctr run --cni` does it, is there when the program starts.
+        self.running().await?.settle_network().await;
         if let Err(error) = container.start(exec).await {
             if let ContainerError::Guest(GuestError::Deadline(_)) = error {
                 // It may run or not; nobody could tell, or end it, from now on.

@@ -3,13 +3,14 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bulkhead_protocols::agent::{Mount, SetupRequest};
 use bulkhead_protocols::{CONTROL_PORT, SHARE_DIR, SHARE_TAG, chain, hybrid_vsock};
 use slog::{Logger, info, warn};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::console::Console;
@@ -18,12 +19,13 @@ use super::{Identity, Pod, SandboxError, directory};
 use crate::cgroup::Cgroup;
 use crate::config::Config;
 use crate::guest::Guest;
+use crate::network::{DEVICES, Following, Network};
 use crate::process::Status;
 use crate::record::{Phase, ProcessId, Record, remove_directory};
 use crate::storage::share::Share;
 use crate::storage::virtiofsd::{Daemon, Virtiofsd};
 use crate::sys::lock;
-use crate::vmm::{self, Selection, Template, Vm, VmSpec};
+use crate::vmm::{self, Selection, Template, Vm, VmSpec, Wires};
 
 /// Bytes of the host's entropy that a guest starts with.
 const ENTROPY: usize = 64;
@@ -45,6 +47,8 @@ pub struct Parts {
     pub virtiofsd: Daemon,
     /// The VM.
     pub vm: Box<dyn Vm>,
+    /// The network that the guest gets.
+    pub network: Arc<Following>,
     /// The sandbox's place in the host's control groups.
     _cgroup: Option<Cgroup>,
     record: Mutex<Record>,
@@ -123,6 +127,7 @@ pub fn spec(config: &Config, dir: &Path) -> Result<VmSpec, SandboxError> {
         vcpus: config.vcpus,
         memory: config.memory,
         nested: config.nested,
+        network_devices: DEVICES,
         console: dir.join("console"),
         share: vmm::Share { tag: SHARE_TAG.to_owned(), socket: dir.join("fs") },
     })
@@ -142,7 +147,16 @@ pub async fn devices(
     let selection = Selection::of(config)?;
     info!(log, "hypervisor chosen: {selection}");
     let virtiofsd = config.files.virtiofsd()?;
-    let spec = spec(config, &dir)?;
+    let mut spec = spec(config, &dir)?;
+    let (path, queues, limit) =
+        (pod.network.clone(), spec.network_queues(), selection.network_devices());
+    // It may be refused: nothing else has been done by then.
+    let network = spawn_blocking(move || Network::open(path.as_deref(), queues, limit)).await;
+    let joined = network.map_err(|_| SandboxError::Interrupted)??;
+    spec.network_devices = joined.network.devices();
+    let network = Arc::new(Following::new(joined.network, log)?);
+    let wires = Wires { taps: joined.taps, namespace: joined.namespace };
+    phases.stamp("network");
 
     directory::create(&dir).map_err(failed)?;
     let mut new = NewDirectory { path: dir.clone(), share: None, kept: false };
@@ -158,6 +172,7 @@ pub async fn devices(
         Record::new(&identity.namespace, &identity.id, &identity.socket, &spec, &selection)
             .map_err(failed)?;
     record.cgroups = cgroup.iter().flat_map(Cgroup::directories).collect();
+    record.network.clone_from(&pod.network);
     if let Err(error) = record.write(&dir) {
         warn!(log, "{error}");
     }
@@ -178,7 +193,7 @@ pub async fn devices(
         let path = hybrid_vsock::host_port(&spec.vsock(), CONTROL_PORT);
         Control::Accept(UnixListener::bind(path).map_err(failed)?)
     };
-    let vm = timeout(config.agent_timeout, selection.start(&spec, template)).await;
+    let vm = timeout(config.agent_timeout, selection.start(&spec, wires, template)).await;
     let vm = vm.map_err(|_| silent(config, &console))??;
     phases.stamp("vmm");
     new.kept = true;
@@ -191,6 +206,7 @@ pub async fn devices(
         console,
         virtiofsd,
         vm,
+        network,
         _cgroup: cgroup,
         record,
         log: log.clone(),
@@ -273,10 +289,11 @@ pub async fn guest(
     log: &Logger,
 ) -> Result<Guest, SandboxError> {
     let guest = Guest::new(connection, parts.vm.vsock().to_owned());
-    let request = setup_request(pod).map_err(|source| SandboxError::Directory {
+    let mut request = setup_request(pod).map_err(|source| SandboxError::Directory {
         path: PathBuf::from("/dev/urandom"),
         source,
     })?;
+    request.network = Some(parts.network.all().await?).into();
     let setup = match guest.setup(&request, config.agent_timeout).await {
         Ok(setup) => setup,
         Err(error) => return Err(last_words(parts, error.into()).await),

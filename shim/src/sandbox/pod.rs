@@ -59,7 +59,7 @@ pub struct Pod {
     pub cgroup: String,
     /// Kernel parameters of all containers.
     pub sysctls: HashMap<String, String>,
-    /// The pod's network namespace on the host; none for a sandbox that is no pod.
+    /// The network namespace on the host whose interfaces the guest gets; none for a new one.
     pub network: Option<PathBuf>,
     /// Files that every container gets, and what is in them.
     pub files: Vec<(&'static str, String)>,
@@ -70,7 +70,10 @@ impl Pod {
     pub fn of_spec(spec: &Spec) -> Self {
         let linux = spec.linux().as_ref();
         let cgroup = linux.and_then(|linux| linux.cgroups_path().as_ref());
+        let namespaces = linux.and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
+        let network = namespaces.iter().find(|one| one.typ() == LinuxNamespaceType::Network);
         let alone = Self {
+            network: network.and_then(|network| network.path().clone()),
             hostname: spec.hostname().clone().unwrap_or_default(),
             annotations: spec.annotations().clone().unwrap_or_default(),
             cgroup: cgroup.map(|path| path.display().to_string()).unwrap_or_default(),
@@ -79,13 +82,8 @@ impl Pod {
         if !is_sandbox(spec) {
             return alone;
         }
-        let namespaces = linux.and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
-        let network = namespaces.iter().find(|one| one.typ() == LinuxNamespaceType::Network);
-        Self {
-            sysctls: linux.and_then(|linux| linux.sysctl().clone()).unwrap_or_default(),
-            network: network.and_then(|network| network.path().clone()),
-            ..alone
-        }
+        let sysctls = linux.and_then(|linux| linux.sysctl().clone()).unwrap_or_default();
+        Self { sysctls, ..alone }
     }
 
     /// From the `options` of the sandbox API: their type, and the message.

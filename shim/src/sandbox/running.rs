@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use bulkhead_protocols::chain;
 use slog::{Logger, warn};
+use tokio::task::JoinHandle;
 
 use super::launch::Parts;
 use super::{Pod, SandboxError};
@@ -17,6 +18,8 @@ pub struct Running {
     pub parts: Parts,
     /// Its guest.
     pub guest: Guest,
+    /// Has the guest's network follow the pod's.
+    following: JoinHandle<()>,
     _forward: Option<Forward>,
     /// Made for the first volume, since a host has few of what it takes.
     volumes: OnceLock<Option<Volumes>>,
@@ -36,7 +39,9 @@ impl Running {
             },
             None => None,
         };
-        Ok(Self { parts, guest, _forward: forward, volumes: OnceLock::new(), log: log.clone() })
+        let following = parts.network.start(&guest);
+        let (volumes, log) = (OnceLock::new(), log.clone());
+        Ok(Self { parts, guest, following, _forward: forward, volumes, log })
     }
 
     /// Whether volumes can be followed. Where they cannot, the guest sees them in the share, and their changes
@@ -64,10 +69,21 @@ impl Running {
         }
     }
 
+    /// Returns when the guest's network is as the pod's is now.
+    pub async fn settle_network(&self) {
+        self.parts.network.settle(&self.guest).await;
+    }
+
     /// Forgets the volumes of a container that is gone.
     pub fn forget_volumes(&self, container: &str) {
         if let Some(Some(volumes)) = self.volumes.get() {
             volumes.forget(container);
         }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.following.abort();
     }
 }

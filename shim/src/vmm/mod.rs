@@ -5,6 +5,7 @@ mod error;
 mod exit;
 mod machine;
 mod memory;
+mod net;
 mod processor;
 mod qemu;
 mod select;
@@ -19,6 +20,7 @@ use crate::process::Process;
 pub use cloud_hypervisor::{Api, ApiError, VmInfo};
 pub use error::StartError;
 pub use exit::VmExit;
+pub use net::Wires;
 pub use select::{Accel, Host, KvmProblem, SelectError, Selection, Vmm};
 pub use template::{Template, TemplateError};
 
@@ -26,15 +28,19 @@ pub use template::{Template, TemplateError};
 /// there, and to reset at once on a panic, in case it cannot reach the panic device. The rest is time. With a single
 /// vCPU it would take the lock prefixes out of its own code, at 8,000 places, for less than that costs; the end of an
 /// RCU grace period, for which mounts and control groups wait, would take it several ticks; and a timer that is
-/// late, since the host is busy, is no reason to give up.
-const KERNEL_PARAMS: [&str; 6] = [
+/// late, since the host is busy, is no reason to give up. An interface that nobody has made is none.
+const KERNEL_PARAMS: [&str; 7] = [
     "console=ttyS0",
     "loglevel=3",
     "panic=-1",
     "noreplace-smp",
     "rcupdate.rcu_expedited=1",
     "no_timer_check",
+    "dummy.numdummies=0",
 ];
+
+/// More pairs of queues for a network device than these are worth nothing.
+const MAX_QUEUES: u32 = 8;
 
 /// What a VM is made of. All of it is there before the VMM starts: nothing is plugged later.
 #[derive(Debug, Clone)]
@@ -53,6 +59,8 @@ pub struct VmSpec {
     pub memory: u64,
     /// Whether the guest may run VMs of its own.
     pub nested: bool,
+    /// How many network devices it has.
+    pub network_devices: usize,
     /// A named pipe that takes the guest's serial console. The sandbox has it open for reading
     /// before the VM starts, for opening it for writing waits for a reader.
     pub console: PathBuf,
@@ -68,13 +76,20 @@ impl VmSpec {
         self.dir.join("vsock")
     }
 
+    /// How many pairs of queues each network device has: one for each vCPU, within reason.
+    #[must_use]
+    pub fn network_queues(&self) -> u32 {
+        self.vcpus.min(MAX_QUEUES)
+    }
+
     /// What is plugged into the VM, in words for people.
     #[must_use]
     pub fn devices(&self) -> Vec<String> {
         let share = format!("virtiofs {} on {}", self.share.tag, self.share.socket.display());
         let vsock = format!("vsock on {}", self.vsock().display());
         let console = format!("serial console on {}", self.console.display());
-        vec![share, vsock, console]
+        let network = format!("{} virtio-net", self.network_devices);
+        vec![share, vsock, network, console]
     }
 }
 
@@ -90,6 +105,7 @@ impl VmSpec {
             vcpus: 2,
             memory: 256 << 20,
             nested: false,
+            network_devices: 1,
             console: dir.join("console"),
             share: Share { tag: "share".to_owned(), socket: dir.join("fs") },
         }

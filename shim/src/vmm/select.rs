@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::{StartError, Template, TemplateError, Vm, VmSpec, cloud_hypervisor, processor, qemu};
+use super::{
+    StartError, Template, TemplateError, Vm, VmSpec, Wires, cloud_hypervisor, processor, qemu,
+};
 use crate::config::{AssetError, Config, Hypervisor, QemuMachine};
 use crate::version::Version;
 
@@ -261,10 +263,14 @@ impl Selection {
     pub async fn start(
         &self,
         spec: &VmSpec,
+        wires: Wires,
         template: Option<Template>,
     ) -> Result<Box<dyn Vm>, StartError> {
         match &self.vsock_daemon {
-            None => Ok(Box::new(cloud_hypervisor::start(&self.program, spec, template).await?)),
+            None => {
+                let started = cloud_hypervisor::start(&self.program, spec, wires, template);
+                Ok(Box::new(started.await?))
+            }
             Some(daemon) => {
                 let settings = qemu::Settings {
                     program: &self.program,
@@ -272,8 +278,18 @@ impl Selection {
                     machine: self.machine,
                     accel: self.accel,
                 };
-                Ok(Box::new(qemu::start(&settings, spec).await?))
+                Ok(Box::new(qemu::start(&settings, spec, wires).await?))
             }
+        }
+    }
+
+    /// How many network devices a VM has at most.
+    #[must_use]
+    pub fn network_devices(&self) -> usize {
+        match (self.vmm, self.machine) {
+            // It has eight places for virtio devices, and the share and vsock are two.
+            (Vmm::Qemu, QemuMachine::Microvm) => 6,
+            (Vmm::Qemu, QemuMachine::Q35) | (Vmm::CloudHypervisor, _) => 16,
         }
     }
 

@@ -89,6 +89,7 @@ struct Key {
     vcpus: u32,
     memory: u64,
     nested: bool,
+    network_devices: usize,
 }
 
 /// One content of one file, as far as that can be seen without reading it.
@@ -132,6 +133,7 @@ impl Key {
             vcpus: spec.vcpus,
             memory: spec.memory,
             nested: spec.nested,
+            network_devices: spec.network_devices,
         })
     }
 
@@ -147,6 +149,7 @@ impl Key {
             ("vcpus", self.vcpus == other.vcpus),
             ("memory", self.memory == other.memory),
             ("nested", self.nested == other.nested),
+            ("number of network devices", self.network_devices == other.network_devices),
         ];
         parts.into_iter().find(|(_, same)| !same).map(|(what, _)| what)
     }

@@ -6,6 +6,7 @@ mod events;
 mod exec;
 mod hostile;
 mod lifecycle;
+mod net;
 mod pods;
 mod refusals;
 mod run;
@@ -22,6 +23,7 @@ pub fn all() -> Vec<&'static Case> {
     // The long ones first: then none of them is left for the end.
     pods::GROUPS
         .iter()
+        .chain(&net::GROUPS)
         .copied()
         .chain([
             streams::CASES,

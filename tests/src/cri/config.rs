@@ -68,7 +68,7 @@ fn handlers(cri: &str, handlers: &[Handler]) -> String {
     handlers.iter().map(section).collect()
 }
 
-/// The CNI configuration: a bridge, and addresses that are noted below `dir`.
+/// The CNI configuration: a bridge, addresses that are noted below `dir`, and ports of the node.
 pub fn network(dir: &Path) -> String {
     serde_json::json!({
         "cniVersion": "0.4.0",
@@ -83,6 +83,9 @@ pub fn network(dir: &Path) -> String {
                 "ranges": [[{ "subnet": "10.88.0.0/16" }]],
                 "routes": [{ "dst": "0.0.0.0/0" }],
             },
+        }, {
+            "type": "portmap",
+            "capabilities": { "portMappings": true },
         }],
     })
     .to_string()

@@ -4,13 +4,16 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::Path;
 
+use bulkhead_protocols::device_address;
+
+use crate::vmm::net::{list, text};
 use crate::vmm::{KERNEL_PARAMS, VmSpec, memory};
 
 /// The guest's context id. It is the VMM's own affair: two VMs may have the same.
 const GUEST_CID: u32 = 3;
 
 /// The descriptors that the VMM inherits.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Inherited {
     /// A listening socket for the API.
     pub(super) api: RawFd,
@@ -18,10 +21,12 @@ pub(super) struct Inherited {
     pub(super) events: RawFd,
     /// The guest's memory.
     pub(super) memory: RawFd,
+    /// The queues of the tap behind each network device.
+    pub(super) taps: Vec<Vec<RawFd>>,
 }
 
 /// The arguments for a VM.
-pub(super) fn arguments(spec: &VmSpec, inherited: Inherited, landlock: bool) -> Vec<OsString> {
+pub(super) fn arguments(spec: &VmSpec, inherited: &Inherited, landlock: bool) -> Vec<OsString> {
     let mut cmdline = KERNEL_PARAMS.to_vec();
     cmdline.extend(spec.cmdline.iter().map(String::as_str));
     let nested = if spec.nested { "on" } else { "off" };
@@ -50,6 +55,10 @@ pub(super) fn arguments(spec: &VmSpec, inherited: Inherited, landlock: bool) -> 
         "off".into(),
         "--pvpanic".into(),
     ];
+    if !inherited.taps.is_empty() {
+        args.push("--net".into());
+        args.extend((0..).zip(&inherited.taps).map(|(n, queues)| network(n, queues).into()));
+    }
     args.extend(own(inherited));
     if landlock {
         // Its own rules cover every file above but not the directory where it binds the vsock.
@@ -61,9 +70,11 @@ pub(super) fn arguments(spec: &VmSpec, inherited: Inherited, landlock: bool) -> 
 }
 
 /// The arguments for a VM that is woken from a snapshot, which has all the rest.
-pub(super) fn waking(snapshot: &str, inherited: Inherited, landlock: bool) -> Vec<OsString> {
-    let mut args: Vec<OsString> =
-        vec!["--restore".into(), format!("source_url={snapshot},resume=true").into()];
+pub(super) fn waking(snapshot: &str, inherited: &Inherited, landlock: bool) -> Vec<OsString> {
+    let taps = (0..).zip(&inherited.taps);
+    let taps: Vec<_> = taps.map(|(n, queues)| format!("net{n}@[{}]", list(queues, ","))).collect();
+    let restore = format!("source_url={snapshot},resume=true,net_fds=[{}]", taps.join(","));
+    let mut args: Vec<OsString> = vec!["--restore".into(), restore.into()];
     args.extend(own(inherited));
     if landlock {
         args.push("--landlock".into());
@@ -72,7 +83,7 @@ pub(super) fn waking(snapshot: &str, inherited: Inherited, landlock: bool) -> Ve
 }
 
 /// What concerns the VMM itself.
-fn own(inherited: Inherited) -> [OsString; 6] {
+fn own(inherited: &Inherited) -> [OsString; 6] {
     [
         "--seccomp".into(),
         "true".into(),
@@ -81,6 +92,13 @@ fn own(inherited: Inherited) -> [OsString; 6] {
         "--event-monitor".into(),
         format!("fd={}", inherited.events).into(),
     ]
+}
+
+/// A network device. A queue is one way.
+fn network(number: u8, queues: &[RawFd]) -> String {
+    let address = text(device_address(number));
+    let (fds, ways) = (list(queues, ","), 2 * queues.len());
+    format!("id=net{number},mac={address},num_queues={ways},fd=[{fds}]")
 }
 
 /// An option whose value is a path.
@@ -95,7 +113,9 @@ fn option(before: &str, path: &Path, after: &str) -> OsString {
 mod tests {
     use super::*;
 
-    const INHERITED: Inherited = Inherited { api: 7, events: 8, memory: 9 };
+    fn inherited() -> Inherited {
+        Inherited { api: 7, events: 8, memory: 9, taps: vec![vec![10, 11], vec![12, 13]] }
+    }
 
     fn spec() -> VmSpec {
         let cmdline = vec!["a=b".to_owned(), "c".to_owned()];
@@ -109,7 +129,7 @@ mod tests {
 
     #[test]
     fn the_specification_stands_on_the_command_line() {
-        let args = arguments(&spec(), INHERITED, false);
+        let args = arguments(&spec(), &inherited(), false);
         let is = |name, expected: &str| assert_eq!(value(&args, name).as_deref(), Some(expected));
         is("--kernel", "/k");
         is("--initramfs", "/i");
@@ -119,6 +139,7 @@ mod tests {
         is("--fs", "tag=share,socket=/run/b/1/fs");
         is("--vsock", "cid=3,socket=/run/b/1/vsock");
         is("--serial", "file=/run/b/1/console");
+        is("--net", "id=net0,mac=02:62:75:6c:6b:00,num_queues=4,fd=[10,11]");
         is("--api-socket", "fd=7");
         is("--event-monitor", "fd=8");
         assert!(!args.iter().any(|arg| arg == "--landlock"));
@@ -126,8 +147,9 @@ mod tests {
 
     #[test]
     fn a_vm_that_is_woken_has_all_from_its_snapshot() {
-        let args = waking("file:///run/b/1/snapshot", INHERITED, true);
-        let restore = "source_url=file:///run/b/1/snapshot,resume=true";
+        let args = waking("file:///run/b/1/snapshot", &inherited(), true);
+        let restore =
+            "source_url=file:///run/b/1/snapshot,resume=true,net_fds=[net0@[10,11],net1@[12,13]]";
         assert_eq!(value(&args, "--restore").as_deref(), Some(restore));
         assert_eq!(value(&args, "--event-monitor").as_deref(), Some("fd=8"));
         assert_eq!(value(&args, "--kernel"), None);
@@ -137,13 +159,13 @@ mod tests {
     #[test]
     fn nested_virtualization_is_on_only_when_asked_for() {
         let spec = VmSpec { nested: true, ..spec() };
-        let args = arguments(&spec, INHERITED, false);
+        let args = arguments(&spec, &inherited(), false);
         assert_eq!(value(&args, "--cpus").as_deref(), Some("boot=2,nested=on"));
     }
 
     #[test]
     fn landlock_is_told_of_the_sandboxs_directory() {
-        let args = arguments(&spec(), INHERITED, true);
+        let args = arguments(&spec(), &inherited(), true);
         assert_eq!(value(&args, "--landlock-rules").as_deref(), Some("path=/run/b/1,access=rw"));
     }
 }

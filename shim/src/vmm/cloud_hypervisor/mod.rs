@@ -22,7 +22,7 @@ pub use api::{API_SOCKET, Api, ApiError, VmInfo};
 
 use super::machine::Machine;
 use super::template::{Snapshot, Template, TemplateError};
-use super::{StartError, Vm, VmExit, VmSpec, memory};
+use super::{StartError, Vm, VmExit, VmSpec, Wires, memory};
 use crate::process::{Ended, HelperCommand, Status};
 use crate::version::Version;
 use events::Events;
@@ -38,6 +38,7 @@ pub const OLDEST: Version = Version { major: 50, minor: 0 };
 pub(super) async fn start(
     program: &Path,
     spec: &VmSpec,
+    wires: Wires,
     template: Option<Template>,
 ) -> Result<Machine, StartError> {
     let socket = |what, path: &Path| {
@@ -59,14 +60,16 @@ pub(super) async fn start(
         api: command.inherit(api),
         events: command.inherit(event_writer),
         memory: command.inherit(memory),
+        taps: command.inherit_taps(wires.taps),
     };
+    command.network(wires.namespace);
     let landlock = landlock::usable();
     command.args(match &snapshot {
-        None => command::arguments(spec, inherited, landlock),
+        None => command::arguments(spec, &inherited, landlock),
         Some(snapshot) => {
             let placed = snapshot::place(snapshot, spec, inherited.memory, landlock);
             let url = placed.map_err(StartError::Template)?;
-            command::waking(&url, inherited, landlock)
+            command::waking(&url, &inherited, landlock)
         }
     });
     let vmm = command.spawn()?;

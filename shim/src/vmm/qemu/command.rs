@@ -5,11 +5,14 @@ use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
+use bulkhead_protocols::device_address;
+
 use crate::config::QemuMachine;
+use crate::vmm::net::{list, text};
 use crate::vmm::{Accel, KERNEL_PARAMS, VmSpec, memory};
 
 /// The descriptors that QEMU inherits.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Inherited {
     /// A connection for QMP.
     pub(super) qmp: RawFd,
@@ -17,6 +20,8 @@ pub(super) struct Inherited {
     pub(super) vsock: RawFd,
     /// The guest's memory.
     pub(super) memory: RawFd,
+    /// The queues of the tap behind each network device.
+    pub(super) taps: Vec<Vec<RawFd>>,
 }
 
 /// What the VM runs on.
@@ -34,7 +39,7 @@ pub(super) struct Platform {
 const FS_QUEUE: u32 = 1024;
 
 /// The arguments for a VM.
-pub(super) fn arguments(spec: &VmSpec, platform: Platform, inherited: Inherited) -> Vec<OsString> {
+pub(super) fn arguments(spec: &VmSpec, platform: Platform, inherited: &Inherited) -> Vec<OsString> {
     let Platform { machine, accel, tsc_khz } = platform;
     let mut args: Vec<OsString> = Vec::new();
     let mut add = |name: &str, value: OsString| {
@@ -75,6 +80,10 @@ pub(super) fn arguments(spec: &VmSpec, platform: Platform, inherited: Inherited)
     add("-device", option(&fs, Path::new(&spec.share.tag)));
     add("-chardev", format!("socket,id=vsock,fd={}", inherited.vsock).into());
     add("-device", format!("vhost-user-vsock-{bus},chardev=vsock").into());
+    for (number, queues) in (0..).zip(&inherited.taps) {
+        add("-netdev", format!("tap,id=net{number},fds={}", list(queues, ":")).into());
+        add("-device", network(machine, number, queues.len()).into());
+    }
     if machine == QemuMachine::Q35 {
         add("-device", "pvpanic-pci".into());
     }
@@ -87,6 +96,17 @@ pub(super) fn arguments(spec: &VmSpec, platform: Platform, inherited: Inherited)
         args.push(flag.into());
     }
     args
+}
+
+/// A network device. It brings no program for its own boot.
+fn network(machine: QemuMachine, number: u8, queues: usize) -> String {
+    let address = text(device_address(number));
+    let (device, rom) = match machine {
+        QemuMachine::Microvm => ("virtio-net-device", ""),
+        QemuMachine::Q35 => ("virtio-net-pci", ",romfile="),
+    };
+    let many = if queues > 1 { ",mq=on" } else { "" };
+    format!("{device},netdev=net{number},mac={address}{rom}{many}")
 }
 
 /// microvm's interrupt controller and timer stay on: a guest without KVM's clock calibrates
@@ -152,8 +172,9 @@ mod tests {
     fn line(spec: &VmSpec, machine: QemuMachine, accel: Accel) -> String {
         let tsc_khz = (accel == Accel::Tcg).then_some(2_500_000);
         let platform = Platform { machine, accel, tsc_khz };
-        let inherited = Inherited { qmp: 7, vsock: 8, memory: 9 };
-        let args = arguments(spec, platform, inherited);
+        let taps = vec![vec![10, 11], vec![12, 13]];
+        let inherited = Inherited { qmp: 7, vsock: 8, memory: 9, taps };
+        let args = arguments(spec, platform, &inherited);
         let words: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
         words.join(" ") + " "
     }
@@ -176,6 +197,8 @@ mod tests {
         has(&line, "-cpu max,-vmx,-svm");
         has(&line, "vhost-user-fs-device,chardev=share,queue-size=1024,tag=share");
         has(&line, "vhost-user-vsock-device,chardev=vsock");
+        has(&line, "tap,id=net1,fds=12:13");
+        has(&line, "virtio-net-device,netdev=net1,mac=02:62:75:6c:6b:01,mq=on");
         has(&line, "socket,id=qmp,fd=7");
         has(&line, "socket,id=vsock,fd=8");
         has(&line, "-no-reboot");
@@ -189,6 +212,7 @@ mod tests {
         has(&line, "-accel kvm");
         has(&line, "-cpu host,-vmx,-svm");
         has(&line, "vhost-user-vsock-pci,chardev=vsock");
+        has(&line, "virtio-net-pci,netdev=net0,mac=02:62:75:6c:6b:00,romfile=,mq=on");
         has(&line, "pvpanic-pci");
     }
 

@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use super::machine::Machine;
-use super::{Accel, StartError, VmExit, VmSpec, memory};
+use super::{Accel, StartError, VmExit, VmSpec, Wires, memory};
 use crate::config::QemuMachine;
 use crate::process::{Ended, HelperCommand, Status};
 use crate::version::Version;
@@ -35,7 +35,11 @@ pub(super) struct Settings<'a> {
 }
 
 /// Starts a VM.
-pub(super) async fn start(settings: &Settings<'_>, spec: &VmSpec) -> Result<Machine, StartError> {
+pub(super) async fn start(
+    settings: &Settings<'_>,
+    spec: &VmSpec,
+    wires: Wires,
+) -> Result<Machine, StartError> {
     // The daemon's start takes long enough to see how fast the host's counter runs.
     let translated = settings.accel == Accel::Tcg;
     let before = translated.then(clock::Moment::now).flatten();
@@ -52,9 +56,11 @@ pub(super) async fn start(settings: &Settings<'_>, spec: &VmSpec) -> Result<Mach
         qmp: command.inherit(theirs),
         vsock: command.inherit(connection),
         memory: command.inherit(memory),
+        taps: command.inherit_taps(wires.taps),
     };
+    command.network(wires.namespace);
     let platform = command::Platform { machine: settings.machine, accel: settings.accel, tsc_khz };
-    command.args(command::arguments(spec, platform, inherited));
+    command.args(command::arguments(spec, platform, &inherited));
     let vmm = command.spawn()?;
 
     let program = settings.program.to_owned();

@@ -1,0 +1,208 @@
+//! The guest's interfaces, as the pod has them on the host.
+//!
+//! The VM has more network devices than a pod needs. Those that carry nothing have no driver: there is no interface
+//! that would have to be explained to anybody.
+
+mod device;
+
+use std::collections::HashMap;
+use std::io;
+
+use bulkhead_protocols::agent;
+use bulkhead_protocols::netlink::{
+    NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink, decode, visit_interfaces,
+};
+use netlink_packet_route::RouteNetlinkMessage as Message;
+use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
+};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute};
+use nix::errno::Errno;
+
+use self::device::Device;
+use crate::error::{Error, Result};
+
+/// The loopback interface has this number here and on the host.
+const LOOPBACK: u32 = 1;
+
+/// Flags that an interface has from the host.
+const FLAGS: LinkFlags = LinkFlags::Up.union(LinkFlags::Noarp).union(LinkFlags::Allmulti);
+
+/// The guest's network devices.
+pub struct Network {
+    devices: HashMap<u32, Device>,
+    carried: Vec<Carried>,
+}
+
+/// An interface of the pod.
+struct Carried {
+    interface: agent::Interface,
+    /// Its number here.
+    index: u32,
+}
+
+impl Network {
+    /// Takes the VM's network devices, and their interfaces away.
+    pub fn take() -> Self {
+        let devices = device::list().into_iter().filter_map(|(number, device)| {
+            let parked = device.unbind();
+            parked.inspect_err(|error| log::warn!("{device} keeps its interface: {error}")).ok()?;
+            Some((number, device))
+        });
+        Self { devices: devices.collect(), carried: Vec::new() }
+    }
+
+    /// Makes the guest's interfaces, addresses and routes those that the host tells of. All that can be had is there
+    /// afterwards.
+    ///
+    /// # Errors
+    /// The first thing that cannot be had.
+    pub fn apply(&mut self, network: &agent::Network) -> Result<()> {
+        let mut netlink = Netlink::open().map_err(|error| Error::io("netlink", error))?;
+        let mut result = Ok(());
+        let mut note = |done: Result<()>| {
+            if let Err(error) = done
+                && result.is_ok()
+            {
+                result = Err(error);
+            }
+        };
+        for message in &network.removed {
+            note(self.remove(&mut netlink, message));
+        }
+        self.release(&network.interfaces);
+        for interface in &network.interfaces {
+            note(self.carry(&mut netlink, interface));
+        }
+        for message in &network.added {
+            note(self.add(&mut netlink, message));
+        }
+        result
+    }
+
+    /// Gives up the interfaces that are not in the list.
+    fn release(&mut self, interfaces: &[agent::Interface]) {
+        let carries = |carried: &Carried| {
+            let own = &carried.interface;
+            interfaces.iter().any(|other| (other.device, other.index) == (own.device, own.index))
+        };
+        let (kept, gone) = std::mem::take(&mut self.carried).into_iter().partition(carries);
+        self.carried = kept;
+        for carried in gone {
+            if let Some(device) = self.devices.get(&carried.interface.device)
+                && let Err(error) = device.unbind()
+            {
+                log::warn!("{device} keeps its interface: {error}");
+            }
+        }
+    }
+
+    fn carry(&mut self, netlink: &mut Netlink, interface: &agent::Interface) -> Result<()> {
+        let known = self.carried.iter().position(|one| one.interface.device == interface.device);
+        if known.is_some_and(|at| self.carried[at].interface == *interface) {
+            return Ok(());
+        }
+        let failed = |error: io::Error| {
+            Error::io(format_args!("cannot set up interface {}", interface.name), error)
+        };
+        let index = match known {
+            Some(at) => self.carried[at].index,
+            None => {
+                let device = self.devices.get(&interface.device).ok_or_else(|| {
+                    Error::InvalidArgument(format!("there is no device {}", interface.device))
+                })?;
+                device.bind().map_err(failed)?
+            }
+        };
+        let carried = Carried { interface: interface.clone(), index };
+        match known {
+            Some(at) => self.carried[at] = carried,
+            None => self.carried.push(carried),
+        }
+        configure(netlink, index, interface).map_err(failed)
+    }
+
+    fn add(&self, netlink: &mut Netlink, message: &[u8]) -> Result<()> {
+        let Some(message) = self.translated(message)? else { return Ok(()) };
+        let flags = match message {
+            // Two routes may differ in their gateway alone.
+            Message::NewRoute(_) => NLM_F_APPEND,
+            Message::NewRule(_) => NLM_F_EXCL,
+            _ => NLM_F_REPLACE,
+        };
+        match netlink.change(message.clone(), NLM_F_CREATE | flags) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(Error::io(format_args!("cannot add the {}", describe(&message)), error))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    fn remove(&self, netlink: &mut Netlink, message: &[u8]) -> Result<()> {
+        let Some(message) = self.translated(message)? else { return Ok(()) };
+        let Err(error) = netlink.change(message.clone(), 0) else { return Ok(()) };
+        match error.raw_os_error().map(Errno::from_raw) {
+            // It went by itself, with an interface or an address.
+            Some(Errno::ESRCH | Errno::ENOENT | Errno::EADDRNOTAVAIL | Errno::ENODEV) => Ok(()),
+            _ => Err(Error::io(format_args!("cannot take the {} away", describe(&message)), error)),
+        }
+    }
+
+    /// The message with our numbers for its interfaces; nothing if one of them is not here.
+    fn translated(&self, message: &[u8]) -> Result<Option<Message>> {
+        let mut message = decode(message)
+            .map_err(|error| Error::InvalidArgument(format!("the network: {error}")))?;
+        let mut known = true;
+        visit_interfaces(&mut message, &mut |index| {
+            let carried = self.carried.iter().find(|one| one.interface.index == *index);
+            match carried {
+                Some(carried) => *index = carried.index,
+                None => known &= *index == LOOPBACK,
+            }
+        });
+        Ok(known.then_some(message))
+    }
+}
+
+/// What a message is about, for people.
+fn describe(message: &Message) -> String {
+    match message {
+        Message::NewRoute(route) | Message::DelRoute(route) => {
+            let to = route.attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(ip.to_string()),
+                RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Some(ip.to_string()),
+                _ => None,
+            });
+            let length = route.header.destination_prefix_length;
+            to.map_or_else(|| "default route".to_owned(), |to| format!("route to {to}/{length}"))
+        }
+        Message::NewAddress(address) | Message::DelAddress(address) => {
+            let ip = address.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Address(ip) => Some(ip.to_string()),
+                _ => None,
+            });
+            format!("address {}", ip.unwrap_or_default())
+        }
+        Message::NewRule(_) | Message::DelRule(_) => "routing rule".to_owned(),
+        _ => "neighbour".to_owned(),
+    }
+}
+
+/// Gives an interface its name and all else that is its own. It makes up no address: the host's are all there.
+fn configure(netlink: &mut Netlink, index: u32, interface: &agent::Interface) -> io::Result<()> {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    link.attributes = vec![
+        LinkAttribute::IfName(interface.name.clone()),
+        LinkAttribute::Address(interface.address.clone()),
+        LinkAttribute::Mtu(interface.mtu),
+        LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])]),
+    ];
+    netlink.change(Message::SetLink(link.clone()), 0)?;
+    link.attributes.clear();
+    link.header.flags = LinkFlags::from_bits_retain(interface.flags) & FLAGS;
+    link.header.change_mask = FLAGS;
+    netlink.change(Message::SetLink(link), 0)
+}

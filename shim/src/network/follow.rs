@@ -1,0 +1,129 @@
+//! The guest's network follows the pod's: the kernel tells of each change (rtnetlink(7), multicast groups).
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use bulkhead_protocols::{agent, chain};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+use slog::{Logger, warn};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
+
+use super::{Network, NetworkError};
+use crate::guest::Guest;
+
+/// `RTNLGRP_...` of linux/rtnetlink.h: interfaces, neighbours, and of both families addresses, routes and rules.
+const GROUPS: [u32; 8] = [1, 3, 5, 7, 8, 9, 11, 19];
+
+/// How much is taken of a notice. What it says does not matter: the namespace is looked at anew.
+const NOTICE: usize = 64;
+
+/// A network that can tell of its changes.
+pub struct Following {
+    network: Mutex<Network>,
+    notices: AsyncFd<Notices>,
+    log: Logger,
+}
+
+struct Notices(Socket);
+
+impl AsRawFd for Notices {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl Following {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// [`NetworkError::Kernel`]
+    pub fn new(network: Network, log: &Logger) -> Result<Self, NetworkError> {
+        let listen = || {
+            let mut socket = Socket::new(NETLINK_ROUTE)?;
+            socket.set_non_blocking(true)?;
+            socket.bind(&SocketAddr::new(0, 0))?;
+            GROUPS.into_iter().try_for_each(|group| socket.add_membership(group))?;
+            Ok(Notices(socket))
+        };
+        let notices = network.namespace.inside(listen);
+        let notices = notices.and_then(|socket| {
+            // SAFETY: the socket has one descriptor, of its own, as long as it lives.
+            let watched = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
+            Ok(watched?)
+        });
+        let notices = notices.map_err(NetworkError::kernel("notices of its changes"))?;
+        Ok(Self { network: Mutex::new(network), notices, log: log.clone() })
+    }
+
+    /// All that a new guest has to be told. It has carried that out when it is set up.
+    ///
+    /// # Errors
+    /// [`NetworkError`]
+    pub async fn all(&self) -> Result<agent::Network, NetworkError> {
+        let mut network = self.network.lock().await;
+        let change = self.look(&mut network)?;
+        network.told(change.clone());
+        Ok(change)
+    }
+
+    /// Follows as long as the returned task is not aborted.
+    pub fn start(self: &Arc<Self>, guest: &Guest) -> JoinHandle<()> {
+        let (this, guest) = (self.clone(), guest.clone());
+        tokio::spawn(async move {
+            while let Ok(mut ready) = this.notices.readable().await {
+                ready.clear_ready();
+                this.settle(&guest).await;
+            }
+        })
+    }
+
+    /// Has the guest carry out what has changed in the namespace by now.
+    pub async fn settle(&self, guest: &Guest) {
+        let mut network = self.network.lock().await;
+        if !self.notices.get_ref().any() {
+            return;
+        }
+        let change = match self.look(&mut network) {
+            Ok(change) if network.is_news(&change) => change,
+            Ok(_) => return,
+            Err(error) => {
+                warn!(self.log, "the guest's network does not follow: {}", chain(&error));
+                return;
+            }
+        };
+        match guest.call(async |agent, context| agent.update_network(context, &change).await).await
+        {
+            Ok(_) => network.told(change),
+            // It is told again with the next change.
+            Err(error) => warn!(self.log, "the guest's network does not follow: {error}"),
+        }
+    }
+
+    fn look(&self, network: &mut Network) -> Result<agent::Network, NetworkError> {
+        let (change, refused) = network.look()?;
+        for error in refused {
+            warn!(self.log, "{error}");
+        }
+        Ok(change)
+    }
+}
+
+impl Notices {
+    /// Whether there were some; they are taken.
+    fn any(&self) -> bool {
+        let mut any = false;
+        loop {
+            let mut notice = Vec::with_capacity(NOTICE);
+            match self.0.recv(&mut notice, libc::MSG_TRUNC) {
+                Ok(_) => any = true,
+                // There were more than fit.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => any = true,
+                Err(_) => return any,
+            }
+        }
+    }
+}
