@@ -55,7 +55,7 @@ cp /bin/busybox "$root/bin/"
 number=100
 for module in virtio_pci virtio_blk ext4 fuse virtiofs overlay kvm-amd tun bridge veth macvlan ipvlan \
     sch_ingress cls_u32 act_mirred nf_tables nft_chain_nat nft_masq nft_ct nft_compat nft_counter nft_nat \
-    nf_conntrack_bridge xt_MASQUERADE xt_nat xt_addrtype xt_comment xt_multiport xt_mark xt_conntrack; do
+    nft_meta_bridge nf_conntrack_bridge xt_MASQUERADE xt_nat xt_addrtype xt_comment xt_multiport xt_mark xt_conntrack; do
     while read -r word file rest; do
         [[ $word == insmod ]] || continue
         # What one module needs, another may have needed before.

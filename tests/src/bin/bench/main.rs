@@ -1,6 +1,7 @@
 //! The benchmarks: Bulkhead against runc, interleaved in one run on one containerd. Prints a table,
 //! and as its last line the same as JSON: a list of {name, unit, value, peer, ratio}.
 
+mod network;
 mod pods;
 
 use std::fs;
@@ -39,15 +40,29 @@ fn work() -> Outcome {
     let test = Test::new(&bed, "bench");
     let mut results = Results { place, list: Vec::new() };
     println!("{:<44} {:>9} {:>9} {:>7}", "", "bulkhead", "runc", "ratio");
-    let measured =
-        cold_start(&test, &mut results).and_then(|()| in_a_running_sandbox(&test, &mut results));
-    let measured = measured.and_then(|()| pods::measure(&test, &mut results));
+    let wanted = |name: &str| {
+        let patterns = &bed.options.patterns;
+        patterns.is_empty() || patterns.iter().any(|pattern| name.contains(pattern.as_str()))
+    };
+    let mut sections = SECTIONS.into_iter().filter(|(name, _)| wanted(name));
+    let measured = sections.try_for_each(|(_, measure)| measure(&test, &mut results));
     // Containers don't stay behind, whatever went wrong.
     test.close()?;
     measured?;
     println!("json: {}", Value::Array(results.list));
     Ok(())
 }
+
+/// A part of the benchmarks.
+type Section = fn(&Test<'_>, &mut Results) -> Outcome;
+
+/// All of them; arguments choose some by their names.
+const SECTIONS: [(&str, Section); 4] = [
+    ("start", cold_start),
+    ("running", in_a_running_sandbox),
+    ("pods", pods::measure),
+    ("network", network::measure),
+];
 
 /// What was measured.
 struct Results {
