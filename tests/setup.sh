@@ -25,7 +25,7 @@ packages=(
     libcap-ng-dev libseccomp-dev pkg-config zlib1g-dev
     busybox-static cpio e2fsprogs iproute2 kmod qemu-system-x86
     protobuf-compiler
-    curl ethtool iperf3 iptables iputils-ping netcat-openbsd nftables webfs wireguard-tools wrk
+    curl ethtool iperf3 iptables iputils-ping netcat-openbsd nftables wireguard-tools wrk
 )
 
 install_packages() {
@@ -79,3 +79,5 @@ crate vhost-device-vsock 0.3.0 0.3.0
 unpacked containerd-1.6 bookworm containerd runc
 unpacked containerd-2 sid containerd
 unpacked cni bookworm containernetworking-plugins
+# Not installed: it would start serving this machine's files.
+unpacked webfs bookworm webfs

@@ -46,7 +46,12 @@ impl Bed {
     pub fn make(options: Options) -> Outcome<Self> {
         let options = Arc::new(options);
         let scratch = tempfile::Builder::new().prefix("bhx-").tempdir_in(&options.scratch)?;
-        image::write(Path::new(BUSYBOX), &scratch.path().join("image.tar"), &[image::NAME])?;
+        image::write(
+            Path::new(BUSYBOX),
+            &options.cache,
+            &scratch.path().join("image.tar"),
+            &[image::NAME],
+        )?;
         let containerd = product::containerd(&options, Role::plain())?;
         let (pods, starting, count) = (OnceLock::new(), Mutex::new(()), AtomicUsize::new(0));
         let programs = Mutex::default();
@@ -84,7 +89,12 @@ impl Bed {
     pub fn another_node(&self) -> Outcome<Node> {
         let images = self.scratch.path().join("pods.tar");
         if !images.exists() {
-            image::write(Path::new(BUSYBOX), &images, &[image::NAME, image::PAUSE, image::BARE])?;
+            image::write(
+                Path::new(BUSYBOX),
+                &self.options.cache,
+                &images,
+                &[image::NAME, image::PAUSE, image::BARE],
+            )?;
         }
         Node::start(&self.options, &images)
     }
@@ -100,7 +110,7 @@ impl Bed {
         }
         let file = self.scratch.path().join("programs.tar");
         if !file.exists() {
-            image::write(Path::new(BUSYBOX), &file, &[image::PROGRAMS])?;
+            image::write(Path::new(BUSYBOX), &self.options.cache, &file, &[image::PROGRAMS])?;
         }
         containerd.import(&file)?;
         known.push(containerd.dir().to_owned());

@@ -45,18 +45,18 @@ const DIRECTORIES: &[(&str, u32, u64)] = &[
     ("var", 0o755, 0),
 ];
 
-/// Writes these images of `busybox` to `file`.
+/// Writes these images of `busybox`, and of programs in the tests' cache, to `file`.
 ///
 /// # Errors
 /// busybox can't be read or doesn't run, or `file` can't be written.
-pub fn write(busybox: &Path, file: &Path, names: &[&str]) -> Outcome {
+pub fn write(busybox: &Path, cache: &Path, file: &Path, names: &[&str]) -> Outcome {
     let base = layer(busybox)?;
     let mut blobs = vec![base.clone()];
     let mut entries = Vec::new();
     for name in names {
         let mut layers = vec![base.clone()];
         if *name == PROGRAMS {
-            layers.push(programs::layer()?);
+            layers.push(programs::layer(cache)?);
             blobs.extend(layers.last().cloned());
         }
         let config = serde_json::to_vec(&json!({

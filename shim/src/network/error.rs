@@ -41,6 +41,9 @@ pub enum NetworkError {
         #[source]
         source: io::Error,
     },
+    /// The thread that looked at it broke off.
+    #[error("the pod's network: interrupted")]
+    Interrupted,
     /// Connections to its localhost cannot be taken.
     #[error("connections to localhost cannot be taken")]
     Listen(#[source] io::Error),

@@ -9,8 +9,8 @@ use netlink_sys::{Socket, SocketAddr};
 use slog::{Logger, warn};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::Mutex;
-use tokio::task::JoinHandle;
+use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::{Network, NetworkError};
 use crate::guest::Guest;
@@ -23,7 +23,7 @@ const NOTICE: usize = 64;
 
 /// A network that can tell of its changes.
 pub struct Following {
-    network: Mutex<Network>,
+    network: Arc<Mutex<Network>>,
     notices: AsyncFd<Notices>,
     log: Logger,
 }
@@ -56,7 +56,7 @@ impl Following {
             Ok(watched?)
         });
         let notices = notices.map_err(NetworkError::kernel("notices of its changes"))?;
-        Ok(Self { network: Mutex::new(network), notices, log: log.clone() })
+        Ok(Self { network: Arc::new(Mutex::new(network)), notices, log: log.clone() })
     }
 
     /// All that a new guest has to be told. It has carried that out when it is set up.
@@ -64,8 +64,7 @@ impl Following {
     /// # Errors
     /// [`NetworkError`]
     pub async fn all(&self) -> Result<agent::Network, NetworkError> {
-        let mut network = self.network.lock().await;
-        let change = self.look(&mut network)?;
+        let (mut network, change) = self.look(self.network.clone().lock_owned().await).await?;
         network.told(change.clone());
         Ok(change)
     }
@@ -83,12 +82,12 @@ impl Following {
 
     /// Has the guest carry out what has changed in the namespace by now.
     pub async fn settle(&self, guest: &Guest) {
-        let mut network = self.network.lock().await;
+        let network = self.network.clone().lock_owned().await;
         if !self.notices.get_ref().any() {
             return;
         }
-        let change = match self.look(&mut network) {
-            Ok(change) if network.is_news(&change) => change,
+        let (mut network, change) = match self.look(network).await {
+            Ok((network, change)) if network.is_news(&change) => (network, change),
             Ok(_) => return,
             Err(error) => {
                 warn!(self.log, "the guest's network does not follow: {}", chain(&error));
@@ -103,12 +102,17 @@ impl Following {
         }
     }
 
-    fn look(&self, network: &mut Network) -> Result<agent::Network, NetworkError> {
-        let (change, refused) = network.look()?;
+    /// In a thread of its own: the kernel answers when nobody else on the host changes a network, which may take it.
+    async fn look(
+        &self,
+        mut network: OwnedMutexGuard<Network>,
+    ) -> Result<(OwnedMutexGuard<Network>, agent::Network), NetworkError> {
+        let looked = spawn_blocking(move || network.look().map(|seen| (network, seen))).await;
+        let (network, (change, refused)) = looked.map_err(|_| NetworkError::Interrupted)??;
         for error in refused {
             warn!(self.log, "{error}");
         }
-        Ok(change)
+        Ok((network, change))
     }
 }
 

@@ -27,7 +27,7 @@ fn work() -> Outcome {
     // Kept with the build, for trying it by hand.
     let tar = options.target.join("demo/busybox.tar");
     fs::create_dir_all(options.target.join("demo"))?;
-    image::write(Path::new("/bin/busybox"), &tar, &[image::NAME])?;
+    image::write(Path::new("/bin/busybox"), &options.cache, &tar, &[image::NAME])?;
 
     println!("starting a containerd of our own and importing {}", image::NAME);
     let bed = Bed::make(options)?;

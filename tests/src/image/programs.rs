@@ -1,6 +1,6 @@
 //! A layer of Debian's programs: those of this machine, with the libraries that they load.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -32,8 +32,11 @@ const NAMES: &[&str] = &[
 /// Debian's shell.
 const SHELL: &str = "/usr/bin/dash";
 
-/// Where Debian has programs.
-const DIRECTORIES: &[&str] = &["/usr/sbin", "/usr/bin"];
+/// Where Debian has programs, on this machine or below a directory of unpacked packages.
+const DIRECTORIES: &[&str] = &["usr/sbin", "usr/bin"];
+
+/// Those that are unpacked, below the cache.
+const UNPACKED: &str = "webfs";
 
 /// What iptables loads by itself.
 const EXTENSIONS: &str = "/usr/lib/x86_64-linux-gnu/xtables";
@@ -41,26 +44,36 @@ const EXTENSIONS: &str = "/usr/lib/x86_64-linux-gnu/xtables";
 /// The layer.
 ///
 /// # Errors
-/// A program is not installed.
-pub(super) fn layer() -> Outcome<Vec<u8>> {
-    let mut files = BTreeSet::new();
+/// A program is not there.
+pub(super) fn layer(cache: &Path) -> Outcome<Vec<u8>> {
+    let roots = [PathBuf::from("/"), cache.join(UNPACKED)];
+    let mut files = BTreeMap::new();
     for name in NAMES {
-        let paths = DIRECTORIES.iter().map(|dir| Path::new(dir).join(name));
-        let path = paths.into_iter().find(|path| path.exists()).ok_or_else(|| {
-            Failure::new(format!("{name} is not installed: was `make setup` run?"))
-        })?;
-        files.extend(libraries(&path)?);
-        files.insert(path);
+        let places = DIRECTORIES.iter().map(|dir| Path::new(dir).join(name));
+        let mut places = places
+            .flat_map(|inside| roots.each_ref().map(|root| (root.join(&inside), inside.clone())));
+        let (path, inside) = places
+            .find(|(path, _)| path.exists())
+            .ok_or_else(|| Failure::new(format!("{name} is not there: was `make setup` run?")))?;
+        for library in libraries(&path)? {
+            files.insert(library.strip_prefix("/")?.to_owned(), library);
+        }
+        files.insert(inside, path);
     }
     for entry in fs::read_dir(EXTENSIONS).context(EXTENSIONS)? {
-        files.insert(entry?.path());
+        let path = entry?.path();
+        files.insert(path.strip_prefix("/")?.to_owned(), path);
     }
     let mut tar = Builder::new(Vec::new());
     // busybox's shell takes its own programs for all that have their names.
     put_file(&mut tar, "bin/sh", 0o755, &fs::read(SHELL).context(SHELL)?)?;
-    for path in files {
-        let inside = path.strip_prefix("/")?.to_string_lossy().into_owned();
-        put_file(&mut tar, &inside, 0o755, &fs::read(&path).context(path.display())?)?;
+    for (inside, path) in files {
+        put_file(
+            &mut tar,
+            &inside.to_string_lossy(),
+            0o755,
+            &fs::read(&path).context(path.display())?,
+        )?;
     }
     Ok(tar.into_inner()?)
 }
