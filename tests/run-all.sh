@@ -76,7 +76,7 @@ for part in "${parts[@]}"; do
 done
 echo
 if [[ " ${parts[*]} " == *" cloud-hypervisor "* ]] && ! command -v cloud-hypervisor >/dev/null; then
-    echo '!!! cloud-hypervisor is not installed: NOT ONE of its tests ran. Install it (v50 or later) to run them.'
+    echo '!!! cloud-hypervisor is not installed: NOT ONE of its tests ran. Install it (v52 or later) to run them.'
 fi
 echo "${total[0]} passed, ${total[1]} failed, ${total[2]} skipped"
 [[ ${total[1]} == 0 ]]

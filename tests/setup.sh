@@ -25,7 +25,7 @@ packages=(
     libcap-ng-dev libseccomp-dev pkg-config zlib1g-dev
     busybox-static cpio e2fsprogs iproute2 kmod qemu-system-x86
     protobuf-compiler
-    curl ethtool iperf3 iptables iputils-ping netcat-openbsd nftables wireguard-tools wrk
+    curl dnsmasq-base ethtool iperf3 iptables iputils-ping netcat-openbsd nftables wireguard-tools wrk
 )
 
 install_packages() {

@@ -2,13 +2,24 @@
 
 use std::io;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage, NetlinkPayload,
+};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::RouteAttribute;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
 pub use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+
+/// Length of netlink's own header, in bytes.
+const HEADER: usize = 16;
+
+/// The answer is not of one moment (linux/netlink.h).
+const NLM_F_DUMP_INTR: u16 = 0x10;
+
+/// How often a changing thing is asked for.
+const ATTEMPTS: usize = 10;
 
 /// More than the kernel puts into one datagram, in bytes.
 const DATAGRAM: usize = 64 << 10;
@@ -18,6 +29,7 @@ const DATAGRAM: usize = 64 << 10;
 pub struct Netlink {
     socket: Socket,
     sequence: u32,
+    unread: Vec<io::Error>,
 }
 
 impl Netlink {
@@ -29,18 +41,36 @@ impl Netlink {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Netlink { socket, sequence: 0 })
+        Ok(Netlink { socket, sequence: 0, unread: Vec::new() })
     }
 
-    /// All that there is of a kind: the answers to an `RTM_GET...` message.
+    /// All that there is of a kind: the answers to an `RTM_GET...` message. One that cannot be read is left out;
+    /// [`Netlink::unread`] tells.
     ///
     /// # Errors
-    /// The kernel's, and `InvalidData` for an answer that cannot be read.
-    pub fn dump(&mut self, request: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
-        let sequence = self.send(request, NLM_F_DUMP)?;
-        let mut found = Vec::new();
-        while self.receive(sequence, &mut |message| found.push(message))? {}
-        Ok(found)
+    /// The kernel's, and `Interrupted` if what is asked for changes all the time.
+    pub fn dump(&mut self, request: &RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        for _ in 0..ATTEMPTS {
+            let sequence = self.send(request.clone(), NLM_F_DUMP)?;
+            let (mut found, mut whole) = (Vec::new(), true);
+            loop {
+                let datagram = self.receive(sequence)?;
+                whole &= !datagram.changed;
+                found.extend(datagram.messages);
+                if datagram.last {
+                    break;
+                }
+            }
+            if whole {
+                return Ok(found);
+            }
+        }
+        Err(io::ErrorKind::Interrupted.into())
+    }
+
+    /// Why answers of the kernel since the last time could not be read.
+    pub fn unread(&mut self) -> Vec<io::Error> {
+        std::mem::take(&mut self.unread)
     }
 
     /// Has the kernel change something. `flags` are `NLM_F_CREATE` and its like.
@@ -49,7 +79,7 @@ impl Netlink {
     /// The kernel's.
     pub fn change(&mut self, request: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         let sequence = self.send(request, NLM_F_ACK | flags)?;
-        while self.receive(sequence, &mut |_| ())? {}
+        while !self.receive(sequence)?.last {}
         Ok(())
     }
 
@@ -62,34 +92,46 @@ impl Netlink {
         Ok(self.sequence)
     }
 
-    /// Takes one datagram; whether there is more to come. Answers to an earlier request, which was broken off, are
-    /// left out.
-    fn receive(
-        &self,
-        sequence: u32,
-        take: &mut dyn FnMut(RouteNetlinkMessage),
-    ) -> io::Result<bool> {
-        let mut datagram = Vec::with_capacity(DATAGRAM);
-        self.socket.recv(&mut datagram, 0)?;
-        let mut rest = datagram.as_slice();
-        while !rest.is_empty() {
-            let message = parse(rest)?;
-            let length = (message.header.length as usize).next_multiple_of(4).min(rest.len());
-            rest = &rest[length.max(4).min(rest.len())..];
-            if message.header.sequence_number != sequence {
+    /// Takes one datagram. Answers to an earlier request, which was broken off, are left out.
+    fn receive(&mut self, sequence: u32) -> io::Result<Datagram> {
+        let mut bytes = Vec::with_capacity(DATAGRAM);
+        self.socket.recv(&mut bytes, 0)?;
+        let mut datagram = Datagram::default();
+        let mut rest = bytes.as_slice();
+        while rest.len() >= HEADER {
+            let header = NetlinkBuffer::new(rest);
+            let length = (header.length() as usize).next_multiple_of(4).clamp(HEADER, rest.len());
+            let (this, next) = rest.split_at(length);
+            rest = next;
+            if header.sequence_number() != sequence {
                 continue;
             }
-            match message.payload {
-                NetlinkPayload::InnerMessage(inner) => take(inner),
-                NetlinkPayload::Done(_) => return Ok(false),
+            datagram.changed |= header.flags() & NLM_F_DUMP_INTR != 0;
+            match parse(this).map(|message| message.payload) {
+                Ok(NetlinkPayload::InnerMessage(message)) => datagram.messages.push(message),
+                Ok(NetlinkPayload::Done(done)) if done.code == 0 => datagram.last = true,
+                Ok(NetlinkPayload::Done(done)) => {
+                    return Err(io::Error::from_raw_os_error(done.code.abs()));
+                }
                 // An acknowledgement is an error without a code.
-                NetlinkPayload::Error(error) if error.code.is_none() => return Ok(false),
-                NetlinkPayload::Error(error) => return Err(error.to_io()),
-                _ => {}
+                Ok(NetlinkPayload::Error(error)) if error.code.is_none() => datagram.last = true,
+                Ok(NetlinkPayload::Error(error)) => return Err(error.to_io()),
+                Ok(_) => {}
+                Err(error) => self.unread.push(error),
             }
         }
-        Ok(true)
+        Ok(datagram)
     }
+}
+
+/// What the kernel has sent at once.
+#[derive(Default)]
+struct Datagram {
+    messages: Vec<RouteNetlinkMessage>,
+    /// Whether it ends the answer.
+    last: bool,
+    /// Whether something has changed since the answer began.
+    changed: bool,
 }
 
 /// A message as the wire carries it: with netlink's own header.
@@ -159,7 +201,8 @@ mod tests {
     fn the_kernel_tells_of_its_interfaces() {
         let mut netlink = Netlink::open().unwrap();
         for _ in 0..2 {
-            let links = netlink.dump(RouteNetlinkMessage::GetLink(LinkMessage::default())).unwrap();
+            let links =
+                netlink.dump(&RouteNetlinkMessage::GetLink(LinkMessage::default())).unwrap();
             let is_loopback = |message: &RouteNetlinkMessage| match message {
                 RouteNetlinkMessage::NewLink(link) => {
                     link.attributes.contains(&LinkAttribute::IfName("lo".to_owned()))

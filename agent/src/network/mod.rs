@@ -6,6 +6,7 @@
 mod device;
 
 use std::collections::HashMap;
+use std::fs;
 use std::io;
 
 use bulkhead_protocols::agent;
@@ -115,12 +116,16 @@ impl Network {
                 device.bind().map_err(failed)?
             }
         };
-        let carried = Carried { interface: interface.clone(), index };
-        match known {
-            Some(at) => self.carried[at] = carried,
-            None => self.carried.push(carried),
+        let at = known.unwrap_or(self.carried.len());
+        if known.is_none() {
+            // As far as it is known by now; what is not set up is set up the next time.
+            let (device, number) = (interface.device, interface.index);
+            let begun = agent::Interface { device, index: number, ..Default::default() };
+            self.carried.push(Carried { interface: begun, index });
         }
-        configure(netlink, index, interface).map_err(failed)
+        configure(netlink, index, interface).map_err(failed)?;
+        self.carried[at].interface = interface.clone();
+        Ok(())
     }
 
     fn add(&self, netlink: &mut Netlink, message: &[u8]) -> Result<()> {
@@ -131,11 +136,13 @@ impl Network {
             Message::NewRule(_) => NLM_F_EXCL,
             _ => NLM_F_REPLACE,
         };
-        match netlink.change(message.clone(), NLM_F_CREATE | flags) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                Err(Error::io(format_args!("cannot add the {}", describe(&message)), error))
-            }
-            Ok(()) | Err(_) => Ok(()),
+        let Err(error) = netlink.change(message.clone(), NLM_F_CREATE | flags) else {
+            return Ok(());
+        };
+        match error.raw_os_error().map(Errno::from_raw) {
+            // A kernel that was told to do without IPv6 does.
+            Some(Errno::EEXIST | Errno::EAFNOSUPPORT) => Ok(()),
+            _ => Err(Error::io(format_args!("cannot add the {}", describe(&message)), error)),
         }
     }
 
@@ -193,14 +200,18 @@ fn describe(message: &Message) -> String {
 fn configure(netlink: &mut Netlink, index: u32, interface: &agent::Interface) -> io::Result<()> {
     let mut link = LinkMessage::default();
     link.header.index = index;
-    let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
     link.attributes = vec![
         LinkAttribute::IfName(interface.name.clone()),
         LinkAttribute::Address(interface.address.clone()),
         LinkAttribute::Mtu(interface.mtu),
-        LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])]),
     ];
     netlink.change(Message::SetLink(link.clone()), 0)?;
+    // Without IPv6 there is nothing to refrain from.
+    let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    link.attributes = vec![LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])])];
+    let _ = netlink.change(Message::SetLink(link.clone()), 0);
+    let accept = if interface.accept_ra { "1" } else { "0" };
+    let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{}/accept_ra", interface.name), accept);
     link.attributes.clear();
     link.header.flags = LinkFlags::from_bits_retain(interface.flags) & FLAGS;
     link.header.change_mask = FLAGS;

@@ -51,8 +51,8 @@ pub enum NetworkError {
 
 impl NetworkError {
     /// For `map_err`.
-    pub(super) fn kernel(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+    pub(super) fn kernel(what: impl Into<String>) -> impl Fn(io::Error) -> Self {
         let what = what.into();
-        move |source| Self::Kernel { what, source }
+        move |source| Self::Kernel { what: what.clone(), source }
     }
 }

@@ -2,7 +2,10 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use bulkhead_protocols::agent_ttrpc::AgentClient;
 use bulkhead_protocols::{agent, chain};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
@@ -11,8 +14,9 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::sleep;
 
-use super::{Network, NetworkError};
+use super::{Network, NetworkError, Seen};
 use crate::guest::Guest;
 
 /// `RTNLGRP_...` of linux/rtnetlink.h: interfaces, neighbours, and of both families addresses, routes and rules.
@@ -21,10 +25,16 @@ const GROUPS: [u32; 8] = [1, 3, 5, 7, 8, 9, 11, 19];
 /// How much is taken of a notice. What it says does not matter: the namespace is looked at anew.
 const NOTICE: usize = 64;
 
+/// How long to wait before what has failed is tried again, at first and at most.
+const PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
 /// A network that can tell of its changes.
 pub struct Following {
     network: Arc<Mutex<Network>>,
     notices: AsyncFd<Notices>,
+    /// Whether the guest has not been told of all that there were notices of.
+    behind: AtomicBool,
     log: Logger,
 }
 
@@ -56,7 +66,12 @@ impl Following {
             Ok(watched?)
         });
         let notices = notices.map_err(NetworkError::kernel("notices of its changes"))?;
-        Ok(Self { network: Arc::new(Mutex::new(network)), notices, log: log.clone() })
+        Ok(Self {
+            network: Arc::new(Mutex::new(network)),
+            notices,
+            behind: AtomicBool::new(false),
+            log: log.clone(),
+        })
     }
 
     /// All that a new guest has to be told. It has carried that out when it is set up.
@@ -64,9 +79,9 @@ impl Following {
     /// # Errors
     /// [`NetworkError`]
     pub async fn all(&self) -> Result<agent::Network, NetworkError> {
-        let (mut network, change) = self.look(self.network.clone().lock_owned().await).await?;
-        network.told(change.clone());
-        Ok(change)
+        let (mut network, seen) = self.look(self.network.clone().lock_owned().await).await?;
+        network.told = seen.told;
+        Ok(seen.change)
     }
 
     /// Follows as long as the returned task is not aborted.
@@ -75,44 +90,58 @@ impl Following {
         tokio::spawn(async move {
             while let Ok(mut ready) = this.notices.readable().await {
                 ready.clear_ready();
-                this.settle(&guest).await;
+                let mut pause = PAUSE;
+                while !this.settle(&guest).await {
+                    sleep(pause).await;
+                    pause = LONGEST_PAUSE.min(2 * pause);
+                }
             }
         })
     }
 
-    /// Has the guest carry out what has changed in the namespace by now.
-    pub async fn settle(&self, guest: &Guest) {
+    /// Has the guest carry out what has changed in the namespace by now; false if that has failed.
+    pub async fn settle(&self, guest: &Guest) -> bool {
         let network = self.network.clone().lock_owned().await;
-        if !self.notices.get_ref().any() {
-            return;
+        if self.notices.get_ref().any() {
+            self.behind.store(true, Ordering::Relaxed);
         }
-        let (mut network, change) = match self.look(network).await {
-            Ok((network, change)) if network.is_news(&change) => (network, change),
-            Ok(_) => return,
-            Err(error) => {
-                warn!(self.log, "the guest's network does not follow: {}", chain(&error));
-                return;
+        if !self.behind.load(Ordering::Relaxed) {
+            return true;
+        }
+        let told = match self.look(network).await {
+            Ok((mut network, seen)) if seen.told != network.told => {
+                let change = &seen.change;
+                let call = async |agent: &AgentClient, context| {
+                    agent.update_network(context, change).await
+                };
+                let told = guest.call(call).await.map_err(|error| error.to_string());
+                match &told {
+                    Ok(_) => network.told = seen.told,
+                    Err(_) => network.told.doubt(seen.told),
+                }
+                told.map(drop)
             }
+            Ok(_) => Ok(()),
+            Err(error) => Err(chain(&error)),
         };
-        match guest.call(async |agent, context| agent.update_network(context, &change).await).await
-        {
-            Ok(_) => network.told(change),
-            // It is told again with the next change.
-            Err(error) => warn!(self.log, "the guest's network does not follow: {error}"),
+        if let Err(error) = &told {
+            warn!(self.log, "the guest's network does not follow: {error}");
         }
+        self.behind.store(told.is_err(), Ordering::Relaxed);
+        told.is_ok()
     }
 
     /// In a thread of its own: the kernel answers when nobody else on the host changes a network, which may take it.
     async fn look(
         &self,
         mut network: OwnedMutexGuard<Network>,
-    ) -> Result<(OwnedMutexGuard<Network>, agent::Network), NetworkError> {
+    ) -> Result<(OwnedMutexGuard<Network>, Seen), NetworkError> {
         let looked = spawn_blocking(move || network.look().map(|seen| (network, seen))).await;
-        let (network, (change, refused)) = looked.map_err(|_| NetworkError::Interrupted)??;
-        for error in refused {
-            warn!(self.log, "{error}");
+        let (network, mut seen) = looked.map_err(|_| NetworkError::Interrupted)??;
+        for error in seen.refused.drain(..) {
+            warn!(self.log, "{}", chain(&error));
         }
-        Ok((network, change))
+        Ok((network, seen))
     }
 }
 

@@ -5,7 +5,8 @@ use std::io;
 use bulkhead_protocols::netlink::Netlink;
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::link::{
-    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
+    LinkMessage,
 };
 
 use super::NetworkError;
@@ -27,6 +28,8 @@ pub struct Interface {
     pub mtu: u32,
     /// Those of [`LinkFlags`] that the guest's has, too.
     pub flags: u32,
+    /// Whether it takes addresses and routes from routers (RFC 4861).
+    pub accept_ra: bool,
 }
 
 impl Interface {
@@ -41,7 +44,7 @@ impl Interface {
 /// # Errors
 /// The kernel's.
 pub fn list(netlink: &mut Netlink) -> io::Result<Vec<Result<Interface, NetworkError>>> {
-    let links = netlink.dump(Message::GetLink(LinkMessage::default()))?;
+    let links = netlink.dump(&Message::GetLink(LinkMessage::default()))?;
     let links = links.into_iter().filter_map(|message| match message {
         Message::NewLink(link) => Some(link),
         _ => None,
@@ -58,6 +61,7 @@ fn interface(link: &LinkMessage) -> Result<Option<Interface>, NetworkError> {
         address: [0; 6],
         mtu: 0,
         flags: (link.header.flags & FLAGS).bits(),
+        accept_ra: false,
     };
     let (mut kind, mut below, mut elsewhere, mut address) = (None, None, false, &[][..]);
     for attribute in &link.attributes {
@@ -68,6 +72,7 @@ fn interface(link: &LinkMessage) -> Result<Option<Interface>, NetworkError> {
             LinkAttribute::Link(index) => below = Some(*index),
             LinkAttribute::LinkNetNsId(_) => elsewhere = true,
             LinkAttribute::Controller(_) => return Ok(None),
+            LinkAttribute::AfSpecUnspec(families) => found.accept_ra = accepts_routers(families),
             LinkAttribute::LinkInfo(infos) => {
                 kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind),
@@ -98,6 +103,8 @@ fn interface(link: &LinkMessage) -> Result<Option<Interface>, NetworkError> {
     }
     found.address = match address.try_into() {
         Ok(address) if valid(address) => address,
+        // As tunnels are that the kernel has put here.
+        _ if !found.is_up() => return Ok(None),
         _ => return refused(format!("its address {address:02x?} is not a station's")),
     };
     if !(MIN_MTU..=MAX_MTU).contains(&found.mtu) {
@@ -105,6 +112,16 @@ fn interface(link: &LinkMessage) -> Result<Option<Interface>, NetworkError> {
         return refused(format!("its MTU is {mtu}; allowed are {MIN_MTU} to {MAX_MTU} bytes"));
     }
     Ok(Some(found))
+}
+
+fn accepts_routers(families: &[AfSpecUnspec]) -> bool {
+    families.iter().any(|family| match family {
+        AfSpecUnspec::Inet6(all) => all.iter().any(|one| match one {
+            AfSpecInet6::DevConf(conf) => conf.accept_ra > 0 && conf.disable_ipv6 == 0,
+            _ => false,
+        }),
+        _ => false,
+    })
 }
 
 /// Not zero, and no group's (IEEE 802).
@@ -149,7 +166,9 @@ mod tests {
         let mut tunnel = link(LinkLayerType::Tunnel, &[kind(InfoKind::Other("ipip".to_owned()))]);
         tunnel.header.flags = LinkFlags::empty();
         let port = link(LinkLayerType::Ether, &[LinkAttribute::Controller(3)]);
-        for other in [link(LinkLayerType::Loopback, &[]), tunnel, port] {
+        let mut fallback = link(LinkLayerType::Ether, &[LinkAttribute::Address(vec![0; 6])]);
+        fallback.header.flags = LinkFlags::empty();
+        for other in [link(LinkLayerType::Loopback, &[]), tunnel, port, fallback] {
             assert_eq!(interface(&other).unwrap(), None);
         }
     }

@@ -60,9 +60,27 @@ pub struct Network {
     namespace: Namespace,
     netlink: Netlink,
     devices: Vec<Device>,
-    /// What the guest has: messages that made it, as the wire carries them.
-    told: Vec<Vec<u8>>,
-    told_interfaces: Vec<agent::Interface>,
+    told: Told,
+}
+
+/// What a guest has been told.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Told {
+    interfaces: Vec<agent::Interface>,
+    /// What the interfaces have: messages that make it, as the wire carries them.
+    messages: Vec<Vec<u8>>,
+    /// What the guest was told of last and may have or not, since it has refused some of it.
+    doubtful: Vec<Vec<u8>>,
+}
+
+/// What was seen of a namespace.
+struct Seen {
+    /// What the guest is to be told.
+    change: agent::Network,
+    /// What it will have been told then.
+    told: Told,
+    /// What cannot be carried, and why.
+    refused: Vec<NetworkError>,
 }
 
 impl Network {
@@ -82,7 +100,14 @@ impl Network {
         let mut netlink =
             namespace.inside(Netlink::open).map_err(NetworkError::kernel("netlink"))?;
         let found = list(&mut netlink)?.into_iter();
-        let wanted = found.collect::<Result<Vec<_>, _>>()?.into_iter().filter(Interface::is_up);
+        let found = found.collect::<Result<Vec<_>, _>>()?;
+        if let Some(path) = path
+            && found.iter().any(|interface| tap::is_named_like_one(&interface.name))
+        {
+            let reason = "another sandbox has its interfaces";
+            return Err(NetworkError::Refused { path: path.to_owned(), reason });
+        }
+        let wanted = found.into_iter().filter(Interface::is_up);
         let wanted = wanted.collect::<Vec<_>>();
         if let Some(interface) = wanted.get(limit) {
             let reason = format!(
@@ -101,8 +126,7 @@ impl Network {
         }
         let devices = taps.iter().map(|tap| Device { tap: tap.index, carries: None }).collect();
         let taps = taps.into_iter().map(|tap| tap.queues).collect();
-        let mut network =
-            Network { namespace, netlink, devices, told: Vec::new(), told_interfaces: Vec::new() };
+        let mut network = Network { namespace, netlink, devices, told: Told::default() };
         for interface in wanted {
             network.attach(interface)?;
         }
@@ -114,18 +138,17 @@ impl Network {
         self.devices.len()
     }
 
-    /// Looks at the namespace again. Returns what the guest has to be told, and what of the namespace cannot be
-    /// carried.
+    /// Looks at the namespace again.
     ///
     /// # Errors
     /// The kernel's.
-    fn look(&mut self) -> Result<(agent::Network, Vec<NetworkError>), NetworkError> {
+    fn look(&mut self) -> Result<Seen, NetworkError> {
         let mut refused = Vec::new();
         let mut found = Vec::new();
         for interface in list(&mut self.netlink)? {
             match interface {
-                Ok(interface)
-                    if self.devices.iter().any(|device| device.tap == interface.index) => {}
+                // Taps are not the pod's, whichever sandbox has made them.
+                Ok(interface) if tap::is_named_like_one(&interface.name) => {}
                 Ok(interface) => found.push(interface),
                 Err(error) => refused.push(error),
             }
@@ -142,43 +165,15 @@ impl Network {
                 refused.push(error);
             }
         }
-        let carried: HashSet<u32> = self.carried().map(|interface| interface.index).collect();
-        let messages = routing::list(&mut self.netlink, |index| carried.contains(&index))
+        let devices = self.devices.iter().filter_map(|device| device.carries.as_ref());
+        let carried = devices.map(|interface| (interface.index, interface)).collect();
+        let messages = routing::list(&mut self.netlink, &carried)
             .map_err(NetworkError::kernel("addresses and routes"))?;
-        let messages: Vec<Vec<u8>> = messages.into_iter().map(encode).collect();
-        let (old, new): (HashSet<_>, HashSet<_>) =
-            (self.told.iter().collect(), messages.iter().collect());
-        // What was made last goes first.
-        let removed = self.told.iter().rev().filter(|message| !new.contains(message));
-        let removed = removed.filter_map(|message| decode(message).ok());
-        let change = agent::Network {
-            interfaces: self.wire_interfaces(),
-            removed: removed.map(|message| encode(routing::inverse(message))).collect(),
-            added: messages.iter().filter(|message| !old.contains(message)).cloned().collect(),
-            ..Default::default()
-        };
-        Ok((change, refused))
-    }
-
-    /// Whether the guest has to be told of a change.
-    fn is_news(&self, change: &agent::Network) -> bool {
-        !change.removed.is_empty()
-            || !change.added.is_empty()
-            || change.interfaces != self.told_interfaces
-    }
-
-    /// Notes that the guest has carried out a change.
-    fn told(&mut self, change: agent::Network) {
-        let removed = change.removed.iter().filter_map(|message| decode(message).ok());
-        let removed: HashSet<_> =
-            removed.map(|message| encode(routing::inverse(message))).collect();
-        self.told.retain(|message| !removed.contains(message));
-        self.told.extend(change.added);
-        self.told_interfaces = change.interfaces;
-    }
-
-    fn carried(&self) -> impl Iterator<Item = &Interface> {
-        self.devices.iter().filter_map(|device| device.carries.as_ref())
+        let unread = self.netlink.unread().into_iter();
+        refused.extend(unread.map(NetworkError::kernel("something of the namespace is left out")));
+        let messages = messages.into_iter().map(encode).collect();
+        let told = Told { interfaces: self.wire_interfaces(), messages, doubtful: Vec::new() };
+        Ok(Seen { change: self.told.until(&told), told, refused })
     }
 
     fn wire_interfaces(&self) -> Vec<agent::Interface> {
@@ -193,6 +188,7 @@ impl Network {
                 address: interface.address.to_vec(),
                 mtu: interface.mtu,
                 flags: interface.flags,
+                accept_ra: interface.accept_ra,
                 ..Default::default()
             })
             .collect()
@@ -206,10 +202,12 @@ impl Network {
         };
         let (tap, index) = (device.tap, interface.index);
         let netlink = &mut self.netlink;
-        let joined = set_up(netlink, tap, interface.mtu)
-            .and_then(|()| redirect::connect(netlink, tap, index))
-            .and_then(|()| redirect::connect(netlink, index, tap));
+        // Up at last: what the guest sends is the pod's, and never the host's.
+        let joined = redirect::connect(netlink, tap, index)
+            .and_then(|()| redirect::connect(netlink, index, tap))
+            .and_then(|()| set_up(netlink, tap, interface.mtu));
         if let Err(error) = joined {
+            let _ = redirect::disconnect(netlink, index);
             let _ = redirect::disconnect(netlink, tap);
             return Err(refused(error.to_string()));
         }
@@ -232,9 +230,39 @@ impl Network {
     fn detach(&mut self, place: usize) {
         let device = &mut self.devices[place];
         if let Some(interface) = device.carries.take() {
+            let _ = set_flags(&mut self.netlink, device.tap, LinkFlags::empty());
             let _ = redirect::disconnect(&mut self.netlink, interface.index);
             let _ = redirect::disconnect(&mut self.netlink, device.tap);
         }
+    }
+}
+
+impl Told {
+    /// What leads from here to there.
+    fn until(&self, new: &Told) -> agent::Network {
+        let (old, kept): (HashSet<_>, HashSet<_>) =
+            (self.messages.iter().collect(), new.messages.iter().collect());
+        // What was made last goes first.
+        let gone = self.doubtful.iter().rev().chain(self.messages.iter().rev());
+        let gone = gone.filter(|message| !kept.contains(message));
+        let removed: Vec<_> =
+            gone.filter_map(|message| decode(message).ok()).map(routing::inverse).collect();
+        // With an address go others of its subnet, and routes and neighbours of its interface; with an interface that
+        // is brought down, its routes.
+        let more_goes = removed.iter().any(|message| matches!(message, Message::DelAddress(_)))
+            || self.interfaces != new.interfaces;
+        let added = new.messages.iter().filter(|message| more_goes || !old.contains(message));
+        agent::Network {
+            interfaces: new.interfaces.clone(),
+            removed: removed.into_iter().map(encode).collect(),
+            added: added.cloned().collect(),
+            ..Default::default()
+        }
+    }
+
+    /// Notes that the guest has refused some of what it was told last.
+    fn doubt(&mut self, refused: Told) {
+        self.doubtful = refused.messages;
     }
 }
 
@@ -254,7 +282,12 @@ impl Drop for Network {
 pub fn clean(path: &Path) {
     let Ok(namespace) = Namespace::open(path) else { return };
     let Ok(mut netlink) = namespace.inside(Netlink::open) else { return };
-    for interface in list(&mut netlink).unwrap_or_default().into_iter().flatten() {
+    let found: Vec<_> = list(&mut netlink).unwrap_or_default().into_iter().flatten().collect();
+    // Another sandbox has it by now: the dead one's taps have ended with its VMM.
+    if found.iter().any(|interface| tap::is_named_like_one(&interface.name)) {
+        return;
+    }
+    for interface in found {
         let _ = redirect::disconnect(&mut netlink, interface.index);
     }
 }
@@ -279,7 +312,13 @@ fn set_up(netlink: &mut Netlink, tap: u32, mtu: u32) -> std::io::Result<()> {
     link.attributes = vec![LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])])];
     // A host without IPv6 has nothing to refrain from.
     let _ = netlink.change(Message::SetLink(link.clone()), 0);
-    link.attributes.clear();
-    (link.header.flags, link.header.change_mask) = (LinkFlags::Up, LinkFlags::Up);
+    set_flags(netlink, tap, LinkFlags::Up)
+}
+
+/// Brings a tap up or down.
+fn set_flags(netlink: &mut Netlink, tap: u32, flags: LinkFlags) -> std::io::Result<()> {
+    let mut link = LinkMessage::default();
+    link.header.index = tap;
+    (link.header.flags, link.header.change_mask) = (flags, LinkFlags::Up);
     netlink.change(Message::SetLink(link), 0)
 }

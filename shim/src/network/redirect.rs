@@ -46,7 +46,7 @@ pub fn disconnect(netlink: &mut Netlink, from: u32) -> io::Result<()> {
     let removed = netlink.change(Message::DelTrafficFilter(filter(from)), 0);
     let mut others = filter(from);
     (others.header.info, others.attributes) = (0, Vec::new());
-    if netlink.dump(Message::GetTrafficFilter(others))?.is_empty() {
+    if netlink.dump(&Message::GetTrafficFilter(others))?.is_empty() {
         return netlink.change(Message::DelQueueDiscipline(qdisc(from)), 0);
     }
     removed

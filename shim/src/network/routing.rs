@@ -1,11 +1,11 @@
 //! What belongs to the interfaces of a pod's network namespace: addresses, neighbours, rules and routes, each as the
 //! message that makes it in another namespace.
 
+use std::collections::HashMap;
 use std::io;
 
 use bulkhead_protocols::netlink::{Netlink, visit_interfaces};
 use netlink_packet_core::Nla;
-use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
 };
@@ -16,6 +16,9 @@ use netlink_packet_route::route::{
     RouteAttribute, RouteFlags, RouteMessage, RouteNextHopFlags, RouteProtocol,
 };
 use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+
+use super::interface::Interface;
 
 /// The loopback interface has this number in every network namespace.
 pub const LOOPBACK: u32 = 1;
@@ -26,29 +29,30 @@ const TABLE_LOCAL: u32 = 255;
 /// Refers to an object of the host's; the route itself says the same. Not in the library.
 const RTA_NH_ID: u16 = 30;
 
-/// All that the interfaces have for which `carried` says so, in the order in which it can be made.
+/// All that these interfaces have, in the order in which it can be made.
 ///
 /// # Errors
 /// The kernel's.
-pub fn list(netlink: &mut Netlink, carried: impl Fn(u32) -> bool) -> io::Result<Vec<Message>> {
+pub fn list(netlink: &mut Netlink, carried: &HashMap<u32, &Interface>) -> io::Result<Vec<Message>> {
     let mut found = Vec::new();
-    for message in netlink.dump(Message::GetAddress(AddressMessage::default()))? {
+    for message in netlink.dump(&Message::GetAddress(AddressMessage::default()))? {
         if let Message::NewAddress(message) = message {
-            found.extend(address(message).map(Message::NewAddress));
+            let routers = carried.get(&message.header.index).is_some_and(|one| one.accept_ra);
+            found.extend(address(message, routers).map(Message::NewAddress));
         }
     }
-    for message in netlink.dump(Message::GetNeighbour(NeighbourMessage::default()))? {
+    for message in netlink.dump(&Message::GetNeighbour(NeighbourMessage::default()))? {
         if let Message::NewNeighbour(message) = message {
             found.extend(neighbour(message).map(Message::NewNeighbour));
         }
     }
-    for message in netlink.dump(Message::GetRule(RuleMessage::default()))? {
+    for message in netlink.dump(&Message::GetRule(RuleMessage::default()))? {
         if let Message::NewRule(message) = message {
             found.extend(rule(message).map(Message::NewRule));
         }
     }
     let mut routes = Vec::new();
-    for message in netlink.dump(Message::GetRoute(RouteMessage::default()))? {
+    for message in netlink.dump(&Message::GetRoute(RouteMessage::default()))? {
         if let Message::NewRoute(message) = message {
             routes.extend(route(message));
         }
@@ -58,30 +62,29 @@ pub fn list(netlink: &mut Netlink, carried: impl Fn(u32) -> bool) -> io::Result<
     found.extend(routes.into_iter().map(Message::NewRoute));
     found.retain_mut(|message| {
         let mut all = true;
-        visit_interfaces(message, &mut |index| all &= *index == LOOPBACK || carried(*index));
+        visit_interfaces(message, &mut |index| {
+            all &= *index == LOOPBACK || carried.contains_key(index)
+        });
         all
     });
     Ok(found)
 }
 
-/// The message that takes away what this one makes, or the other way round.
+/// The message that takes away what this one makes.
 pub fn inverse(message: Message) -> Message {
     match message {
         Message::NewAddress(message) => Message::DelAddress(message),
-        Message::DelAddress(message) => Message::NewAddress(message),
         Message::NewNeighbour(message) => Message::DelNeighbour(message),
-        Message::DelNeighbour(message) => Message::NewNeighbour(message),
         Message::NewRule(message) => Message::DelRule(message),
-        Message::DelRule(message) => Message::NewRule(message),
         Message::NewRoute(message) => Message::DelRoute(message),
-        Message::DelRoute(message) => Message::NewRoute(message),
         other => other,
     }
 }
 
 /// Lives as long as the host has it. It brings no route: the host's are all there, and the host may have taken the
-/// kernel's own away. That nobody else has it is for the host to find out.
-fn address(mut message: AddressMessage) -> Option<AddressMessage> {
+/// kernel's own away. That nobody else has it is for the host to find out. What comes of a router's word the guest has
+/// by itself, if it heeds `routers`.
+fn address(mut message: AddressMessage, routers: bool) -> Option<AddressMessage> {
     let mut flags = AddressFlags::empty();
     for attribute in &message.attributes {
         match attribute {
@@ -93,6 +96,10 @@ fn address(mut message: AddressMessage) -> Option<AddressMessage> {
             AddressAttribute::Flags(its) => flags = *its,
             _ => {}
         }
+    }
+    let lasting = flags.contains(AddressFlags::Permanent);
+    if routers && message.header.family == AddressFamily::Inet6 && !lasting {
+        return None;
     }
     flags &= AddressFlags::Homeaddress | AddressFlags::Mcautojoin;
     flags |= AddressFlags::Nodad | AddressFlags::Noprefixroute;
@@ -143,7 +150,10 @@ fn route(mut message: RouteMessage) -> Option<RouteMessage> {
     }
     let kernels = message.header.protocol == RouteProtocol::Kernel && on_loopback;
     let cached = message.header.flags.contains(RouteFlags::Cloned);
-    if table == TABLE_LOCAL || table == 0 || kernels || cached {
+    // The guest hears routers itself, and has no encapsulation; the library cannot write all that it reads of one.
+    let others = message.header.protocol == RouteProtocol::Ra
+        || message.attributes.iter().any(|attribute| matches!(attribute, RouteAttribute::Encap(_)));
+    if table == TABLE_LOCAL || table == 0 || kernels || cached || others {
         return None;
     }
     message.header.flags &= RouteFlags::Onlink;
@@ -187,7 +197,7 @@ mod tests {
             AddressAttribute::Address(ip),
             AddressAttribute::Flags(AddressFlags::Tentative | AddressFlags::Permanent),
         ];
-        let found = address(message).unwrap();
+        let found = address(message, false).unwrap();
         let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute;
         assert_eq!(
             found.attributes,
@@ -195,7 +205,12 @@ mod tests {
         );
         let mut message = AddressMessage::default();
         message.attributes = vec![AddressAttribute::Local("127.0.0.1".parse().unwrap())];
-        assert_eq!(address(message), None);
+        assert_eq!(address(message, false), None);
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet6;
+        message.attributes = vec![AddressAttribute::Flags(AddressFlags::Managetempaddr)];
+        assert_eq!(address(message.clone(), true), None);
+        assert!(address(message, false).is_some());
     }
 
     #[test]

@@ -11,8 +11,8 @@ use nix::errno::Errno;
 /// The device whose descriptors become taps.
 const TUN: &str = "/dev/net/tun";
 
-/// The kernel puts the first free number after it.
-const NAME: &[u8] = b"bulk%d";
+/// What the names of taps start with.
+const NAME: &str = "bulk";
 
 /// The largest MTU of a tap: 65,535 bytes and an Ethernet header is what fits.
 pub const MAX_MTU: u32 = 65_521;
@@ -41,8 +41,10 @@ impl Tap {
     pub fn new(queues: u32) -> io::Result<Self> {
         // SAFETY: zeros are a valid `ifreq`.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        for (to, from) in request.ifr_name.iter_mut().zip(NAME) {
-            *to = *from as libc::c_char;
+        // The kernel puts the first free number into it.
+        let pattern = NAME.bytes().chain(*b"%d");
+        for (to, from) in request.ifr_name.iter_mut().zip(pattern) {
+            *to = from as libc::c_char;
         }
         let many = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
         let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | many;
@@ -58,6 +60,12 @@ impl Tap {
         }
         Ok(Self { index, queues })
     }
+}
+
+/// Whether an interface is some sandbox's tap.
+pub fn is_named_like_one(name: &str) -> bool {
+    let number = name.strip_prefix(NAME).unwrap_or_default();
+    !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 fn queue(request: &mut libc::ifreq) -> io::Result<OwnedFd> {

@@ -148,25 +148,10 @@ pub async fn devices(
     info!(log, "hypervisor chosen: {selection}");
     let virtiofsd = config.files.virtiofsd()?;
     let mut spec = spec(config, &dir)?;
-    let (path, queues, limit) =
-        (pod.network.clone(), spec.network_queues(), selection.network_devices());
-    // It may be refused: nothing else has been done by then.
-    let network = spawn_blocking(move || Network::open(path.as_deref(), queues, limit)).await;
-    let joined = network.map_err(|_| SandboxError::Interrupted)??;
-    spec.network_devices = joined.network.devices();
-    let network = Arc::new(Following::new(joined.network, log)?);
-    let wires = Wires { taps: joined.taps, namespace: joined.namespace };
-    phases.stamp("network");
-
     directory::create(&dir).map_err(failed)?;
     let mut new = NewDirectory { path: dir.clone(), share: None, kept: false };
     let cgroup = join(&pod.cgroup, log);
     let console = Console::open(&spec.console, config.console_limit).map_err(failed)?;
-    let template = match origin {
-        Origin::Any => fitting(&selection, &config.state_dir, &spec, log),
-        Origin::Boot => None,
-        Origin::Template(template) => Some(template),
-    };
     // From here on whoever finds the directory knows whose it is.
     let mut record =
         Record::new(&identity.namespace, &identity.id, &identity.socket, &spec, &selection)
@@ -176,6 +161,22 @@ pub async fn devices(
     if let Err(error) = record.write(&dir) {
         warn!(log, "{error}");
     }
+    let (path, queues, limit) =
+        (pod.network.clone(), spec.network_queues(), selection.network_devices());
+    // Whoever finds the record finds what is left in the pod's namespace, too.
+    let network = spawn_blocking(move || Network::open(path.as_deref(), queues, limit)).await;
+    let joined = network.map_err(|_| SandboxError::Interrupted)??;
+    spec.network_devices = joined.network.devices();
+    let network = Arc::new(Following::new(joined.network, log)?);
+    let wires = Wires { taps: joined.taps, namespace: joined.namespace };
+    phases.stamp("network");
+
+    record.devices = spec.devices();
+    let template = match origin {
+        Origin::Any => fitting(&selection, &config.state_dir, &spec, log),
+        Origin::Boot => None,
+        Origin::Template(template) => Some(template),
+    };
     let share = new.share.insert(Share::create(&dir)?);
     phases.stamp("share");
     let virtiofsd = Virtiofsd {

@@ -71,7 +71,8 @@ impl Running {
 
     /// Returns when the guest's network is as the pod's is now.
     pub async fn settle_network(&self) {
-        self.parts.network.settle(&self.guest).await;
+        // What fails is logged, and tried again.
+        let _ = self.parts.network.settle(&self.guest).await;
     }
 
     /// Forgets the volumes of a container that is gone.

@@ -1,4 +1,4 @@
-//! cloud-hypervisor, v50 or later.
+//! cloud-hypervisor, v52 or later.
 
 mod api;
 mod command;
@@ -30,9 +30,9 @@ use events::Events;
 /// The process's name in records and messages.
 const ROLE: &str = "cloud-hypervisor";
 
-/// The first version that has every option that is used here, and takes descriptors for the API
-/// and the events.
-pub const OLDEST: Version = Version { major: 50, minor: 0 };
+/// The first version that has every option that is used here, and takes the descriptor of a tap that is in another
+/// network namespace.
+pub const OLDEST: Version = Version { major: 52, minor: 0 };
 
 /// Starts a VM. One that is woken from a template runs when this returns, or has ended.
 pub(super) async fn start(
@@ -135,7 +135,7 @@ mod tests {
         assert_eq!(
             judge(&program, ended).to_string(),
             "cloud-hypervisor ended with exit code 2: unexpected argument \
-             (this is version 40.0; 50.0 is the oldest that works)"
+             (this is version 40.0; 52.0 is the oldest that works)"
         );
     }
 

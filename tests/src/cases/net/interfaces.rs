@@ -234,6 +234,14 @@ fn follow(t: &Test<'_>) -> Outcome {
         pair.pod.sh(script)?;
         pair.await_equal(t, &container)?;
     }
+    // An address whose place another one takes: nothing else may go with it in the guest, if it stays on the host.
+    for script in [
+        "sysctl -qw net.ipv4.conf.eth0.promote_secondaries=1; ip addr add 10.9.0.3/24 dev eth0",
+        "ip addr del 10.9.0.2/24 dev eth0",
+    ] {
+        pair.pod.sh(script)?;
+        pair.await_equal(t, &container)?;
+    }
     container.sh("ping -c 1 -W 5 10.9.0.1")?;
     // A second network, which goes again, and a third.
     for name in ["net1", "net2"] {

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use k8s_cri::v1::{PodSandboxStatsRequest, PortMapping, Protocol};
+use k8s_cri::v1::{DnsConfig, PodSandboxStatsRequest, PortMapping, Protocol};
 
 use super::interfaces::Pair;
 use crate::bed::{Container, Test};
@@ -28,6 +28,11 @@ pub const CASES: &[Case] = &[
     Case::any("pods.addresses", "pods meet on the addresses that the node knows them by", pods),
     Case::any("pods.host_port", "a port of the node leads to its pod", host_port),
     Case::any("pods.policy", "what the node forbids between pods does not pass", policy),
+    Case::any(
+        "pods.service",
+        "services and their DNS are reached as the node translates them",
+        service,
+    ),
     Case::any("pods.nat", "the node's address translation takes a pod to the world", nat),
     Case::any("pods.statistics", "a pod's traffic is in its statistics", statistics),
 ];
@@ -255,6 +260,36 @@ fn policy(t: &Test<'_>) -> Outcome {
             format!("timeout 4 wget -q -O - http://{address}:8080/page 2> /dev/null || echo no");
         friend.container("client").start()?.prints(&page, "page\n")?;
         foe.container("client").start()?.prints(&page, "no\n")
+    })
+}
+
+/// What a node does for services: addresses that are nobody's lead to a pod, and to the node's DNS.
+fn service(t: &Test<'_>) -> Outcome {
+    t.on_own_node(|node| {
+        let server = t.pod_on(node).run()?;
+        server.container("server").script(SERVER).start()?.await_log("ready")?;
+        let address = server.address()?;
+        let network = network(node)?;
+        network.sh(&format!(
+            "nft add table ip services
+             nft add chain ip services pre '{{ type nat hook prerouting priority -100; }}'
+             nft add chain ip services post '{{ type nat hook postrouting priority 100; }}'
+             nft add rule ip services pre ip daddr 10.96.0.1 tcp dport 80 dnat to {address}:8080
+             nft add rule ip services pre ip daddr 10.96.0.53 udp dport 53 dnat to 10.88.0.1:53
+             nft add rule ip services post ct status dnat masquerade"
+        ))?;
+        let _dns = Server::start(
+            network,
+            "dnsmasq --no-daemon --conf-file=/dev/null --no-resolv --no-hosts --pid-file= --user=root \
+             --address=/web.example/10.96.0.1 2> /dev/null",
+        )?;
+        await_port(network, "u", 53)?;
+        let dns = DnsConfig { servers: vec!["10.96.0.53".to_owned()], ..DnsConfig::default() };
+        let pod = t.pod_on(node).with(|config| config.dns_config = Some(dns)).run()?;
+        let client = pod.container("client").start()?;
+        let seen = client.sh("nslookup web.example || true")?;
+        ensure!(seen.contains("10.96.0.1"), "{seen}");
+        client.prints("wget -q -O - http://10.96.0.1/page", "page\n")
     })
 }
 

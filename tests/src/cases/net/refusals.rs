@@ -17,6 +17,11 @@ pub const CASES: &[Case] = &[
     Case::bulkhead("net.no_ethernet", "an interface that is no Ethernet is named", no_ethernet),
     Case::bulkhead("net.stacked", "an interface on top of another one is named", stacked),
     Case::bulkhead("net.mtu", "an MTU that does not fit is named with what does", mtu),
+    Case::bulkhead(
+        "net.taken",
+        "a namespace that another sandbox has is refused, and that one goes on",
+        taken,
+    ),
     Case::bulkhead("net.hundred", "a hundred interfaces are refused", hundred),
 ];
 
@@ -64,6 +69,13 @@ fn mtu(t: &Test<'_>) -> Outcome {
     let pair = Pair::new()?;
     pair.pod.sh("ip link set eth0 mtu 65535")?;
     refused_there(t, &pair.pod, &["interface eth0", "its MTU is 65535; allowed are 68 to 65521"])
+}
+
+fn taken(t: &Test<'_>) -> Outcome {
+    let pair = Pair::new()?;
+    let container = pair.container(t)?;
+    refused_there(t, &pair.pod, &["another sandbox has its interfaces"])?;
+    container.sh("ping -c 1 -W 5 10.9.0.1").map(drop)
 }
 
 fn hundred(t: &Test<'_>) -> Outcome {
