@@ -311,7 +311,7 @@ fn set_up(netlink: &mut Netlink, tap: u32, mtu: u32) -> std::io::Result<()> {
     let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
     link.attributes = vec![LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])])];
     // A host without IPv6 has nothing to refrain from.
-    let _ = netlink.change(Message::SetLink(link.clone()), 0);
+    let _ = netlink.change(Message::SetLink(link), 0);
     set_flags(netlink, tap, LinkFlags::Up)
 }
 

@@ -63,7 +63,7 @@ pub fn list(netlink: &mut Netlink, carried: &HashMap<u32, &Interface>) -> io::Re
     found.retain_mut(|message| {
         let mut all = true;
         visit_interfaces(message, &mut |index| {
-            all &= *index == LOOPBACK || carried.contains_key(index)
+            all &= *index == LOOPBACK || carried.contains_key(index);
         });
         all
     });
