@@ -25,7 +25,7 @@ if ! command -v cloud-hypervisor >/dev/null; then
 elif grep -qwE 'vmx|svm' /proc/cpuinfo && [[ -w /dev/kvm ]]; then
     run "cloud-hypervisor, on this machine" "${bench[@]}" --hypervisor cloud-hypervisor
 else
-    run "cloud-hypervisor, in the test bed" tests/test-bed/boot.sh -t 2400 \
+    run "cloud-hypervisor, in the test bed" tests/test-bed/boot.sh -t 3600 \
         "${bench[@]}" --hypervisor cloud-hypervisor --scratch /bed --patience 6
 fi
 echo "[$(paste -sd, "$out/parts")]" >"$out/bench.json"
