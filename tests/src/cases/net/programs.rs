@@ -122,15 +122,19 @@ fn tc(t: &Test<'_>) -> Outcome {
 fn iperf(t: &Test<'_>) -> Outcome {
     let pair = Pair::new()?;
     let container = pair.container(t)?;
-    container.sh(
-        "iperf3 -s -D
-         for i in $(seq 100); do grep -q ':1451 .* 0A ' /proc/net/tcp6 && exit; sleep 0.1; done; exit 1",
-    )?;
-    for direction in ["", "-R"] {
-        let seen = pair.peer.sh(&format!("iperf3 -c 10.9.0.2 -t 1 -J {direction}"))?;
-        let seen: serde_json::Value = serde_json::from_str(&seen)?;
+    // A server of its own for each: one that has just ended a test may refuse the next.
+    for (port, direction) in [(5201, ""), (5202, "-R")] {
+        container.sh(&format!(
+            "iperf3 -s -D -p {port}
+             for i in $(seq 100); do
+                 grep -q ':{port:04X} .* 0A ' /proc/net/tcp6 && exit; sleep 0.1
+             done
+             exit 1"
+        ))?;
+        let client = format!("iperf3 -c 10.9.0.2 -p {port} -t 1 -J {direction} || true");
+        let seen: serde_json::Value = serde_json::from_str(&pair.peer.sh(&client)?)?;
         let rate = seen["end"]["sum_received"]["bits_per_second"].as_f64().unwrap_or_default();
-        ensure!(rate as u64 > 1_000_000, "{rate} bits a second");
+        ensure!(rate as u64 > 1_000_000, "{rate} bits a second: {}", seen["error"]);
     }
     Ok(())
 }
