@@ -21,6 +21,7 @@ mod stdio;
 mod streams;
 mod sys;
 mod template;
+mod virtio;
 
 use std::process::ExitCode;
 

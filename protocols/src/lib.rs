@@ -76,6 +76,12 @@ pub const fn device_address(number: u8) -> [u8; 6] {
     [0x02, b'b', b'u', b'l', b'k', number]
 }
 
+/// A hardware address as people and sysfs write it.
+#[must_use]
+pub fn address_text(address: [u8; 6]) -> String {
+    address.map(|byte| format!("{byte:02x}")).join(":")
+}
+
 /// The link by which the kubelet switches a volume's content at once (its AtomicWriter).
 pub const VOLUME_DATA: &str = "..data";
 

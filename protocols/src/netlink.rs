@@ -6,11 +6,21 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
+};
 use netlink_packet_route::route::RouteAttribute;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
 pub use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+
+/// The loopback interface has this number in every network namespace.
+pub const LOOPBACK: u32 = 1;
+
+/// Flags that an interface of a guest has from the pod's on the host.
+pub const CARRIED_FLAGS: LinkFlags =
+    LinkFlags::Up.union(LinkFlags::Noarp).union(LinkFlags::Allmulti);
 
 /// Length of netlink's own header, in bytes.
 const HEADER: usize = 16;
@@ -23,6 +33,17 @@ const ATTEMPTS: usize = 10;
 
 /// More than the kernel puts into one datagram, in bytes.
 const DATAGRAM: usize = 64 << 10;
+
+/// The message that keeps an interface from making up an IPv6 address. Without IPv6 the kernel refuses it, and there is
+/// nothing to refrain from.
+#[must_use]
+pub fn make_up_no_address(index: u32) -> RouteNetlinkMessage {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    link.attributes = vec![LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])])];
+    RouteNetlinkMessage::SetLink(link)
+}
 
 /// A way to ask the kernel about the network namespace in which it was opened.
 #[derive(Debug)]

@@ -3,15 +3,14 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use bulkhead_protocols::device_address;
+use bulkhead_protocols::{address_text, device_address};
 
-/// The driver of virtio's network devices, as sysfs has it.
-const DRIVER: &str = "/sys/bus/virtio/drivers/virtio_net";
+use crate::virtio::{self, Driver};
 
-/// Where sysfs has the devices.
-const DEVICES: &str = "/sys/bus/virtio/devices";
+/// The driver of virtio's network devices.
+const DRIVER: Driver = Driver("virtio_net");
 
 /// A device by its name on the bus.
 pub struct Device(String);
@@ -24,9 +23,8 @@ impl fmt::Display for Device {
 
 /// The devices that the VM came with, by their numbers.
 pub fn list() -> Vec<(u32, Device)> {
-    let entries = fs::read_dir(DRIVER).into_iter().flatten().flatten();
-    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    let devices = names.filter(|name| name.starts_with("virtio")).map(Device);
+    // A kernel without the driver has none.
+    let devices = DRIVER.devices().unwrap_or_default().into_iter().map(Device);
     devices.filter_map(|device| Some((device.number()?, device))).collect()
 }
 
@@ -39,7 +37,7 @@ impl Device {
 
     /// Where sysfs has its interface.
     fn interface(&self) -> io::Result<PathBuf> {
-        let mut interfaces = fs::read_dir(Path::new(DEVICES).join(&self.0).join("net"))?;
+        let mut interfaces = fs::read_dir(virtio::device(&self.0).join("net"))?;
         interfaces
             .next()
             .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?
@@ -48,21 +46,20 @@ impl Device {
 
     /// Makes its interface; returns the interface's number.
     pub fn bind(&self) -> io::Result<u32> {
-        fs::write(Path::new(DRIVER).join("bind"), &self.0)?;
+        DRIVER.bind(&self.0)?;
         let index = fs::read_to_string(self.interface()?.join("ifindex"))?;
         index.trim().parse().map_err(io::Error::other)
     }
 
     /// Takes its interface away.
     pub fn unbind(&self) -> io::Result<()> {
-        fs::write(Path::new(DRIVER).join("unbind"), &self.0)
+        DRIVER.unbind(&self.0)
     }
 }
 
 fn number(address: &str) -> Option<u32> {
     let number = u8::from_str_radix(address.get(15..)?, 16).ok()?;
-    let ours = device_address(number).map(|byte| format!("{byte:02x}")).join(":");
-    (ours == address).then_some(number.into())
+    (address_text(device_address(number)) == address).then_some(number.into())
 }
 
 #[cfg(test)]

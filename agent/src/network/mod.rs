@@ -11,24 +11,17 @@ use std::io;
 
 use bulkhead_protocols::agent;
 use bulkhead_protocols::netlink::{
-    NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink, decode, visit_interfaces,
+    CARRIED_FLAGS, LOOPBACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink,
+    decode, make_up_no_address, visit_interfaces,
 };
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::address::AddressAttribute;
-use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
-};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute};
 use nix::errno::Errno;
 
 use self::device::Device;
 use crate::error::{Error, Result};
-
-/// The loopback interface has this number here and on the host.
-const LOOPBACK: u32 = 1;
-
-/// Flags that an interface has from the host.
-const FLAGS: LinkFlags = LinkFlags::Up.union(LinkFlags::Noarp).union(LinkFlags::Allmulti);
 
 /// The guest's network devices.
 pub struct Network {
@@ -206,14 +199,11 @@ fn configure(netlink: &mut Netlink, index: u32, interface: &agent::Interface) ->
         LinkAttribute::Mtu(interface.mtu),
     ];
     netlink.change(Message::SetLink(link.clone()), 0)?;
-    // Without IPv6 there is nothing to refrain from.
-    let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
-    link.attributes = vec![LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])])];
-    let _ = netlink.change(Message::SetLink(link.clone()), 0);
+    let _ = netlink.change(make_up_no_address(index), 0);
     let accept = if interface.accept_ra { "1" } else { "0" };
     let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{}/accept_ra", interface.name), accept);
     link.attributes.clear();
-    link.header.flags = LinkFlags::from_bits_retain(interface.flags) & FLAGS;
-    link.header.change_mask = FLAGS;
+    link.header.flags = LinkFlags::from_bits_retain(interface.flags) & CARRIED_FLAGS;
+    link.header.change_mask = CARRIED_FLAGS;
     netlink.change(Message::SetLink(link), 0)
 }

@@ -117,7 +117,7 @@ impl Following {
                 let told = guest.call(call).await.map_err(|error| error.to_string());
                 match &told {
                     Ok(_) => network.told = seen.told,
-                    Err(_) => network.told.doubt(seen.told),
+                    Err(_) => network.told.doubtful = seen.told.messages,
                 }
                 told.map(drop)
             }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use bulkhead_protocols::netlink::Netlink;
+use bulkhead_protocols::netlink::{CARRIED_FLAGS, Netlink};
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
@@ -11,9 +11,6 @@ use netlink_packet_route::link::{
 
 use super::NetworkError;
 use super::tap::{MAX_MTU, MIN_MTU};
-
-/// Flags that the guest's interface has from the pod's.
-const FLAGS: LinkFlags = LinkFlags::Up.union(LinkFlags::Noarp).union(LinkFlags::Allmulti);
 
 /// An interface that a network device of the guest can carry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,7 +57,7 @@ fn interface(link: &LinkMessage) -> Result<Option<Interface>, NetworkError> {
         name: String::new(),
         address: [0; 6],
         mtu: 0,
-        flags: (link.header.flags & FLAGS).bits(),
+        flags: (link.header.flags & CARRIED_FLAGS).bits(),
         accept_ra: false,
     };
     let (mut kind, mut below, mut elsewhere, mut address) = (None, None, false, &[][..]);

@@ -19,11 +19,9 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use bulkhead_protocols::agent;
-use bulkhead_protocols::netlink::{Netlink, decode, encode};
+use bulkhead_protocols::netlink::{Netlink, decode, encode, make_up_no_address};
 use netlink_packet_route::RouteNetlinkMessage as Message;
-use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
-};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 
 pub use error::NetworkError;
 pub use follow::Following;
@@ -259,11 +257,6 @@ impl Told {
             ..Default::default()
         }
     }
-
-    /// Notes that the guest has refused some of what it was told last.
-    fn doubt(&mut self, refused: Told) {
-        self.doubtful = refused.messages;
-    }
 }
 
 impl Drop for Network {
@@ -306,12 +299,7 @@ fn set_mtu(netlink: &mut Netlink, tap: u32, mtu: u32) -> std::io::Result<()> {
 /// Brings a tap up. The host has no business on it: no address, and nothing to say.
 fn set_up(netlink: &mut Netlink, tap: u32, mtu: u32) -> std::io::Result<()> {
     set_mtu(netlink, tap, mtu)?;
-    let mut link = LinkMessage::default();
-    link.header.index = tap;
-    let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
-    link.attributes = vec![LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])])];
-    // A host without IPv6 has nothing to refrain from.
-    let _ = netlink.change(Message::SetLink(link), 0);
+    let _ = netlink.change(make_up_no_address(tap), 0);
     set_flags(netlink, tap, LinkFlags::Up)
 }
 

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 
-use bulkhead_protocols::netlink::{Netlink, visit_interfaces};
+use bulkhead_protocols::netlink::{LOOPBACK, Netlink, visit_interfaces};
 use netlink_packet_core::Nla;
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
@@ -19,9 +19,6 @@ use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
 use super::interface::Interface;
-
-/// The loopback interface has this number in every network namespace.
-pub const LOOPBACK: u32 = 1;
 
 /// The table of a namespace's own addresses, which the kernel keeps (rtnetlink(7)).
 const TABLE_LOCAL: u32 = 255;

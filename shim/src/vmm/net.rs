@@ -12,11 +12,6 @@ pub struct Wires {
     pub namespace: OwnedFd,
 }
 
-/// An Ethernet address as people write it.
-pub(super) fn text(address: [u8; 6]) -> String {
-    address.map(|byte| format!("{byte:02x}")).join(":")
-}
-
 /// Numbers with something between them.
 pub(super) fn list<T: Display>(numbers: &[T], between: &str) -> String {
     numbers.iter().map(T::to_string).collect::<Vec<_>>().join(between)

@@ -4,9 +4,9 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::Path;
 
-use bulkhead_protocols::device_address;
+use bulkhead_protocols::{address_text, device_address};
 
-use crate::vmm::net::{list, text};
+use crate::vmm::net::list;
 use crate::vmm::{KERNEL_PARAMS, VmSpec, memory};
 
 /// The guest's context id. It is the VMM's own affair: two VMs may have the same.
@@ -96,7 +96,7 @@ fn own(inherited: &Inherited) -> [OsString; 6] {
 
 /// A network device. A queue is one way.
 fn network(number: u8, queues: &[RawFd]) -> String {
-    let address = text(device_address(number));
+    let address = address_text(device_address(number));
     let (fds, ways) = (list(queues, ","), 2 * queues.len());
     format!("id=net{number},mac={address},num_queues={ways},fd=[{fds}]")
 }

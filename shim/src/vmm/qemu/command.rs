@@ -5,10 +5,10 @@ use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-use bulkhead_protocols::device_address;
+use bulkhead_protocols::{address_text, device_address};
 
 use crate::config::QemuMachine;
-use crate::vmm::net::{list, text};
+use crate::vmm::net::list;
 use crate::vmm::{Accel, KERNEL_PARAMS, VmSpec, memory};
 
 /// The descriptors that QEMU inherits.
@@ -100,7 +100,7 @@ pub(super) fn arguments(spec: &VmSpec, platform: Platform, inherited: &Inherited
 
 /// A network device. It brings no program for its own boot.
 fn network(machine: QemuMachine, number: u8, queues: usize) -> String {
-    let address = text(device_address(number));
+    let address = address_text(device_address(number));
     let (device, rom) = match machine {
         QemuMachine::Microvm => ("virtio-net-device", ""),
         QemuMachine::Q35 => ("virtio-net-pci", ",romfile="),
