@@ -23,7 +23,7 @@ flock 8
 packages=(
     bc binutils bison flex gcc libc6-dev libelf-dev make perl xz-utils
     libcap-ng-dev libseccomp-dev pkg-config zlib1g-dev
-    busybox-static cpio e2fsprogs iproute2 kmod qemu-system-x86
+    btrfs-progs busybox-static cpio e2fsprogs iproute2 kmod qemu-system-x86 xfsprogs
     protobuf-compiler
     curl dnsmasq-base ethtool iperf3 iptables iputils-ping netcat-openbsd nftables wireguard-tools wrk
 )

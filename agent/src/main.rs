@@ -5,6 +5,7 @@ mod boot;
 mod cgroup;
 mod container;
 mod diagnostics;
+mod disk;
 mod error;
 mod events;
 mod kmsg;

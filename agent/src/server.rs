@@ -28,7 +28,7 @@ use crate::events::Events;
 use crate::network::Network;
 use crate::output::LARGEST_PACKET;
 use crate::reaper::Reaper;
-use crate::sandbox::{Shared, forward, volume};
+use crate::sandbox::{forward, volume};
 use crate::stamps::Stamps;
 use crate::streams::Streams;
 use crate::sys::lock;
@@ -75,7 +75,7 @@ pub async fn run(stamps: Arc<Stamps>) -> Result<(), Error> {
         streams: Arc::new(Streams::new()),
         watcher: Arc::clone(&watcher),
         containers: Containers::default(),
-        shared: Shared::default(),
+        shared: Arc::default(),
     });
     tokio::spawn(Arc::clone(&guest.reaper).run(signals));
     tokio::spawn(Arc::clone(&guest.streams).run(listener));

@@ -11,6 +11,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
 
+use crate::disk;
 use crate::error::{Error, Result};
 
 /// Does what the request asks for, in the order of its fields.
@@ -91,17 +92,19 @@ pub fn mount_one(entry: &Mount) -> Result<()> {
     }
     fs::create_dir_all(&entry.target)
         .map_err(|error| Error::io(format_args!("cannot make {}", entry.target), error))?;
+    let failed = |error: io::Error| {
+        let (source, target) = (&entry.source, &entry.target);
+        Error::io(format_args!("cannot mount {source} on {target}"), error)
+    };
+    let source = disk::node(&entry.source).map_err(failed)?;
     mount(
-        Some(entry.source.as_str()),
+        Some(&source),
         entry.target.as_str(),
         Some(entry.fstype.as_str()),
         MsFlags::empty(),
         Some(entry.options.join(",").as_str()),
     )
-    .map_err(|error| {
-        let (source, target) = (&entry.source, &entry.target);
-        Error::io(format_args!("cannot mount {source} on {target}"), error)
-    })
+    .map_err(|error| failed(error.into()))
 }
 
 /// Writes a kernel parameter under /proc/sys. Dots or slashes separate the parts of its name; where

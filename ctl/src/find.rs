@@ -78,6 +78,7 @@ pub mod tests {
             api: None,
             devices: vec!["vsock on /v".to_owned()],
             network: None,
+            scratch: None,
             cgroups: Vec::new(),
             phases: Vec::new(),
         };

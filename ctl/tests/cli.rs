@@ -63,6 +63,7 @@ impl Host {
             api: None,
             devices: Vec::new(),
             network: None,
+            scratch: None,
             cgroups: Vec::new(),
             phases: Vec::new(),
         };

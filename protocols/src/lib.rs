@@ -91,6 +91,18 @@ pub const SHARED_DIR: &str = "/run/bulkhead/shared";
 /// Where the guest has its copies of volumes, in a directory for each container.
 pub const VOLUMES_DIR: &str = "/run/bulkhead/volumes";
 
+/// The serial number of the sandbox's scratch disk.
+pub const SCRATCH_SERIAL: &str = "scratch";
+
+/// Where the guest has its scratch disk, once a container needs it.
+pub const SCRATCH_DIR: &str = "/run/bulkhead/scratch";
+
+/// Where the guest has root file systems that it has put together itself, in a directory for each container.
+pub const ROOTFS_DIR: &str = "/run/bulkhead/rootfs";
+
+/// What a disk's serial number follows in the name of a device that a [`Mount`](agent::Mount) has as its source.
+pub const DISK_BY_SERIAL: &str = "/dev/disk/by-id/virtio-";
+
 /// The tag of the sandbox's virtiofs share.
 pub const SHARE_TAG: &str = "share";
 

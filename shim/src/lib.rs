@@ -15,6 +15,7 @@ pub mod process;
 pub mod record;
 pub mod sandbox;
 pub mod service;
+mod sparse;
 pub mod storage;
 mod sys;
 pub mod version;

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::command::{self, Finished, Input};
-use crate::containerd::{Containerd, Role};
+use crate::containerd::{Containerd, NAMESPACE, Role};
 use crate::cri::ledger::Ledger;
 use crate::cri::node::Node;
 use crate::cri::pod::PodPlan;
@@ -288,7 +288,9 @@ impl<'a> Test<'a> {
             .remove();
         }
         made.iter().try_for_each(|id| {
-            leftovers::none(id, &[self.bed.containerd.bundle(id)], self.deadline(15))
+            let node = &self.bed.containerd;
+            let paths = [node.bundle(id), product::disk(node.dir(), NAMESPACE, id)];
+            leftovers::none(id, &paths, self.deadline(15))
         })?;
         if !self.pods.has_begun() {
             return Ok(());

@@ -22,14 +22,25 @@ pub fn config(options: &Options, dir: &Path) -> String {
     let guest = options.target.join("guest");
     format!(
         "hypervisor = {:?}\nkernel = {:?}\ninitramfs = {:?}\nstate_dir = {:?}\n\
-         agent_timeout = {}\n",
+         scratch_dir = {:?}\nscratch_size = \"512MiB\"\nagent_timeout = {}\n",
         options.hypervisor,
         guest.join("vmlinux"),
         guest.join("initramfs.cpio"),
         state_dir(dir),
+        disk_dir(dir),
         // A guest takes its time on a slow machine too; the key allows 600 seconds at most.
         (60 * options.patience).min(600),
     )
+}
+
+/// Where the shims of a containerd in `dir` keep scratch disks.
+pub fn disk_dir(dir: &Path) -> PathBuf {
+    dir.join("disks")
+}
+
+/// The scratch disk of a sandbox.
+pub fn disk(dir: &Path, namespace: &str, id: &str) -> PathBuf {
+    disk_dir(dir).join(format!("{namespace}.{id}.disk"))
 }
 
 /// Where the shims of a containerd in `dir` keep their sandboxes.

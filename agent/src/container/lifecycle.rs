@@ -35,7 +35,7 @@ pub struct Guest {
     /// What there is.
     pub containers: Containers,
     /// What they share.
-    pub shared: Shared,
+    pub shared: Arc<Shared>,
 }
 
 impl Guest {
@@ -60,10 +60,14 @@ impl Guest {
         container: &Arc<Container>,
         request: CreateRequest,
     ) -> Result<u32> {
-        self.shared.mount(&request.mounts)?;
-        let (volumes, submounts) = (request.volumes, request.submounts);
+        let (shared, own) = (Arc::clone(&self.shared), Arc::clone(container));
+        let (mounts, directories) = (request.mounts, request.directories);
+        let (own_mounts, volumes) = (request.own_mounts, request.volumes);
+        let submounts = request.submounts;
         aside(move || {
+            shared.mount(&mounts)?;
             volume::enter(&submounts);
+            own.ground.make(&directories, &own_mounts)?;
             volumes.iter().try_for_each(volume::copy)
         })
         .await?;

@@ -2,6 +2,7 @@
 
 mod console;
 mod explain;
+mod ground;
 mod helper;
 mod id;
 mod lifecycle;
@@ -17,6 +18,7 @@ use std::sync::{Arc, Weak};
 use bulkhead_protocols::VOLUMES_DIR;
 use nix::errno::Errno;
 
+use self::ground::Ground;
 pub use self::lifecycle::{Guest, aside};
 pub use self::process::Process;
 pub use self::table::Containers;
@@ -34,6 +36,7 @@ pub const STATES: &str = "/run/bulkhead/oci";
 pub struct Container {
     id: String,
     cgroup: Cgroup,
+    ground: Ground,
     /// How many of its processes the OOM killer has ended, as far as the host was told.
     oom_kills: AtomicU64,
     paused: AtomicBool,
@@ -44,6 +47,7 @@ impl Container {
         Self {
             id: id.to_owned(),
             cgroup: Cgroup::of_container(id),
+            ground: Ground::default(),
             oom_kills: AtomicU64::new(0),
             paused: AtomicBool::new(false),
         }
@@ -133,6 +137,7 @@ impl Container {
 
     /// Removes what the container has left in the agent's directories.
     fn remove_files(&self) {
+        self.ground.clear();
         let volumes = Path::new(VOLUMES_DIR).join(&self.id);
         for directory in [self.state(), self.bundle(), volumes] {
             match fs::remove_dir_all(&directory) {

@@ -3,6 +3,10 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use serde::Deserialize;
+use serde::de::IntoDeserializer;
+use serde::de::value::{Error, StrDeserializer};
+
 use super::file::File;
 use super::number::{Count, Size};
 use super::{Config, ConfigError, validate};
@@ -14,7 +18,8 @@ const PREFIX: &str = "io.bulkhead.";
 const PLACE: &str = "annotation io.bulkhead";
 
 /// Those that are known.
-const KNOWN: &str = "io.bulkhead.vcpus and io.bulkhead.memory";
+const KNOWN: &str = "io.bulkhead.vcpus, io.bulkhead.memory, io.bulkhead.rootfs_upper, io.bulkhead.scratch_size, \
+     io.bulkhead.scratch_filesystem and io.bulkhead.scratch_paths";
 
 impl Config {
     /// The configuration as these annotations change it, within the limits of the same keys.
@@ -42,8 +47,25 @@ impl Config {
                 }
                 "memory" => {
                     let size = Size::parse(value);
-                    let size = size.ok_or_else(|| refused("memory", Size::EXPECTED))?;
-                    said.memory = Some(size);
+                    said.memory = Some(size.ok_or_else(|| refused("memory", Size::EXPECTED))?);
+                }
+                "scratch_size" => {
+                    let size = Size::parse(value);
+                    let size = size.ok_or_else(|| refused("scratch_size", Size::EXPECTED))?;
+                    said.scratch_size = Some(size);
+                }
+                "scratch_filesystem" => {
+                    let chosen = choice(value);
+                    said.scratch_filesystem =
+                        Some(chosen.map_err(|error| refused("scratch_filesystem", &error))?);
+                }
+                "scratch_paths" => {
+                    said.scratch_paths = Some(value.split(',').map(Into::into).collect());
+                }
+                "rootfs_upper" => {
+                    let chosen = choice(value);
+                    said.rootfs_upper =
+                        Some(chosen.map_err(|error| refused("rootfs_upper", &error))?);
                 }
                 _ => {
                     return Err(ConfigError::Value {
@@ -60,8 +82,17 @@ impl Config {
     }
 }
 
+/// One of the words that the same key of a file takes.
+fn choice<'a, T: Deserialize<'a>>(value: &'a str) -> Result<T, String> {
+    let word: StrDeserializer<'_, Error> = value.into_deserializer();
+    T::deserialize(word).map_err(|error| error.to_string())
+}
+
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
+    use super::super::{Filesystem, Upper};
     use super::*;
 
     fn with(list: &[(&str, &str)]) -> Result<Config, String> {
@@ -79,6 +110,32 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_says_what_its_scratch_disk_is() {
+        let said = [
+            ("io.bulkhead.scratch_size", "1GiB"),
+            ("io.bulkhead.scratch_filesystem", "xfs"),
+            ("io.bulkhead.scratch_paths", "/var/lib/docker,/var/lib/containers"),
+            ("io.bulkhead.rootfs_upper", "guest"),
+        ];
+        let config = with(&said).unwrap();
+        assert_eq!(config.scratch.size, 1 << 30);
+        assert_eq!(config.scratch.filesystem, Filesystem::Xfs);
+        assert_eq!(
+            config.scratch.paths,
+            ["/var/lib/docker", "/var/lib/containers"].map(PathBuf::from)
+        );
+        assert_eq!(config.rootfs_upper, Upper::Guest);
+        let error =
+            with(&[("io.bulkhead.scratch_size", "0"), ("io.bulkhead.rootfs_upper", "guest")]);
+        assert!(error.unwrap_err().ends_with("a disk, and scratch_size is 0"));
+        let error = with(&[
+            ("io.bulkhead.scratch_size", "64MiB"),
+            ("io.bulkhead.scratch_filesystem", "xfs"),
+        ]);
+        assert!(error.unwrap_err().contains("from 300MiB (xfs)"));
+    }
+
+    #[test]
     fn what_is_not_allowed_is_named() {
         for (name, value, text) in [
             ("io.bulkhead.vcpus", "1000", "vcpus = 1000 is not allowed: a number from 1 to 64"),
@@ -89,7 +146,17 @@ mod tests {
                 "memory = 1KiB is not allowed: a size from 64MiB to 1024GiB",
             ),
             ("io.bulkhead.memory", "lots", "units KiB, MiB, GiB"),
-            ("io.bulkhead.kernel", "/k", "io.bulkhead.vcpus and io.bulkhead.memory"),
+            ("io.bulkhead.kernel", "/k", "io.bulkhead.vcpus, io.bulkhead.memory, "),
+            (
+                "io.bulkhead.scratch_size",
+                "1MiB",
+                "a multiple of 1MiB from 16MiB (ext4) to 16384GiB",
+            ),
+            ("io.bulkhead.scratch_size", "big", "units KiB, MiB, GiB"),
+            ("io.bulkhead.scratch_filesystem", "fat", "expected one of `ext4`, `xfs`, `btrfs`"),
+            ("io.bulkhead.scratch_paths", "/a,b", "absolute paths of directories"),
+            ("io.bulkhead.scratch_paths", "", "absolute paths of directories"),
+            ("io.bulkhead.rootfs_upper", "here", "expected `host` or `guest`"),
         ] {
             let error = with(&[(name, value)]).unwrap_err();
             assert!(error.contains(text), "{error}");

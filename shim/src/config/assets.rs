@@ -67,8 +67,17 @@ impl Files {
     }
 }
 
+/// The program of this name that makes a scratch disk's file system.
+///
+/// # Errors
+/// [`AssetError`]
+pub fn mkfs(name: &'static str) -> Result<PathBuf, AssetError> {
+    program("scratch_filesystem", name, &None)
+}
+
 /// Where distributions put programs that are not for people to call, besides PATH.
-const EXTRA_PROGRAM_DIRS: [&str; 3] = ["/usr/local/bin", "/usr/libexec", "/usr/lib/qemu"];
+const EXTRA_PROGRAM_DIRS: [&str; 4] =
+    ["/usr/local/bin", "/usr/libexec", "/usr/lib/qemu", "/usr/sbin"];
 
 fn program_dirs() -> Vec<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
@@ -208,7 +217,7 @@ mod tests {
     #[test]
     fn relative_parts_of_path_are_left_out() {
         let dirs = dirs_of_path(OsStr::new(".:/usr/bin::bin:/usr/local/bin"));
-        let expected = ["/usr/bin", "/usr/local/bin", "/usr/libexec", "/usr/lib/qemu"];
+        let expected = ["/usr/bin", "/usr/local/bin", "/usr/libexec", "/usr/lib/qemu", "/usr/sbin"];
         assert_eq!(dirs, expected.map(PathBuf::from));
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::number::{Count, Size};
-use super::{CacheMode, ConfigError, Hypervisor, LogLevel, QemuMachine};
+use super::{CacheMode, ConfigError, Filesystem, Hypervisor, LogLevel, QemuMachine, Upper};
 
 /// Every key; all of them may be left out.
 #[derive(Debug, Default, Deserialize)]
@@ -27,6 +27,11 @@ pub(super) struct File {
     pub(super) console_limit: Option<Size>,
     pub(super) virtiofsd_cache: Option<CacheMode>,
     pub(super) virtiofsd_threads: Option<Count>,
+    pub(super) scratch_size: Option<Size>,
+    pub(super) scratch_filesystem: Option<Filesystem>,
+    pub(super) scratch_paths: Option<Vec<PathBuf>>,
+    pub(super) scratch_dir: Option<PathBuf>,
+    pub(super) rootfs_upper: Option<Upper>,
     pub(super) state_dir: Option<PathBuf>,
     pub(super) log_level: Option<LogLevel>,
 }

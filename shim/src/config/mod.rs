@@ -5,6 +5,7 @@ mod assets;
 mod error;
 mod file;
 mod number;
+mod scratch;
 mod validate;
 
 use std::env;
@@ -15,8 +16,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use assets::Files;
+pub use assets::{Files, mkfs};
 pub use error::{AssetError, ConfigError};
+pub use number::show;
+pub use scratch::{Filesystem, Scratch};
 
 /// The file that is read where the environment names no other; it may be missing.
 pub const DEFAULT_FILE: &str = "/etc/bulkhead/config.toml";
@@ -54,6 +57,10 @@ pub struct Config {
     pub virtiofsd_cache: CacheMode,
     /// Threads of virtiofsd's pool; none: the queue's own thread does all.
     pub virtiofsd_threads: u32,
+    /// The disk that a sandbox has for as long as it lives.
+    pub scratch: Scratch,
+    /// Where what a container writes to its root file system goes.
+    pub rootfs_upper: Upper,
     /// Where sandboxes keep their directories.
     pub state_dir: PathBuf,
     /// Which log lines are written.
@@ -75,6 +82,8 @@ impl Default for Config {
             console_limit: 256 << 10,
             virtiofsd_cache: CacheMode::Auto,
             virtiofsd_threads: 0,
+            scratch: Scratch::default(),
+            rootfs_upper: Upper::Host,
             state_dir: PathBuf::from("/run/bulkhead"),
             log_level: LogLevel::Info,
         }
@@ -128,6 +137,16 @@ impl CacheMode {
             CacheMode::Metadata => "metadata",
         }
     }
+}
+
+/// Where what a container writes to its root file system goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Upper {
+    /// To where the snapshotter has it.
+    Host,
+    /// To the scratch disk: it is gone with the container.
+    Guest,
 }
 
 /// The least important lines that are still logged.
@@ -293,6 +312,6 @@ mod tests {
         assert!(files.qemu.is_some() && files.cloud_hypervisor.is_some());
         assert!(files.virtiofsd.is_some() && files.vhost_device_vsock.is_some());
         let keys = text.lines().filter(|line| line.starts_with('#') && line.contains(" = "));
-        assert_eq!(keys.filter(|line| !line.starts_with("# ")).count(), 18);
+        assert_eq!(keys.filter(|line| !line.starts_with("# ")).count(), 23);
     }
 }

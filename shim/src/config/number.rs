@@ -88,7 +88,7 @@ fn parse(text: &str) -> Option<u64> {
 }
 
 /// A size in the largest unit that shows it without a fraction.
-pub(super) fn show(bytes: u64) -> String {
+pub fn show(bytes: u64) -> String {
     for (shift, unit) in [(30, "GiB"), (20, "MiB"), (10, "KiB")] {
         if bytes >= 1 << shift && bytes.trailing_zeros() >= shift {
             return format!("{}{unit}", bytes >> shift);

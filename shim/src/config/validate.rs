@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::file::File;
 use super::number::{Count, show};
-use super::{Config, ConfigError};
+use super::scratch::is_directory;
+use super::{Config, ConfigError, Scratch, Upper};
 
 /// How many vCPUs a guest may have.
 const VCPUS: (u32, u32) = (1, 64);
@@ -20,6 +21,12 @@ const AGENT_TIMEOUT: (u32, u32) = (1, 600);
 const CONSOLE_LIMIT: (u64, u64) = (4 << 10, 16 << 20);
 /// How many threads virtiofsd may have besides its own.
 const VIRTIOFSD_THREADS: (u32, u32) = (0, 64);
+/// The largest scratch disk, in bytes: ext4's limit.
+const SCRATCH_MOST: u64 = 16 << 40;
+/// A disk consists of sectors; file systems take whole mebibytes.
+const SCRATCH_STEP: u64 = 1 << 20;
+/// Directories of a container on the scratch disk.
+const SCRATCH_PATHS: usize = 32;
 /// How long the path of the state directory may be, in bytes. A sandbox's sockets lie two names
 /// below it, and a Unix socket's path ends at 107 bytes (unix(7)).
 const STATE_DIR_LEN: usize = 60;
@@ -75,7 +82,14 @@ pub(super) fn apply(config: &mut Config, path: &Path, file: File) -> Result<(), 
         at.state_dir(&dir)?;
         config.state_dir = dir;
     }
-    Ok(())
+    set(&mut config.rootfs_upper, file.rootfs_upper);
+    set(&mut config.scratch.filesystem, file.scratch_filesystem);
+    set(&mut config.scratch.size, file.scratch_size.map(|size| size.0));
+    set(&mut config.scratch.paths, file.scratch_paths);
+    let mut dir = None;
+    at.path("scratch_dir", &mut dir, file.scratch_dir)?;
+    set(&mut config.scratch.dir, dir);
+    at.scratch(config)
 }
 
 fn set<T>(target: &mut T, value: Option<T>) {
@@ -143,6 +157,39 @@ impl At<'_> {
                 "an absolute path of at most {STATE_DIR_LEN} bytes, of letters, digits and . _ - /"
             );
             return Err(self.value("state_dir", format!("{dir:?}"), allowed));
+        }
+        Ok(())
+    }
+
+    /// What is said in one place must fit what was said in another.
+    fn scratch(&self, config: &Config) -> Result<(), ConfigError> {
+        let Scratch { size, filesystem, paths, .. } = &config.scratch;
+        let (size, least) = (*size, filesystem.least());
+        if size != 0 && (size < least || size > SCRATCH_MOST || size % SCRATCH_STEP != 0) {
+            let allowed = format!(
+                "0 for none, or a multiple of {} from {} ({}) to {}",
+                show(SCRATCH_STEP),
+                show(least),
+                filesystem.name(),
+                show(SCRATCH_MOST)
+            );
+            return Err(self.value("scratch_size", show(size), allowed));
+        }
+        let key = "scratch_paths";
+        if let Some(path) = paths.iter().find(|path| !is_directory(path)) {
+            let allowed = "absolute paths of directories, none of them /".to_owned();
+            return Err(self.value(key, format!("[.. {path:?} ..]"), allowed));
+        }
+        if paths.len() > SCRATCH_PATHS {
+            let found = format!("{} paths", paths.len());
+            return Err(self.value(key, found, format!("at most {SCRATCH_PATHS}")));
+        }
+        let needed = "a disk, and scratch_size is 0".to_owned();
+        if size == 0 && !paths.is_empty() {
+            return Err(self.value(key, format!("{paths:?}"), needed));
+        }
+        if size == 0 && config.rootfs_upper == Upper::Guest {
+            return Err(self.value("rootfs_upper", "\"guest\"", needed));
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 mod error;
 mod namespaces;
 mod process;
+pub mod scratch;
 mod shm;
 pub mod spec;
 pub mod stdio;
@@ -143,6 +144,8 @@ impl Container {
             pid_namespace: spec.pid_namespace.into(),
             mounts: spec.mounts,
             submounts: spec.submounts,
+            directories: spec.directories,
+            own_mounts: spec.own_mounts,
             volumes: spec.volumes.into_iter().map(|volume| volume.guest).collect(),
             ..Default::default()
         };

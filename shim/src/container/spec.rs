@@ -13,6 +13,7 @@ use oci_spec::runtime::{Linux, Mount, Process, Spec};
 use thiserror::Error;
 
 use super::namespaces::Neighbours;
+use super::scratch::{Held, OnScratch};
 use super::shm;
 use crate::storage::share::{Bound, ContainerTree, ShareError};
 use crate::storage::volume::Volume;
@@ -129,24 +130,48 @@ pub struct GuestSpec {
     pub submounts: Vec<String>,
     /// Volumes of which the guest makes copies for it.
     pub volumes: Vec<Volume>,
+    /// Directories that the guest makes for it.
+    pub directories: Vec<agent::Directory>,
+    /// File systems of its own.
+    pub own_mounts: Vec<agent::Mount>,
+}
+
+/// What a container finds in its sandbox.
+pub struct Surroundings<'a> {
+    /// containerd's directory for the container.
+    pub bundle: &'a Path,
+    /// The other containers.
+    pub neighbours: Neighbours<'a>,
+    /// Whether volumes can be followed when they change.
+    pub follows: &'a dyn Fn() -> bool,
+    /// What lies on the scratch disk, if there is one.
+    pub scratch: Option<&'a OnScratch>,
 }
 
 /// Rewrites `spec` for the guest, whose root file system is at `rootfs` there; makes the bind
-/// mounts that it names. `follows` says whether volumes can be followed when they change.
+/// mounts that it names.
 pub fn for_guest(
     mut spec: Spec,
-    rootfs: String,
-    bundle: &Path,
+    mut rootfs: String,
     tree: &mut ContainerTree,
-    neighbours: &Neighbours<'_>,
-    follows: &dyn Fn() -> bool,
+    surroundings: &Surroundings<'_>,
 ) -> Result<GuestSpec, SpecError> {
+    let Surroundings { bundle, neighbours, follows, scratch } = surroundings;
     refuse_document(&spec)?;
     let Some(process) = spec.process_mut() else {
         return Err(SpecError::Missing { field: "process" });
     };
     drop_default_profile(process);
     refuse_process(process)?;
+    let (mut mounts, mut submounts, mut volumes) = (Vec::new(), Vec::new(), Vec::new());
+    let (id, mut held) = (tree.id(), Held::default());
+    if let Some(scratch) = scratch
+        && scratch.upper
+        && !read_only(&spec)
+    {
+        submounts.push(rootfs.clone());
+        rootfs = scratch.upper(&rootfs, &id, &mut held);
+    }
     match spec.root_mut() {
         Some(root) => {
             root.set_path(rootfs.into());
@@ -161,10 +186,15 @@ pub fn for_guest(
     // The guest's cgroups are the agent's to name.
     linux.set_cgroups_path(None);
     let in_pod = neighbours.network.is_some();
-    let (mut mounts, mut submounts, mut volumes) = (Vec::new(), Vec::new(), Vec::new());
     for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
         if in_pod && let Some(shared) = shm::of_pod(mount) {
             mounts.push(shared);
+            continue;
+        }
+        if let Some(scratch) = scratch
+            && is_bind(mount)
+            && scratch.volume(mount, &mut held)
+        {
             continue;
         }
         let Some(bound) = guest_mount(mount, index, bundle, tree)? else {
@@ -172,15 +202,20 @@ pub fn for_guest(
         };
         submounts.extend(bound.submounts());
         if is_read_only(mount)
-            && let Some(volume) = Volume::of(&bound, &tree.id(), index)
+            && let Some(volume) = Volume::of(&bound, &id, index)
             && follows()
         {
             mount.set_source(Some(PathBuf::from(&volume.guest.target)));
             volumes.push(volume);
         }
     }
+    if let Some(scratch) = scratch {
+        scratch.add_paths(&mut spec, &id, &mut held);
+    }
+    let Held { disk, directories, mounts: own_mounts } = held;
+    mounts.extend(disk);
     let document = serde_json::to_vec(&spec)?;
-    Ok(GuestSpec { document, pid_namespace, mounts, submounts, volumes })
+    Ok(GuestSpec { document, pid_namespace, mounts, submounts, volumes, directories, own_mounts })
 }
 
 /// The process of an exec, for the guest.
@@ -285,6 +320,12 @@ fn first_broken(rules: &[(bool, &str, &str)], prefix: &str) -> Result<(), SpecEr
     }
 }
 
+fn is_bind(mount: &Mount) -> bool {
+    let options = mount.options().as_deref().unwrap_or_default();
+    mount.typ().as_deref() == Some("bind")
+        || options.iter().any(|option| option == "bind" || option == "rbind")
+}
+
 fn is_read_only(mount: &Mount) -> bool {
     let options = mount.options().as_deref().unwrap_or_default();
     options.iter().any(|option| ["ro", "rro"].contains(&option.as_str()))
@@ -298,9 +339,8 @@ fn guest_mount(
     tree: &mut ContainerTree,
 ) -> Result<Option<Bound>, SpecError> {
     let options = mount.options().clone().unwrap_or_default();
-    let is_bind = options.iter().any(|option| option == "bind" || option == "rbind");
     let fstype = mount.typ().clone().unwrap_or_default();
-    if !is_bind && fstype != "bind" {
+    if !is_bind(mount) {
         return if GUEST_FILE_SYSTEMS.contains(&fstype.as_str()) {
             Ok(None)
         } else {
@@ -395,7 +435,9 @@ mod tests {
         let mut tree = ContainerTree::unmounted_for_tests();
         let alone = Neighbours { pid: 1, network: None, container: &|_| None };
         let bundle = Path::new("/bundle");
-        let guest = for_guest(spec, "/guest/rootfs".into(), bundle, &mut tree, &alone, &|| false)?;
+        let surroundings =
+            Surroundings { bundle, neighbours: alone, follows: &|| false, scratch: None };
+        let guest = for_guest(spec, "/guest/rootfs".into(), &mut tree, &surroundings)?;
         Ok(serde_json::from_slice(&guest.document).unwrap())
     }
 

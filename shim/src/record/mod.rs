@@ -127,6 +127,9 @@ pub struct Record {
     /// The network namespace on the host whose interfaces the guest has; none for its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<PathBuf>,
+    /// Its scratch disk, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scratch: Option<PathBuf>,
     /// The directories of its control group on the host.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
@@ -192,6 +195,7 @@ impl Record {
             api: selection.vmm.api_socket(&spec.dir),
             devices: spec.devices(),
             network: None,
+            scratch: None,
             cgroups: Vec::new(),
             phases: Vec::new(),
         })
@@ -295,6 +299,7 @@ pub(crate) mod tests {
             api: None,
             devices: Vec::new(),
             network: None,
+            scratch: None,
             cgroups: Vec::new(),
             phases: vec![Phase::new("vmm", Duration::from_millis(5))],
         }

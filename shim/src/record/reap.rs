@@ -7,7 +7,7 @@ use super::process::wait_until;
 use super::{ProcessId, Record, RecordError, remove_directory};
 use crate::network;
 use crate::process::{kill, pidfd};
-use crate::storage::virtiofsd;
+use crate::storage::{scratch, virtiofsd};
 
 /// How long all processes together may take to end. A process in the middle of I/O may need it.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -37,6 +37,9 @@ pub fn reap(directory: &Path) -> Result<Reaped, RecordError> {
     }
     if let Some(network) = record.as_ref().ok().and_then(|record| record.network.as_deref()) {
         network::clean(network);
+    }
+    if let Some(scratch) = record.as_ref().ok().and_then(|record| record.scratch.as_deref()) {
+        scratch::remove(scratch);
     }
     for cgroup in record.iter().flat_map(|record| &record.cgroups) {
         // Whoever is still in it is none of the sandbox's.

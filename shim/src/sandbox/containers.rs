@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::running::Running;
 use super::{Pod, Sandbox, SandboxError, State};
-use crate::container::spec::{self, GuestSpec};
+use crate::container::spec::{self, GuestSpec, Surroundings};
 use crate::container::{
     Container, ContainerError, Exit, KILL_GRACE, Neighbours, NewContainer, SIGKILL,
 };
@@ -164,8 +164,11 @@ fn prepare(
     pod.add_mounts(&running.parts.spec.dir, &mut document);
     let mut tree = running.parts.share.container(&new.id).map_err(ContainerError::Rootfs)?;
     let root = spec::root(&document, &new.bundle)?;
+    let scratch = running.parts.scratch.as_ref().map(|(_, held)| held);
+    let read_only = spec::read_only(&document);
+    let lower = !read_only && scratch.is_some_and(|scratch| scratch.upper);
     let rootfs = tree
-        .rootfs(&spec::rootfs_mounts(&new.rootfs), &root, spec::read_only(&document))
+        .rootfs(&spec::rootfs_mounts(&new.rootfs), &root, read_only, lower)
         .map_err(ContainerError::Rootfs)?;
     let neighbours = Neighbours {
         pid: running.parts.vm.pid(),
@@ -173,8 +176,8 @@ fn prepare(
         container: &|pid| pids.get(&pid).cloned(),
     };
     let follows = || running.follows();
-    let bundle = &new.bundle;
-    let spec = spec::for_guest(document, rootfs, bundle, &mut tree, &neighbours, &follows)?;
+    let surroundings = Surroundings { bundle: &new.bundle, neighbours, follows: &follows, scratch };
+    let spec = spec::for_guest(document, rootfs, &mut tree, &surroundings)?;
     Ok(Some((spec, tree)))
 }
 

@@ -11,6 +11,7 @@ use crate::config::{AssetError, ConfigError};
 use crate::container::ContainerError;
 use crate::guest::GuestError;
 use crate::network::NetworkError;
+use crate::storage::scratch::ScratchError;
 use crate::storage::share::ShareError;
 use crate::storage::virtiofsd::VirtiofsdError;
 use crate::vmm::{SelectError, StartError};
@@ -65,6 +66,9 @@ pub enum SandboxError {
     /// The share cannot be made.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// The scratch disk cannot be made.
+    #[error(transparent)]
+    Scratch(#[from] ScratchError),
     /// The share's daemon cannot run.
     #[error(transparent)]
     Virtiofsd(#[from] VirtiofsdError),

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bulkhead_protocols::agent::{Mount, SetupRequest};
-use bulkhead_protocols::{CONTROL_PORT, SHARE_DIR, SHARE_TAG, chain, hybrid_vsock};
+use bulkhead_protocols::{CONTROL_PORT, SCRATCH_SERIAL, SHARE_DIR, SHARE_TAG, chain, hybrid_vsock};
 use slog::{Logger, info, warn};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::spawn_blocking;
@@ -17,15 +17,17 @@ use super::console::Console;
 use super::phases::Phases;
 use super::{Identity, Pod, SandboxError, directory};
 use crate::cgroup::Cgroup;
-use crate::config::Config;
+use crate::config::{Config, Upper};
+use crate::container::scratch::OnScratch;
 use crate::guest::Guest;
 use crate::network::{DEVICES, Following, Network};
 use crate::process::Status;
 use crate::record::{Phase, ProcessId, Record, remove_directory};
+use crate::storage::scratch::Scratch;
 use crate::storage::share::Share;
 use crate::storage::virtiofsd::{Daemon, Virtiofsd};
 use crate::sys::lock;
-use crate::vmm::{self, Selection, Template, Vm, VmSpec, Wires};
+use crate::vmm::{self, Disk, Selection, Template, Vm, VmSpec, Wires};
 
 /// Bytes of the host's entropy that a guest starts with.
 const ENTROPY: usize = 64;
@@ -49,6 +51,8 @@ pub struct Parts {
     pub vm: Box<dyn Vm>,
     /// The network that the guest gets.
     pub network: Arc<Following>,
+    /// The disk that ends with the sandbox, and what is in it, if it has one.
+    pub scratch: Option<(Scratch, OnScratch)>,
     /// The sandbox's place in the host's control groups.
     _cgroup: Option<Cgroup>,
     record: Mutex<Record>,
@@ -128,6 +132,7 @@ pub fn spec(config: &Config, dir: &Path) -> Result<VmSpec, SandboxError> {
         memory: config.memory,
         nested: config.nested,
         network_devices: DEVICES,
+        disks: Vec::new(),
         console: dir.join("console"),
         share: vmm::Share { tag: SHARE_TAG.to_owned(), socket: dir.join("fs") },
     })
@@ -161,8 +166,13 @@ pub async fn devices(
     if let Err(error) = record.write(&dir) {
         warn!(log, "{error}");
     }
-    let (path, queues, limit) =
-        (pod.network.clone(), spec.network_queues(), selection.network_devices());
+    let scratch = scratch(config, identity, pod, &mut spec).await?;
+    record.scratch = scratch.as_ref().map(|(scratch, _)| scratch.path().to_owned());
+    if let Err(error) = record.write(&dir) {
+        warn!(log, "{error}");
+    }
+    let (path, queues) = (pod.network.clone(), spec.network_queues());
+    let limit = selection.network_devices(spec.disks.len());
     // Whoever finds the record finds what is left in the pod's namespace, too.
     let network = spawn_blocking(move || Network::open(path.as_deref(), queues, limit)).await;
     let joined = network.map_err(|_| SandboxError::Interrupted)??;
@@ -208,12 +218,42 @@ pub async fn devices(
         virtiofsd,
         vm,
         network,
+        scratch,
         _cgroup: cgroup,
         record,
         log: log.clone(),
     };
     parts.record_phases(phases);
     Ok((parts, control))
+}
+
+/// Makes the sandbox's scratch disk, and one of the VM's: for a pod, which of its containers will want it is not known
+/// yet; else where it is asked for.
+async fn scratch(
+    config: &Config,
+    identity: &Identity,
+    pod: &Pod,
+    spec: &mut VmSpec,
+) -> Result<Option<(Scratch, OnScratch)>, SandboxError> {
+    let asked = !config.scratch.paths.is_empty() || config.rootfs_upper == Upper::Guest;
+    if config.scratch.size == 0 || !(pod.in_kubernetes || asked) {
+        return Ok(None);
+    }
+    let wanted = config.scratch.clone();
+    let name = format!("{}.{}", identity.namespace, identity.id);
+    let made = spawn_blocking(move || Scratch::create(&wanted, &name)).await;
+    let scratch = made.map_err(|_| SandboxError::Interrupted)??;
+    let file = scratch
+        .file()
+        .map_err(|source| SandboxError::Directory { path: scratch.path().to_owned(), source })?;
+    let disk = Disk { serial: SCRATCH_SERIAL, file: Arc::new(file), size: config.scratch.size };
+    spec.disks.push(disk);
+    let held = OnScratch {
+        filesystem: config.scratch.filesystem,
+        paths: config.scratch.paths.clone(),
+        upper: config.rootfs_upper == Upper::Guest,
+    };
+    Ok(Some((scratch, held)))
 }
 
 /// Joins the sandbox's control group. A sandbox that counts as somebody else's is better than none.

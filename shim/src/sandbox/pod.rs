@@ -55,6 +55,8 @@ pub struct Pod {
     pub hostname: String,
     /// What it says of its guest.
     pub annotations: HashMap<String, String>,
+    /// Whether it is one of Kubernetes', whose containers come one by one.
+    pub in_kubernetes: bool,
     /// Its control group on the host, as the spec writes it; none if empty.
     pub cgroup: String,
     /// Kernel parameters of all containers.
@@ -83,7 +85,7 @@ impl Pod {
             return alone;
         }
         let sysctls = linux.and_then(|linux| linux.sysctl().clone()).unwrap_or_default();
-        Self { sysctls, ..alone }
+        Self { sysctls, in_kubernetes: true, ..alone }
     }
 
     /// From the `options` of the sandbox API: their type, and the message.
@@ -115,6 +117,7 @@ impl Pod {
             return Err(PodError::Refused { field: "hostUsers", reason });
         }
         Ok(Self {
+            in_kubernetes: true,
             cgroup: cgroup_path(&linux.cgroup_parent, id),
             annotations: config.annotations.clone(),
             sysctls: linux.sysctls.clone(),

@@ -35,6 +35,7 @@ fn code(error: &SandboxError) -> Code {
         SandboxError::Config(_)
         | SandboxError::Asset(_)
         | SandboxError::Select(_)
+        | SandboxError::Scratch(_)
         | SandboxError::Network(_) => Code::FAILED_PRECONDITION,
         SandboxError::Start(_)
         | SandboxError::Share(_)

@@ -1,6 +1,7 @@
 //! The host's files as the host sees them now. The shim's own mount namespace has what the host had mounted when the
 //! sandbox began, and later mounts only where the host hands them on.
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -8,7 +9,10 @@ use std::sync::OnceLock;
 
 use nix::sched::{CloneFlags, setns, unshare};
 use rustix::fs::{CWD, Mode, OFlags, open as open_file};
+use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
+
+use super::mount::mounts;
 
 /// The mount namespace in which containerd started the shim.
 static HOST: OnceLock<OwnedFd> = OnceLock::new();
@@ -33,6 +37,14 @@ pub fn tree(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
     within(|| open_tree(CWD, path, flags))
+}
+
+/// What is mounted right at a path: the directory in its own file system. None if nothing is.
+pub fn mounted_at(path: &Path) -> Option<PathBuf> {
+    // The table is of the namespace of the thread that reads it.
+    let read = || fs::read("/proc/thread-self/mountinfo").map_err(|_| Errno::IO);
+    let table = within(read).ok()?;
+    mounts(&table).filter(|(_, point)| point == path).last().map(|(root, _)| root)
 }
 
 /// The name by which the file of a descriptor can be used.

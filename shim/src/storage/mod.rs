@@ -2,6 +2,7 @@
 
 pub mod host;
 pub mod mount;
+pub mod scratch;
 pub mod share;
 pub mod virtiofsd;
 pub mod volume;

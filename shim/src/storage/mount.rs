@@ -76,6 +76,18 @@ pub enum MountError {
     },
 }
 
+/// The same, read-only. An overlay loses its upper directory: what is in it is one of the lower ones.
+pub fn read_only(mount: &Mount) -> Mount {
+    let upper = mount.options.iter().find_map(|option| option.strip_prefix("upperdir="));
+    let options = mount.options.iter().filter_map(|option| match (option.split_once('='), upper) {
+        (Some(("lowerdir", lower)), Some(upper)) => Some(format!("lowerdir={upper}:{lower}")),
+        (Some(("upperdir" | "workdir" | "index", _)), _) => None,
+        _ => (option != "rw").then(|| option.clone()),
+    });
+    let options = options.chain(["ro".to_owned()]).collect();
+    Mount { options, ..mount.clone() }
+}
+
 /// Mounts `mount` on `target`, which exists.
 pub fn mount(mount: &Mount, target: &Path) -> Result<(), MountError> {
     let parsed = parse(mount)?;
@@ -180,15 +192,21 @@ pub fn unmount(target: &Path) -> io::Result<()> {
 /// Where something is mounted below a directory, relative to it. None if that cannot be told.
 pub fn mounts_below(directory: &Path) -> Vec<PathBuf> {
     let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
-    let lines = table.split(|byte| *byte == b'\n');
-    let points = lines.filter_map(|line| line.split(|byte| *byte == b' ').nth(4)).map(unescape);
-    let mut below: Vec<PathBuf> = points
-        .filter_map(|point| Some(point.strip_prefix(directory).ok()?.to_owned()))
+    let mut below: Vec<PathBuf> = mounts(&table)
+        .filter_map(|(_, point)| Some(point.strip_prefix(directory).ok()?.to_owned()))
         .filter(|path| !path.as_os_str().is_empty())
         .collect();
     below.sort();
     below.dedup();
     below
+}
+
+/// The mounts of a table as /proc/self/mountinfo: which directory of its file system each one shows, and where.
+pub(super) fn mounts(table: &[u8]) -> impl Iterator<Item = (PathBuf, PathBuf)> {
+    table.split(|byte| *byte == b'\n').filter_map(|line| {
+        let mut fields = line.split(|byte| *byte == b' ').skip(3);
+        Some((unescape(fields.next()?), unescape(fields.next()?)))
+    })
 }
 
 /// A path of /proc/self/mountinfo, where a blank, say, is written \040 (proc(5)).

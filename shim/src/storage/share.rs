@@ -21,7 +21,7 @@ use nix::sched::{CloneFlags, unshare};
 use thiserror::Error;
 
 use super::host;
-use super::mount::{Mount, MountError, make_target, mount, mounts_below, unmount};
+use super::mount::{self, Mount, MountError, make_target, mount, mounts_below, unmount};
 
 /// The share could not be made or used.
 #[derive(Debug, Error)]
@@ -130,12 +130,14 @@ pub struct ContainerTree {
 impl ContainerTree {
     /// Mounts the root file system from what the snapshotter gave, or from the spec's own `root`
     /// where it gave nothing. Returns its path in the guest.
-    /// `read_only` holds for the spec's own: what a snapshotter gives says so itself.
+    /// `read_only` holds for the spec's own: what a snapshotter gives says so itself, unless it is `lower`, for something
+    /// else that is writable to lie on it.
     pub fn rootfs(
         &mut self,
         mounts: &[Mount],
         root: &Path,
         read_only: bool,
+        lower: bool,
     ) -> Result<String, ShareError> {
         let target = self.host.join("rootfs");
         make_target(true, &target)?;
@@ -145,12 +147,16 @@ impl ContainerTree {
             let own = Mount {
                 fstype: "bind".into(),
                 source,
-                options: vec!["rbind".into(), if read_only { "ro" } else { "rw" }.into()],
+                options: vec!["rbind".into(), if read_only || lower { "ro" } else { "rw" }.into()],
             };
             mount(&own, &target)?;
         }
         for layer in mounts {
-            mount(layer, &target)?;
+            if lower {
+                mount(&mount::read_only(layer), &target)?;
+            } else {
+                mount(layer, &target)?;
+            }
         }
         Ok(format!("{}/rootfs", self.guest))
     }

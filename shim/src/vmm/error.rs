@@ -28,6 +28,14 @@ pub enum StartError {
     /// The template cannot be laid out for this VM.
     #[error("the template cannot be used; `bulkhead template remove` removes it")]
     Template(#[source] io::Error),
+    /// A disk cannot be plugged in.
+    #[error("{role} does not take the VM's disks: {reason}")]
+    Disk {
+        /// The VMM.
+        role: &'static str,
+        /// What it says.
+        reason: String,
+    },
     /// There is no file for the guest's memory.
     #[error("the guest's memory cannot be set up")]
     Memory(#[source] io::Error),

@@ -11,11 +11,17 @@ mod qemu;
 mod select;
 mod template;
 
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::process::Process;
+use crate::config::show;
+use crate::process::{HelperCommand, Process};
 
 pub use cloud_hypervisor::{Api, ApiError, VmInfo};
 pub use error::StartError;
@@ -61,6 +67,8 @@ pub struct VmSpec {
     pub nested: bool,
     /// How many network devices it has.
     pub network_devices: usize,
+    /// Its disks.
+    pub disks: Vec<Disk>,
     /// A named pipe that takes the guest's serial console. The sandbox has it open for reading
     /// before the VM starts, for opening it for writing waits for a reader.
     pub console: PathBuf,
@@ -89,7 +97,8 @@ impl VmSpec {
         let vsock = format!("vsock on {}", self.vsock().display());
         let console = format!("serial console on {}", self.console.display());
         let network = format!("{} virtio-net", self.network_devices);
-        vec![share, vsock, network, console]
+        let disks = self.disks.iter().map(Disk::to_string);
+        [share, vsock, network, console].into_iter().chain(disks).collect()
     }
 }
 
@@ -106,9 +115,41 @@ impl VmSpec {
             memory: 256 << 20,
             nested: false,
             network_devices: 1,
+            disks: Vec::new(),
             console: dir.join("console"),
             share: Share { tag: "share".to_owned(), socket: dir.join("fs") },
         }
+    }
+}
+
+/// A virtio-blk device.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    /// The name by which the guest knows it, at most 20 bytes (virtio 1.3, 5.2.6).
+    pub serial: &'static str,
+    /// Its bytes as they are.
+    pub file: Arc<File>,
+    /// In bytes.
+    pub size: u64,
+}
+
+impl fmt::Display for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "virtio-blk {} of {}", self.serial, show(self.size))
+    }
+}
+
+/// Hands the VM's disks over to its VMM; they have the returned numbers there.
+fn inherit_disks(command: &mut HelperCommand, spec: &VmSpec) -> io::Result<Vec<RawFd>> {
+    spec.disks.iter().map(|disk| Ok(command.inherit(disk.file.try_clone()?))).collect()
+}
+
+#[cfg(test)]
+impl Disk {
+    /// One for tests.
+    fn sample(serial: &'static str) -> Disk {
+        let file = Arc::new(File::open("/dev/null").expect("open"));
+        Disk { serial, file, size: 1 << 30 }
     }
 }
 

@@ -285,10 +285,10 @@ impl Selection {
 
     /// How many network devices a VM has at most.
     #[must_use]
-    pub fn network_devices(&self) -> usize {
+    pub fn network_devices(&self, disks: usize) -> usize {
         match (self.vmm, self.machine) {
             // It has eight places for virtio devices, and the share and vsock are two.
-            (Vmm::Qemu, QemuMachine::Microvm) => 6,
+            (Vmm::Qemu, QemuMachine::Microvm) => 6usize.saturating_sub(disks),
             (Vmm::Qemu, QemuMachine::Q35) | (Vmm::CloudHypervisor, _) => 16,
         }
     }

@@ -9,17 +9,16 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use bulkhead_protocols::TEMPLATE_PARAM;
-use nix::errno::Errno;
-use nix::unistd::{Whence, lseek};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
 
 use super::{KERNEL_PARAMS, VmSpec};
+use crate::sparse::copy_data;
 
 /// The template's name in the directory of its sandbox, and then in the state directory. Sandboxes are directories
 /// there, this is a file.
@@ -27,9 +26,6 @@ const FILE: &str = "template";
 
 /// Where the memory starts, in bytes: huge pages of the copy are huge pages here.
 const HEADER: u64 = 2 << 20;
-
-/// How much is copied at once, in bytes.
-const CHUNK: u64 = 2 << 20;
 
 /// A template that cannot be used, made or removed.
 #[derive(Debug, Error)]
@@ -271,33 +267,6 @@ impl Template {
     }
 }
 
-/// Copies everything from an offset of one file to an offset of another, but for holes.
-fn copy_data(from: &File, start: u64, to: &File, to_start: u64) -> io::Result<()> {
-    let mut buffer = vec![0; CHUNK as usize];
-    let mut hole = start;
-    while let Some(mut at) = seek(from, hole, Whence::SeekData)? {
-        // After data there is always a hole; the end of the file counts as one (lseek(2)).
-        hole = seek(from, at, Whence::SeekHole)?.unwrap_or(at);
-        while at < hole {
-            let piece = &mut buffer[..CHUNK.min(hole - at) as usize];
-            from.read_exact_at(piece, at)?;
-            to.write_all_at(piece, at - start + to_start)?;
-            at += piece.len() as u64;
-        }
-    }
-    Ok(())
-}
-
-/// Where the next data or hole starts, if there is one.
-fn seek(file: &File, offset: u64, whence: Whence) -> io::Result<Option<u64>> {
-    let offset = i64::try_from(offset).map_err(io::Error::other)?;
-    match lseek(file, offset, whence) {
-        Ok(at) => Ok(u64::try_from(at).ok()),
-        Err(Errno::ENXIO) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
 fn at(path: &Path) -> impl FnOnce(io::Error) -> TemplateError + use<> {
     let path = path.to_owned();
     move |source| TemplateError::Io { path, source }
@@ -305,6 +274,8 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> TemplateError + use<> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
 
     fn spec(dir: &Path) -> VmSpec {

@@ -11,6 +11,7 @@ mod pods;
 mod refusals;
 mod run;
 mod specs;
+mod storage;
 mod streams;
 mod template;
 mod terminal;
@@ -24,6 +25,7 @@ pub fn all() -> Vec<&'static Case> {
     pods::GROUPS
         .iter()
         .chain(&net::GROUPS)
+        .chain(&storage::GROUPS)
         .copied()
         .chain([
             streams::CASES,

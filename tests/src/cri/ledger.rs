@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use super::node::{Node, network_namespace};
+use super::node::{NAMESPACE, Node, network_namespace};
 use super::{cgroup, config};
 use crate::failure::Outcome;
 use crate::leftovers;
+use crate::product;
 
 /// The ids of pods and containers.
 #[derive(Default)]
@@ -53,6 +54,7 @@ impl Ledger {
             paths.push(node.containerd.bundle(id));
             paths.append(&mut namespaces);
             paths.push(network_record(id));
+            paths.push(product::disk(node.dir(), NAMESPACE, id));
             leftovers::none(id, &paths, deadline)?;
         }
         node.no_crash_since(self.crashes.get().copied().unwrap_or_default())

@@ -24,7 +24,7 @@ use crate::options::Options;
 use crate::product;
 
 /// The containerd namespace in which the CRI plugin works.
-const NAMESPACE: &str = "k8s.io";
+pub const NAMESPACE: &str = "k8s.io";
 
 /// A containerd that speaks CRI.
 pub struct Node {

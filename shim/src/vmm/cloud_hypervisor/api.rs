@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use thiserror::Error;
+
+use super::command::Disk;
 
 /// The API socket's name in the sandbox's directory.
 pub const API_SOCKET: &str = "api";
@@ -118,6 +120,14 @@ impl Api {
     /// [`ApiError`]
     pub fn snapshot(&self, to: &Value) -> Result<(), ApiError> {
         self.call("PUT", "vm.snapshot", &to.to_string()).map(drop)
+    }
+
+    /// Plugs a disk in.
+    ///
+    /// # Errors
+    /// [`ApiError`]
+    pub(super) fn add_disk(&self, disk: &Disk) -> Result<(), ApiError> {
+        self.call("PUT", "vm.add-disk", &json!(disk).to_string()).map(drop)
     }
 
     fn call(&self, method: &str, name: &'static str, body: &str) -> Result<Vec<u8>, ApiError> {

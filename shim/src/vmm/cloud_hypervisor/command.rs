@@ -5,6 +5,7 @@ use std::os::fd::RawFd;
 use std::path::Path;
 
 use bulkhead_protocols::{address_text, device_address};
+use serde::Serialize;
 
 use crate::vmm::net::list;
 use crate::vmm::{KERNEL_PARAMS, VmSpec, memory};
@@ -23,6 +24,8 @@ pub(super) struct Inherited {
     pub(super) memory: RawFd,
     /// The queues of the tap behind each network device.
     pub(super) taps: Vec<Vec<RawFd>>,
+    /// The disks of the specification, in its order.
+    pub(super) disks: Vec<RawFd>,
 }
 
 /// The arguments for a VM.
@@ -58,6 +61,11 @@ pub(super) fn arguments(spec: &VmSpec, inherited: &Inherited, landlock: bool) ->
     if !inherited.taps.is_empty() {
         args.push("--net".into());
         args.extend((0..).zip(&inherited.taps).map(|(n, queues)| network(n, queues).into()));
+    }
+    let disks: Vec<_> = disks(spec, &inherited.disks).map(|disk| disk.argument().into()).collect();
+    if !disks.is_empty() {
+        args.push("--disk".into());
+        args.extend(disks);
     }
     args.extend(own(inherited));
     if landlock {
@@ -95,6 +103,34 @@ fn own(inherited: &Inherited) -> [OsString; 6] {
 }
 
 /// A network device. A queue is one way.
+/// A disk as the VMM's API has it (DiskConfig of its cloud-hypervisor.yaml).
+#[derive(Debug, Serialize)]
+pub(super) struct Disk {
+    id: &'static str,
+    serial: &'static str,
+    path: String,
+    image_type: &'static str,
+}
+
+impl Disk {
+    /// The same on the command line. Without its type the VMM would look for one in what the guest has written there,
+    /// and refuse to write to the first sector.
+    fn argument(&self) -> String {
+        let Disk { id, serial, path, image_type } = self;
+        format!("id={id},serial={serial},path={path},image_type={}", image_type.to_lowercase())
+    }
+}
+
+/// The disks of a VM, which the VMM inherits under these numbers.
+pub(super) fn disks(spec: &VmSpec, inherited: &[RawFd]) -> impl Iterator<Item = Disk> {
+    spec.disks.iter().zip(inherited).map(|(disk, fd)| Disk {
+        id: disk.serial,
+        serial: disk.serial,
+        path: memory::path(*fd),
+        image_type: "Raw",
+    })
+}
+
 fn network(number: u8, queues: &[RawFd]) -> String {
     let address = address_text(device_address(number));
     let (fds, ways) = (list(queues, ","), 2 * queues.len());
@@ -112,14 +148,17 @@ fn option(before: &str, path: &Path, after: &str) -> OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vmm;
 
     fn inherited() -> Inherited {
-        Inherited { api: 7, events: 8, memory: 9, taps: vec![vec![10, 11], vec![12, 13]] }
+        let taps = vec![vec![10, 11], vec![12, 13]];
+        Inherited { api: 7, events: 8, memory: 9, taps, disks: vec![14] }
     }
 
     fn spec() -> VmSpec {
         let cmdline = vec!["a=b".to_owned(), "c".to_owned()];
-        VmSpec { cmdline, ..VmSpec::sample("/run/b/1".as_ref()) }
+        let disks = vec![vmm::Disk::sample("scratch")];
+        VmSpec { cmdline, disks, ..VmSpec::sample("/run/b/1".as_ref()) }
     }
 
     fn value(args: &[OsString], name: &str) -> Option<String> {
@@ -140,6 +179,7 @@ mod tests {
         is("--vsock", "cid=3,socket=/run/b/1/vsock");
         is("--serial", "file=/run/b/1/console");
         is("--net", "id=net0,mac=02:62:75:6c:6b:00,num_queues=4,fd=[10,11]");
+        is("--disk", "id=scratch,serial=scratch,path=/proc/self/fd/14,image_type=raw");
         is("--api-socket", "fd=7");
         is("--event-monitor", "fd=8");
         assert!(!args.iter().any(|arg| arg == "--landlock"));

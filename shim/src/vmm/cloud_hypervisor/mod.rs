@@ -8,10 +8,12 @@ mod snapshot;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::time::Duration;
 
+use bulkhead_protocols::chain;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use tokio::net::unix::pipe;
@@ -22,7 +24,7 @@ pub use api::{API_SOCKET, Api, ApiError, VmInfo};
 
 use super::machine::Machine;
 use super::template::{Snapshot, Template, TemplateError};
-use super::{StartError, Vm, VmExit, VmSpec, Wires, memory};
+use super::{StartError, Vm, VmExit, VmSpec, Wires, inherit_disks, memory};
 use crate::process::{Ended, HelperCommand, Status};
 use crate::version::Version;
 use events::Events;
@@ -33,6 +35,9 @@ const ROLE: &str = "cloud-hypervisor";
 /// The first version that has every option that is used here, and takes the descriptor of a tap that is in another
 /// network namespace.
 pub const OLDEST: Version = Version { major: 52, minor: 0 };
+
+/// How long the VMM may take to plug in a disk.
+const PLUG: Duration = Duration::from_secs(30);
 
 /// Starts a VM. One that is woken from a template runs when this returns, or has ended.
 pub(super) async fn start(
@@ -55,19 +60,21 @@ pub(super) async fn start(
     let (events, event_writer) = event_pipe().map_err(socket("event pipe", &spec.dir))?;
 
     let (memory, snapshot) = guest(spec, template).await.map_err(StartError::Memory)?;
+    let disk = |error: io::Error| StartError::Disk { role: ROLE, reason: error.to_string() };
     let mut command = HelperCommand::new(ROLE, program);
     let inherited = command::Inherited {
         api: command.inherit(api),
         events: command.inherit(event_writer),
         memory: command.inherit(memory),
         taps: command.inherit_taps(wires.taps),
+        disks: inherit_disks(&mut command, spec).map_err(disk)?,
     };
     command.network(wires.namespace);
     let landlock = landlock::usable();
     command.args(match &snapshot {
         None => command::arguments(spec, &inherited, landlock),
         Some(snapshot) => {
-            let placed = snapshot::place(snapshot, spec, inherited.memory, landlock);
+            let placed = snapshot::place(snapshot, spec, &inherited, landlock);
             let url = placed.map_err(StartError::Template)?;
             command::waking(&url, &inherited, landlock)
         }
@@ -82,8 +89,20 @@ pub(super) async fn start(
     if snapshot.is_some() {
         // An error means that there will be no more events: the VM has ended, or soon will.
         let _ = runs.await;
+        plug(spec, inherited.disks).await?;
     }
     Ok(machine)
+}
+
+/// Plugs in the disks that the VMM has inherited: a template has none.
+async fn plug(spec: &VmSpec, inherited: Vec<RawFd>) -> Result<(), StartError> {
+    let api = Api::new(&spec.dir.join(API_SOCKET), PLUG);
+    let disks = command::disks(spec, &inherited).collect::<Vec<_>>();
+    // The VMM answers in its own time: a thread waits for it.
+    let plugged = spawn_blocking(move || disks.iter().try_for_each(|disk| api.add_disk(disk)));
+    let refused = |reason| StartError::Disk { role: ROLE, reason };
+    let plugged = plugged.await.map_err(|error| refused(error.to_string()))?;
+    plugged.map_err(|error| refused(chain(&error)))
 }
 
 /// A file for the guest's memory, and the state that goes with what is in it, if a template is.

@@ -5,7 +5,6 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read};
-use std::os::fd::RawFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,6 +12,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::api::{API_SOCKET, Api};
+use super::command::Inherited;
 use crate::vmm::template::{Snapshot, TemplateError};
 use crate::vmm::{VmSpec, memory};
 
@@ -83,12 +83,12 @@ fn forget_share(config: &Value, state: &mut Value) -> Result<(), String> {
 pub(super) fn place(
     snapshot: &Snapshot,
     spec: &VmSpec,
-    memory: RawFd,
+    inherited: &Inherited,
     landlock: bool,
 ) -> io::Result<String> {
     let mut config = snapshot.config.clone();
     let own = [
-        (MEMORY, memory::path(memory)),
+        (MEMORY, memory::path(inherited.memory)),
         (SHARE, text(&spec.share.socket)?),
         (VSOCK, text(&spec.vsock())?),
         (CONSOLE, text(&spec.console)?),
@@ -98,7 +98,11 @@ pub(super) fn place(
         *config.pointer_mut(place).ok_or_else(misses)? = value.into();
     }
     config["landlock_enable"] = landlock.into();
-    config["landlock_rules"] = json!([{ "path": text(&spec.dir)?, "access": "rw" }]);
+    // The disks are plugged in later.
+    let disks = inherited.disks.iter().map(|fd| Ok(memory::path(*fd)));
+    let paths = std::iter::once(text(&spec.dir)).chain(disks);
+    let rules = paths.map(|path| Ok(json!({ "path": path?, "access": "rw" })));
+    config["landlock_rules"] = rules.collect::<io::Result<Value>>()?;
     let directory = spec.dir.join(DIRECTORY);
     DirBuilder::new().mode(0o700).create(&directory)?;
     fs::write(directory.join("config.json"), config.to_string())?;
@@ -128,6 +132,10 @@ mod tests {
         })
     }
 
+    fn inherited() -> Inherited {
+        Inherited { api: 7, events: 8, memory: 9, taps: Vec::new(), disks: vec![14] }
+    }
+
     fn snapshot(config: Value) -> Snapshot {
         Snapshot { config, state: "{\"of\": \"the VM\"}".to_owned() }
     }
@@ -135,7 +143,8 @@ mod tests {
     #[test]
     fn a_snapshot_that_is_placed_has_nothing_of_another_sandbox() {
         let dir = tempfile::tempdir().expect("tempdir");
-        let url = place(&snapshot(config()), &VmSpec::sample(dir.path()), 9, true).expect("placed");
+        let spec = VmSpec::sample(dir.path());
+        let url = place(&snapshot(config()), &spec, &inherited(), true).expect("placed");
         let placed = dir.path().join(DIRECTORY);
         assert_eq!(url, format!("file://{}", placed.display()));
         let text = fs::read_to_string(placed.join("config.json")).expect("config");
@@ -145,8 +154,8 @@ mod tests {
         assert_eq!(config.pointer("/landlock_rules/0/access"), Some(&json!("rw")));
         let state = fs::read_to_string(placed.join("state.json")).expect("state");
         assert_eq!(state, "{\"of\": \"the VM\"}");
-        let again = place(&snapshot(config), &VmSpec::sample(dir.path()), 9, true)
-            .expect_err("placed twice");
+        assert_eq!(config.pointer("/landlock_rules/1/path"), Some(&json!("/proc/self/fd/14")));
+        let again = place(&snapshot(config), &spec, &inherited(), true).expect_err("placed twice");
         assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
     }
 
@@ -154,7 +163,8 @@ mod tests {
     fn a_description_of_another_form_is_refused() {
         let dir = tempfile::tempdir().expect("tempdir");
         let other = snapshot(json!({ "fs": [] }));
-        let error = place(&other, &VmSpec::sample(dir.path()), 9, false).expect_err("another form");
+        let spec = VmSpec::sample(dir.path());
+        let error = place(&other, &spec, &inherited(), false).expect_err("another form");
         assert_eq!(error.to_string(), "no /memory/zones/0/file");
         assert!(!dir.path().join(DIRECTORY).exists());
     }

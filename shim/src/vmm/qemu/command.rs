@@ -9,7 +9,7 @@ use bulkhead_protocols::{address_text, device_address};
 
 use crate::config::QemuMachine;
 use crate::vmm::net::list;
-use crate::vmm::{Accel, KERNEL_PARAMS, VmSpec, memory};
+use crate::vmm::{Accel, Disk, KERNEL_PARAMS, VmSpec, memory};
 
 /// The descriptors that QEMU inherits.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub(super) struct Inherited {
     pub(super) memory: RawFd,
     /// The queues of the tap behind each network device.
     pub(super) taps: Vec<Vec<RawFd>>,
+    /// The disks of the specification, in its order.
+    pub(super) disks: Vec<RawFd>,
 }
 
 /// What the VM runs on.
@@ -80,6 +82,14 @@ pub(super) fn arguments(spec: &VmSpec, platform: Platform, inherited: &Inherited
     add("-device", option(&fs, Path::new(&spec.share.tag)));
     add("-chardev", format!("socket,id=vsock,fd={}", inherited.vsock).into());
     add("-device", format!("vhost-user-vsock-{bus},chardev=vsock").into());
+    for (disk, fd) in spec.disks.iter().zip(&inherited.disks) {
+        add("-blockdev", image(disk, *fd).into());
+        // An error of the host's is the guest's: it does not stop for it.
+        let errors = "werror=report,rerror=report";
+        let serial = disk.serial;
+        let device = format!("virtio-blk-{bus},drive={serial},serial={serial},{errors}");
+        add("-device", device.into());
+    }
     for (number, queues) in (0..).zip(&inherited.taps) {
         add("-netdev", format!("tap,id=net{number},fds={}", list(queues, ":")).into());
         add("-device", network(machine, number, queues.len()).into());
@@ -99,6 +109,15 @@ pub(super) fn arguments(spec: &VmSpec, platform: Platform, inherited: &Inherited
 }
 
 /// A network device. It brings no program for its own boot.
+/// What a disk's bytes are. Nobody else has them: the shim has seen to that.
+fn image(disk: &Disk, fd: RawFd) -> String {
+    format!(
+        "driver=raw,node-name={},discard=unmap,file.driver=file,file.filename={},file.locking=off,file.discard=unmap",
+        disk.serial,
+        memory::path(fd)
+    )
+}
+
 fn network(machine: QemuMachine, number: u8, queues: usize) -> String {
     let address = address_text(device_address(number));
     let (device, rom) = match machine {
@@ -166,14 +185,15 @@ mod tests {
     use super::*;
 
     fn spec() -> VmSpec {
-        VmSpec::sample("/run/b/1".as_ref())
+        let disks = vec![Disk::sample("scratch")];
+        VmSpec { disks, ..VmSpec::sample("/run/b/1".as_ref()) }
     }
 
     fn line(spec: &VmSpec, machine: QemuMachine, accel: Accel) -> String {
         let tsc_khz = (accel == Accel::Tcg).then_some(2_500_000);
         let platform = Platform { machine, accel, tsc_khz };
         let taps = vec![vec![10, 11], vec![12, 13]];
-        let inherited = Inherited { qmp: 7, vsock: 8, memory: 9, taps };
+        let inherited = Inherited { qmp: 7, vsock: 8, memory: 9, taps, disks: vec![14] };
         let args = arguments(spec, platform, &inherited);
         let words: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
         words.join(" ") + " "
@@ -199,6 +219,10 @@ mod tests {
         has(&line, "vhost-user-vsock-device,chardev=vsock");
         has(&line, "tap,id=net1,fds=12:13");
         has(&line, "virtio-net-device,netdev=net1,mac=02:62:75:6c:6b:01,mq=on");
+        has(&line, "virtio-blk-device,drive=scratch,serial=scratch,werror=report,rerror=report");
+        assert!(line.contains(
+            "node-name=scratch,discard=unmap,file.driver=file,file.filename=/proc/self/fd/14,"
+        ));
         has(&line, "socket,id=qmp,fd=7");
         has(&line, "socket,id=vsock,fd=8");
         has(&line, "-no-reboot");
@@ -211,6 +235,7 @@ mod tests {
         has(&line, &format!("-append {} a=b", KERNEL_PARAMS.join(" ")));
         has(&line, "-accel kvm");
         has(&line, "-cpu host,-vmx,-svm");
+        has(&line, "virtio-blk-pci,drive=scratch,serial=scratch,werror=report,rerror=report");
         has(&line, "vhost-user-vsock-pci,chardev=vsock");
         has(&line, "virtio-net-pci,netdev=net0,mac=02:62:75:6c:6b:00,romfile=,mq=on");
         has(&line, "pvpanic-pci");

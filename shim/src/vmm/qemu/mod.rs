@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use super::machine::Machine;
-use super::{Accel, StartError, VmExit, VmSpec, Wires, memory};
+use super::{Accel, StartError, VmExit, VmSpec, Wires, inherit_disks, memory};
 use crate::config::QemuMachine;
 use crate::process::{Ended, HelperCommand, Status};
 use crate::version::Version;
@@ -51,12 +51,14 @@ pub(super) async fn start(
         source,
     })?;
     let memory = memory::file(spec.memory).map_err(StartError::Memory)?;
+    let disk = |error: io::Error| StartError::Disk { role: ROLE, reason: error.to_string() };
     let mut command = HelperCommand::new(ROLE, settings.program);
     let inherited = command::Inherited {
         qmp: command.inherit(theirs),
         vsock: command.inherit(connection),
         memory: command.inherit(memory),
         taps: command.inherit_taps(wires.taps),
+        disks: inherit_disks(&mut command, spec).map_err(disk)?,
     };
     command.network(wires.namespace);
     let platform = command::Platform { machine: settings.machine, accel: settings.accel, tsc_khz };

@@ -1,0 +1,141 @@
+//! What a container stands on: directories and file systems of its own, which end with it.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bulkhead_protocols::agent::{Directory, Mount};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
+use nix::mount::{MntFlags, umount2};
+
+use crate::error::{Error, Result};
+use crate::setup::mount_one;
+use crate::sys::lock;
+
+/// How many directories are on their way out, or have gone.
+static GONE: AtomicU64 = AtomicU64::new(0);
+
+/// What there is of it so far.
+#[derive(Debug, Default)]
+pub struct Ground(Mutex<Made>);
+
+#[derive(Debug, Default)]
+struct Made {
+    mounts: Vec<String>,
+    directories: Vec<PathBuf>,
+}
+
+impl Ground {
+    /// Makes the directories, and mounts the file systems.
+    ///
+    /// # Errors
+    /// What the kernel refused; what was made until then is known to [`Ground::clear`].
+    pub fn make(&self, directories: &[Directory], mounts: &[Mount]) -> Result<()> {
+        let mut made = lock(&self.0);
+        for directory in directories {
+            let path = Path::new(&directory.path);
+            if directory.own {
+                made.directories.push(path.to_owned());
+            }
+            make(path, directory).map_err(|error| {
+                Error::io(format_args!("cannot make {}", path.display()), error)
+            })?;
+        }
+        for mount in mounts {
+            mount_one(mount)?;
+            made.mounts.push(mount.target.clone());
+        }
+        Ok(())
+    }
+
+    /// Takes all of it away. What is in the directories may be much: it goes in a thread of its own, under other names.
+    pub fn clear(&self) {
+        let made = std::mem::take(&mut *lock(&self.0));
+        for target in made.mounts.iter().rev() {
+            let unmounted =
+                umount2(target.as_str(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+            if let Err(error) = unmounted {
+                log::warn!("cannot unmount {target}: {error}");
+            }
+            let _ = fs::remove_dir(target);
+        }
+        for path in &made.directories {
+            // No container's name starts with a dot.
+            let number = GONE.fetch_add(1, Ordering::Relaxed);
+            let gone = path.with_file_name(format!(".gone-{number}"));
+            // What lay below one that has gone went with it.
+            if fs::rename(path, &gone).is_ok() {
+                std::thread::spawn(move || {
+                    if let Err(error) = fs::remove_dir_all(&gone) {
+                        log::warn!("cannot remove {}: {error}", gone.display());
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// Makes a directory, unless it is there. A container may have put a link on the way: none is followed.
+fn make(path: &Path, directory: &Directory) -> io::Result<()> {
+    if let Some(parent) = path.parent()
+        && !parent.exists()
+    {
+        fs::create_dir_all(parent)?;
+    }
+    match fs::create_dir(path) {
+        Ok(()) => {
+            chown(path, Some(directory.uid), Some(directory.gid))?;
+            // Whatever the umask is.
+            fs::set_permissions(path, Permissions::from_mode(directory.mode))?;
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
+    }
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    match openat2(AT_FDCWD, path, how) {
+        Ok(_) => Ok(()),
+        Err(Errno::ELOOP) => Err(io::Error::other("there is a symbolic link on the way")),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn directory(path: &Path, own: bool) -> Directory {
+        let path = path.display().to_string();
+        Directory { path, mode: 0o2750, own, ..Default::default() }
+    }
+
+    #[test]
+    fn directories_are_made_once_and_follow_no_link() {
+        let root = std::env::temp_dir().join(format!("bulkhead-ground-{}", std::process::id()));
+        let (kept, own) = (root.join("volumes/a"), root.join("containers/c"));
+        let ground = Ground::default();
+        let wanted =
+            [directory(&kept, false), directory(&own, true), directory(&own.join("0"), true)];
+        // Not everybody may give a directory away, even to himself.
+        let made = ground.make(&wanted, &[]);
+        let mode = fs::metadata(&kept).map(|found| found.permissions().mode() & 0o7777);
+        symlink("/etc", root.join("link")).unwrap();
+        let linked = ground.make(&[directory(&root.join("link"), false)], &[]);
+        ground.clear();
+        let left = (kept.exists(), own.exists());
+        fs::remove_dir_all(&root).unwrap();
+        if nix::unistd::Uid::effective().is_root() {
+            made.unwrap();
+            assert_eq!(mode.unwrap(), 0o2750);
+            assert_eq!(left, (true, false));
+        }
+        assert!(linked.unwrap_err().to_string().contains("symbolic link"));
+    }
+}
