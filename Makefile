@@ -64,21 +64,22 @@ $(guest)/initramfs.cpio: $(guest)/bulkhead-agent guest-kernel/initramfs.sh
 demo: build e2e ## Run a container in a microVM of its own, on a containerd that goes away again.
 	@PROFILE=$(notdir $(built)) tests/demo.sh
 
-# A guest in an attacker's hands, for the tests.
-.PHONY: hostile
-hostile:
+# For the tests: a guest in an attacker's hands, and a program that asks file systems what they are.
+.PHONY: guest-programs
+guest-programs:
 	agent/build.sh $(guest)/bulkhead-hostile bulkhead-hostile
+	agent/build.sh $(guest)/bulkhead-probe bulkhead-probe
 
 .PHONY: e2e
 e2e:
 	cargo build --locked -p bulkhead-tests
 
 .PHONY: test
-test: build e2e hostile ## Run every test. What can't run here is reported as skipped.
+test: build e2e guest-programs ## Run every test. What can't run here is reported as skipped.
 	@PROFILE=$(notdir $(built)) tests/run-all.sh
 
 .PHONY: test-bed
-test-bed: build e2e hostile ## Run the end-to-end tests with cloud-hypervisor, in a nested machine.
+test-bed: build e2e guest-programs ## Run the end-to-end tests with cloud-hypervisor, in a nested machine.
 	@PROFILE=$(notdir $(built)) tests/test-bed/run-tests.sh
 
 .PHONY: bench

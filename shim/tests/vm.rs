@@ -120,6 +120,7 @@ async fn boot_with(init: Option<&str>, prepare: impl FnOnce(&mut VmSpec)) -> Gue
         memory: 128 << 20,
         nested: false,
         network_devices: 0,
+        disks: Vec::new(),
         console: dir.path().join("console"),
         share: Share { tag: "share".to_owned(), socket },
     };

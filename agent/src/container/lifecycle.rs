@@ -49,7 +49,7 @@ impl Guest {
         self.containers.reserve(&container)?;
         let result = self.create_reserved(&container, request).await;
         if result.is_err() {
-            container.remove_files();
+            container.remove_files(&self.shared.submounts);
             self.containers.remove_container(container.id());
         }
         result
@@ -66,7 +66,7 @@ impl Guest {
         let submounts = request.submounts;
         aside(move || {
             shared.mount(&mounts)?;
-            volume::enter(&submounts);
+            own.enter(&shared.submounts, submounts);
             own.ground.make(&directories, &own_mounts)?;
             volumes.iter().try_for_each(volume::copy)
         })
@@ -243,7 +243,7 @@ impl Guest {
         }
         let container = process.container();
         container.cgroup().remove(&self.watcher).await?;
-        container.remove_files();
+        container.remove_files(&self.shared.submounts);
         self.containers.remove_container(container.id());
         forget_unused_files();
         Ok(())

@@ -13,7 +13,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use bulkhead_protocols::VOLUMES_DIR;
 use nix::errno::Errno;
@@ -25,6 +25,8 @@ pub use self::table::Containers;
 use crate::cgroup::{Cgroup, Watcher};
 use crate::error::{Error, Result};
 use crate::events::Events;
+use crate::sandbox::Submounts;
+use crate::sys::lock;
 
 /// Where a container's bundle is: its spec, and what belongs to it in the agent.
 pub const BUNDLES: &str = "/run/bulkhead/containers";
@@ -37,6 +39,8 @@ pub struct Container {
     id: String,
     cgroup: Cgroup,
     ground: Ground,
+    /// What the host has mounted for it in the share.
+    submounts: Mutex<Vec<String>>,
     /// How many of its processes the OOM killer has ended, as far as the host was told.
     oom_kills: AtomicU64,
     paused: AtomicBool,
@@ -48,6 +52,7 @@ impl Container {
             id: id.to_owned(),
             cgroup: Cgroup::of_container(id),
             ground: Ground::default(),
+            submounts: Mutex::default(),
             oom_kills: AtomicU64::new(0),
             paused: AtomicBool::new(false),
         }
@@ -56,6 +61,12 @@ impl Container {
     /// The container's name.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Enters what the host has mounted for it.
+    fn enter(&self, submounts: &Submounts, own: Vec<String>) {
+        submounts.enter(&own);
+        *lock(&self.submounts) = own;
     }
 
     /// The container's cgroup.
@@ -136,8 +147,9 @@ impl Container {
     }
 
     /// Removes what the container has left in the agent's directories.
-    fn remove_files(&self) {
+    fn remove_files(&self, submounts: &Submounts) {
         self.ground.clear();
+        submounts.leave(&std::mem::take(&mut *lock(&self.submounts)));
         let volumes = Path::new(VOLUMES_DIR).join(&self.id);
         for directory in [self.state(), self.bundle(), volumes] {
             match fs::remove_dir_all(&directory) {

@@ -3,6 +3,8 @@
 pub mod forward;
 pub mod pause;
 mod shared;
+mod submounts;
 pub mod volume;
 
 pub use shared::Shared;
+pub use submounts::Submounts;

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use bulkhead_protocols::agent::Mount;
 
 use super::pause;
+use super::submounts::Submounts;
 use crate::error::Result;
 use crate::setup::mount_one;
 use crate::sys::lock;
@@ -15,6 +16,8 @@ use crate::sys::lock;
 pub struct Shared {
     mounted: Mutex<HashSet<String>>,
     pause: Mutex<Option<u32>>,
+    /// What the host has mounted in the share.
+    pub submounts: Submounts,
 }
 
 impl Shared {

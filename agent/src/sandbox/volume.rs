@@ -25,15 +25,6 @@ use crate::error::{Error, Result};
 /// The name under which a link waits to take the other's place.
 const NEXT: &str = "..data_tmp";
 
-/// Has the kernel mount what the host has mounted in these directories. One that is gone by now is not missed.
-pub fn enter(submounts: &[String]) {
-    for directory in submounts {
-        if let Err(error) = fs::read_dir(directory) {
-            log::debug!("{directory} cannot be entered: {error}");
-        }
-    }
-}
-
 /// Copies a volume whole.
 ///
 /// # Errors

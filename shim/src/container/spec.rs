@@ -126,7 +126,7 @@ pub struct GuestSpec {
     pub pid_namespace: Option<ContainerRef>,
     /// File systems of the guest's that the spec's mounts name.
     pub mounts: Vec<agent::Mount>,
-    /// Directories of the guest's share in which the host has mounted something else.
+    /// Directories and files of the guest's share at which the host has mounted something.
     pub submounts: Vec<String>,
     /// Volumes of which the guest makes copies for it.
     pub volumes: Vec<Volume>,
@@ -163,13 +163,13 @@ pub fn for_guest(
     };
     drop_default_profile(process);
     refuse_process(process)?;
-    let (mut mounts, mut submounts, mut volumes) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut mounts, mut volumes) = (Vec::new(), Vec::new());
+    let mut submounts = vec![rootfs.clone()];
     let (id, mut held) = (tree.id(), Held::default());
     if let Some(scratch) = scratch
         && scratch.upper
         && !read_only(&spec)
     {
-        submounts.push(rootfs.clone());
         rootfs = scratch.upper(&rootfs, &id, &mut held);
     }
     match spec.root_mut() {
@@ -200,6 +200,7 @@ pub fn for_guest(
         let Some(bound) = guest_mount(mount, index, bundle, tree)? else {
             continue;
         };
+        submounts.push(bound.guest.clone());
         submounts.extend(bound.submounts());
         if is_read_only(mount)
             && let Some(volume) = Volume::of(&bound, &id, index)

@@ -2,26 +2,37 @@
 //!
 //! ```text
 //! <sandbox>/share/host/<container>/rootfs    what the shim mounts
-//!                                 /0, /1...  bind mounts of the spec
+//!                     /.binds/0, 1...        bind mounts of the specs
 //! <sandbox>/share/guest                      the same tree, served by virtiofsd
 //! ```
 //! Both are one file system in one peer group: what is mounted below `host` appears below `guest`.
 //! The top of `guest` is read-only. A guest can thus change what is inside of its containers' mounts,
 //! and nothing of the tree that holds them: it plants no symlink where the shim mounts next.
 //!
+//! What two containers bind from the same place of the host is one mount: for the guest's kernel every mount is a file
+//! system of its own, with locks and a cache of its own.
+//!
 //! All of it lives in the shim's own mount namespace and ends with it.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 
 use bulkhead_protocols::SHARE_DIR;
 use nix::mount::MsFlags;
 use nix::sched::{CloneFlags, unshare};
+use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
 use thiserror::Error;
 
 use super::host;
 use super::mount::{self, Mount, MountError, make_target, mount, mounts_below, unmount};
+use crate::sys::lock;
+
+/// The directory of bind mounts. No container's id starts so.
+const BINDS: &str = ".binds";
 
 /// The share could not be made or used.
 #[derive(Debug, Error)]
@@ -60,12 +71,45 @@ pub fn enter_mount_namespace() -> io::Result<()> {
 pub struct Share {
     host: PathBuf,
     guest: PathBuf,
+    binds: Arc<Binds>,
+}
+
+/// The bind mounts of a sandbox's containers.
+#[derive(Debug)]
+struct Binds {
+    /// The directory that holds them.
+    host: PathBuf,
+    known: Mutex<HashMap<Source, Weak<Bind>>>,
+    count: AtomicU64,
+}
+
+/// What a bind mount shows.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Source {
+    /// The mount, the device and the inode (statx(2)).
+    place: (u64, u32, u32, u64),
+    options: Vec<String>,
+}
+
+/// A bind mount in the tree. Dropping it takes it away.
+#[derive(Debug)]
+struct Bind {
+    target: PathBuf,
+}
+
+impl Drop for Bind {
+    fn drop(&mut self) {
+        take_away(&self.target);
+    }
 }
 
 impl Share {
     /// Makes the tree below `sandbox`.
     pub fn create(sandbox: &Path) -> Result<Self, ShareError> {
-        let share = Self { host: sandbox.join("share/host"), guest: sandbox.join("share/guest") };
+        let host = sandbox.join("share/host");
+        let binds =
+            Binds { host: host.join(BINDS), known: Mutex::default(), count: AtomicU64::new(0) };
+        let share = Self { host, guest: sandbox.join("share/guest"), binds: Arc::new(binds) };
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |source| ShareError::Tree { path, source }
@@ -80,6 +124,7 @@ impl Share {
             .and_then(|()| propagation(&share.guest, MsFlags::MS_SHARED))
             .and_then(|()| read_only(&share.guest))
             .map_err(failed(&share.guest))?;
+        fs::create_dir(&share.binds.host).map_err(failed(&share.binds.host))?;
         Ok(share)
     }
 
@@ -92,7 +137,8 @@ impl Share {
     pub fn container(&self, id: &str) -> Result<ContainerTree, ShareError> {
         let host = self.host.join(id);
         fs::create_dir(&host).map_err(|source| ShareError::Tree { path: host.clone(), source })?;
-        Ok(ContainerTree { host, guest: format!("{SHARE_DIR}/{id}"), targets: Vec::new() })
+        let binds = (self.binds.clone(), Vec::new());
+        Ok(ContainerTree { host, guest: format!("{SHARE_DIR}/{id}"), rootfs: None, binds })
     }
 
     /// Takes every mount away. The empty directories stay, for whoever removes the sandbox's.
@@ -124,7 +170,9 @@ impl Bound {
 pub struct ContainerTree {
     host: PathBuf,
     guest: String,
-    targets: Vec<PathBuf>,
+    rootfs: Option<PathBuf>,
+    /// All of the sandbox's, and its own of them.
+    binds: (Arc<Binds>, Vec<Arc<Bind>>),
 }
 
 impl ContainerTree {
@@ -141,7 +189,7 @@ impl ContainerTree {
     ) -> Result<String, ShareError> {
         let target = self.host.join("rootfs");
         make_target(true, &target)?;
-        self.targets.push(target.clone());
+        self.rootfs = Some(target.clone());
         if mounts.is_empty() {
             let source = root.to_string_lossy().into_owned();
             let own = Mount {
@@ -168,20 +216,48 @@ impl ContainerTree {
 
     /// Bind-mounts a file or directory of the host.
     pub fn bind(&mut self, source: &Path, options: &[String]) -> Result<Bound, ShareError> {
-        let metadata = host::find(source)
-            .and_then(|found| fs::metadata(host::by_descriptor(&found)))
-            .map_err(|error| ShareError::Source { path: source.to_owned(), source: error })?;
-        let name = self.targets.len().to_string();
-        let target = self.host.join(&name);
-        make_target(metadata.is_dir(), &target)?;
-        self.targets.push(target.clone());
-        let bind = Mount {
+        let (all, own) = &mut self.binds;
+        let bind = all.bind(source, options)?;
+        let host = bind.target.clone();
+        own.push(bind);
+        let name = host.file_name().unwrap_or_default().to_string_lossy();
+        Ok(Bound { guest: format!("{SHARE_DIR}/{BINDS}/{name}"), host })
+    }
+}
+
+impl Binds {
+    /// The bind mount of a file or directory of the host with these options, which may be there already.
+    fn bind(&self, source: &Path, options: &[String]) -> Result<Arc<Bind>, ShareError> {
+        let failed = |error| ShareError::Source { path: source.to_owned(), source: error };
+        let found = host::find(source).map_err(failed)?;
+        let flags = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
+        let status =
+            statx(&found, "", AtFlags::EMPTY_PATH, flags).map_err(|error| failed(error.into()))?;
+        let place = (status.stx_mnt_id, status.stx_dev_major, status.stx_dev_minor, status.stx_ino);
+        let wanted = Source { place, options: options.to_vec() };
+        let find = |known: &HashMap<_, Weak<Bind>>| known.get(&wanted).and_then(Weak::upgrade);
+        if let Some(bind) = find(&lock(&self.known)) {
+            return Ok(bind);
+        }
+        let target = self.host.join(self.count.fetch_add(1, Ordering::Relaxed).to_string());
+        let is_dir = FileType::from_raw_mode(status.stx_mode.into()).is_dir();
+        make_target(is_dir, &target)?;
+        // From here on it is taken away again.
+        let bind = Arc::new(Bind { target });
+        let wish = Mount {
             fstype: "bind".into(),
             source: source.to_string_lossy().into_owned(),
             options: options.to_vec(),
         };
-        mount(&bind, &target)?;
-        Ok(Bound { guest: format!("{}/{name}", self.guest), host: target })
+        mount(&wish, &bind.target)?;
+        let mut known = lock(&self.known);
+        // Another container may have been as far.
+        if let Some(bind) = find(&known) {
+            return Ok(bind);
+        }
+        known.retain(|_, bind| bind.strong_count() > 0);
+        known.insert(wanted.clone(), Arc::downgrade(&bind));
+        Ok(bind)
     }
 }
 
@@ -189,23 +265,31 @@ impl ContainerTree {
 impl ContainerTree {
     /// A tree in which nothing can be mounted.
     pub(crate) fn unmounted_for_tests() -> Self {
+        let host = PathBuf::from("/nonexistent");
+        let binds = Binds { host, known: Mutex::default(), count: AtomicU64::new(0) };
         Self {
             host: PathBuf::from("/nonexistent"),
             guest: SHARE_DIR.to_owned(),
-            targets: Vec::new(),
+            rootfs: None,
+            binds: (Arc::new(binds), Vec::new()),
         }
     }
 }
 
 impl Drop for ContainerTree {
     fn drop(&mut self) {
-        for target in self.targets.drain(..).rev() {
-            // Still mounted: then nothing below it may be removed, and `remove_*` would not.
-            if unmount(&target).is_ok() {
-                let _ = fs::remove_dir(&target).or_else(|_| fs::remove_file(&target));
-            }
+        if let Some(target) = &self.rootfs {
+            take_away(target);
         }
         let _ = fs::remove_dir(&self.host);
+    }
+}
+
+/// Unmounts what is mounted somewhere, and removes its mount point.
+fn take_away(target: &Path) {
+    // Still mounted: then nothing below it may be removed, and `remove_*` would not.
+    if unmount(target).is_ok() {
+        let _ = fs::remove_dir(target).or_else(|_| fs::remove_file(target));
     }
 }
 

@@ -1,10 +1,11 @@
 //! The daemon that serves a sandbox's share to its guest (virtiofsd 1.13 or later).
 
+use std::fs;
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use thiserror::Error;
 
 use crate::config::CacheMode;
@@ -21,6 +22,9 @@ pub const OLDEST: Version = Version { major: 1, minor: 13 };
 
 /// The kernel's own limit for a process (`fs.nr_open`), where it was not changed.
 const MOST_DESCRIPTORS: u64 = 1 << 20;
+
+/// Of all files that the host may have open, a daemon has this part at most.
+const PART_OF_HOST: u64 = 4;
 
 /// A daemon that could not be started.
 #[derive(Debug, Error)]
@@ -77,13 +81,28 @@ impl Virtiofsd<'_> {
         command.arg("--inode-file-handles=never");
         // Mounts below the directory keep their inode numbers apart.
         command.args(["--announce-submounts", "--xattr", "--log-level", "error"]);
-        // One descriptor for each inode that the guest knows: as many as the daemon may have.
-        if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
-            command.arg(format!("--rlimit-nofile={}", most.min(MOST_DESCRIPTORS)));
+        // One descriptor for each inode that the guest knows.
+        if let Some(descriptors) = descriptors() {
+            command.arg(format!("--rlimit-nofile={descriptors}"));
         }
         let helper = command.spawn()?;
         Ok(Daemon { helper, socket: self.socket.to_owned() })
     }
+}
+
+/// How many descriptors a daemon may have: as many as a process can, but not so many that the host runs out of them.
+fn descriptors() -> Option<u64> {
+    let limit = |name: &str| -> Option<u64> {
+        let text = fs::read_to_string(Path::new("/proc/sys/fs").join(name)).ok()?;
+        text.trim().parse().ok()
+    };
+    let most = MOST_DESCRIPTORS.min(limit("nr_open")?).min(limit("file-max")? / PART_OF_HOST);
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    // What containerd was given may be less.
+    if hard < most && setrlimit(Resource::RLIMIT_NOFILE, soft, most).is_err() {
+        return Some(hard);
+    }
+    Some(most)
 }
 
 /// A running daemon. Dropping it ends it.
@@ -152,7 +171,6 @@ pub fn dismiss(socket: &Path) {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::time::{Duration, Instant};
 
     use super::*;

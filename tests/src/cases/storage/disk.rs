@@ -42,12 +42,16 @@ pub const CASES: &[Case] = &[
     Case::bulkhead("storage.refused", "what cannot be is refused with what is allowed", refused),
 ];
 
-/// Runs a privileged container alone that idles, with annotations.
-fn alone<'t>(t: &Test<'t>, annotations: &[(&str, &str)]) -> Outcome<Container<'t>> {
+/// Runs a privileged container alone that idles, with annotations and more flags.
+pub fn alone<'t>(
+    t: &Test<'t>,
+    annotations: &[(&str, &str)],
+    more: &[&str],
+) -> Outcome<Container<'t>> {
     let container = t.container();
     let said: Vec<_> =
         annotations.iter().map(|(key, value)| format!("io.bulkhead.{key}={value}")).collect();
-    let mut flags = vec!["--null-io", "--privileged"];
+    let mut flags = [&["--null-io", "--privileged"], more].concat();
     flags.extend(said.iter().flat_map(|one| ["--annotation", one]));
     container.start_with(&flags, &["sleep", "100000"])?;
     Ok(container)
@@ -111,7 +115,7 @@ fn sub_path(t: &Test<'_>) -> Outcome {
 }
 
 fn paths(t: &Test<'_>) -> Outcome {
-    let container = alone(t, &[("scratch_paths", "/var/lib/docker,/var/lib/containers")])?;
+    let container = alone(t, &[("scratch_paths", "/var/lib/docker,/var/lib/containers")], &[])?;
     container.sh(&format!("set -- /var/lib/docker; {LAYERS}"))?;
     let seen = container
         .sh("stat -f -c %T /var/lib/docker /var/lib/containers; ls /var/lib/docker | wc -l")?;
@@ -125,7 +129,7 @@ fn paths(t: &Test<'_>) -> Outcome {
 fn filesystems(t: &Test<'_>) -> Outcome {
     for name in ["ext4", "xfs", "btrfs"] {
         let annotations = [("scratch_filesystem", name), ("scratch_paths", "/data")];
-        let container = alone(t, &annotations)?;
+        let container = alone(t, &annotations, &[])?;
         container.sh("echo content > /data/file; sync; cat /data/file")?;
         let mounts = container.sh("grep ' /data ' /proc/mounts")?;
         ensure!(mounts.contains(&format!(" {name} ")), "{mounts}");
@@ -140,7 +144,7 @@ fn held(disk: &Path) -> Outcome<u64> {
 }
 
 fn full(t: &Test<'_>) -> Outcome {
-    let container = alone(t, &[("scratch_paths", "/data"), ("scratch_size", "64MiB")])?;
+    let container = alone(t, &[("scratch_paths", "/data"), ("scratch_size", "64MiB")], &[])?;
     let disk = disk_of(&container);
     let before = held(&disk)?;
     let said = container.sh("dd if=/dev/zero of=/data/file bs=1M count=100 2>&1 || true")?;
@@ -159,7 +163,7 @@ fn full(t: &Test<'_>) -> Outcome {
 }
 
 fn upper(t: &Test<'_>) -> Outcome {
-    let container = alone(t, &[("rootfs_upper", "guest")])?;
+    let container = alone(t, &[("rootfs_upper", "guest")], &[])?;
     let seen = container.sh(
         "echo new > /new; echo user2:x:5:5::/:/bin/sh >> /etc/passwd; rm /etc/group; mv /home /homes
          mkdir /home; touch /home/file; ls /homes /home; grep -c : /etc/passwd
@@ -190,9 +194,9 @@ fn free(t: &Test<'_>) -> Outcome<u64> {
 
 fn promised(t: &Test<'_>) -> Outcome {
     // Two of these do not fit.
-    let size = format!("{}MiB", free(t)? / 100 * 60 >> 20);
+    let size = format!("{}MiB", (free(t)? / 100 * 60) >> 20);
     let annotations = [("scratch_paths", "/data"), ("scratch_size", &*size)];
-    let first = alone(t, &annotations)?;
+    let first = alone(t, &annotations, &[])?;
     let size_flag = format!("io.bulkhead.scratch_size={size}");
     let flags = ["--annotation", "io.bulkhead.scratch_paths=/data", "--annotation", &size_flag];
     let second = t.container();
