@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -36,7 +36,7 @@ const DISABLED: &str = r#"
   "io.containerd.internal.v1.opt", "io.containerd.internal.v1.restart", "io.containerd.nri.v1.nri",
   "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
   "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
-  "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.erofs",
+  "io.containerd.snapshotter.v1.erofs",
   "io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing",
 "#;
 
@@ -55,6 +55,18 @@ impl Role {
     pub const fn plain() -> Self {
         Self { namespace: NAMESPACE, network: None, cri: None }
     }
+}
+
+/// Configures the snapshotter that has its snapshots in image files, and makes the one that it starts from.
+fn blockfile(dir: &Path) -> Outcome<String> {
+    let image = dir.join("blockfile");
+    File::create(&image)?.set_len(128 << 20)?;
+    let mut mkfs = Command::new("/usr/sbin/mkfs.ext4");
+    mkfs.args(["-q", "-F"]).arg(&image);
+    command::run(mkfs, Input::Null, Duration::from_secs(20))?.ok()?;
+    let name = "plugins.\"io.containerd.snapshotter.v1.blockfile\"";
+    let keys = "fs_type = \"ext4\"\n  mount_options = [\"loop\"]";
+    Ok(format!("[{name}]\n  scratch_file = {image:?}\n  {keys}\n"))
 }
 
 /// A running containerd.
@@ -80,6 +92,11 @@ impl Containerd {
         }
         let system = std::env::var_os("PATH").unwrap_or_default();
         let path = std::env::join_paths(dirs.into_iter().chain(std::env::split_paths(&system)))?;
+        // The older one has no such snapshotter.
+        let snapshotters = match options.generation {
+            Generation::One => String::new(),
+            Generation::Two => blockfile(dir.path())?,
+        };
         let cri = role.cri.map_or_else(String::new, |config| config(options, dir.path()));
         let (version, disabled) = match (role.cri, options.generation) {
             (None, _) => (2, CRI),
@@ -92,7 +109,7 @@ impl Containerd {
         let text = format!(
             "version = {version}\nroot = {:?}\nstate = {:?}\noom_score = 0\n\
              disabled_plugins = [{disabled}{DISABLED}]\n\
-             [grpc]\n  address = {:?}\n[debug]\n  level = \"info\"\n{cri}",
+             [grpc]\n  address = {:?}\n[debug]\n  level = \"info\"\n{snapshotters}{cri}",
             containerd.at("root"),
             containerd.state(),
             containerd.socket()

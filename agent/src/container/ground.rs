@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bulkhead_protocols::DISK_BY_SERIAL;
 use bulkhead_protocols::agent::{Directory, Mount};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, umount2};
+use nix::unistd::syncfs;
 
 use crate::error::{Error, Result};
 use crate::setup::mount_one;
@@ -27,6 +29,7 @@ pub struct Ground(Mutex<Made>);
 struct Made {
     mounts: Vec<String>,
     directories: Vec<PathBuf>,
+    disks: Vec<String>,
 }
 
 impl Ground {
@@ -48,8 +51,16 @@ impl Ground {
         for mount in mounts {
             mount_one(mount)?;
             made.mounts.push(mount.target.clone());
+            if mount.source.starts_with(DISK_BY_SERIAL) {
+                made.disks.push(mount.target.clone());
+            }
         }
         Ok(())
+    }
+
+    /// The disks of the host's that are mounted for the container: they live on when it ends.
+    pub fn disks(&self) -> Vec<String> {
+        lock(&self.0).disks.clone()
     }
 
     /// Takes all of it away. What is in the directories may be much: it goes in a thread of its own, under other names.
@@ -76,6 +87,14 @@ impl Ground {
                 });
             }
         }
+    }
+}
+
+/// Has everything that was written to a file system be on its disk.
+pub fn sync(target: &str) {
+    let synced = fs::File::open(target).and_then(|root| Ok(syncfs(root)?));
+    if let Err(error) = synced {
+        log::warn!("{target} is not written out: {error}");
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 use bulkhead_protocols::agent::ProcessRef;
 use nix::errno::Errno;
 
-use super::Container;
 use super::helper::Helper;
+use super::{Container, ground};
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::oci;
@@ -193,6 +194,16 @@ impl Process {
             // Without a PID namespace of its own the container's other processes live on; their
             // life ends with the first one's, as runc's shim has it.
             self.container.cgroup().kill_if_populated();
+            let disks = self.container.ground.disks();
+            if !disks.is_empty() {
+                // Who hears of the end may take the disk away.
+                let (events, name) = (Arc::clone(&self.events), self.to_wire());
+                thread::spawn(move || {
+                    disks.iter().for_each(|target| ground::sync(target));
+                    events.exit(name, code);
+                });
+                return;
+            }
         }
         self.events.exit(self.to_wire(), code);
     }

@@ -53,7 +53,7 @@ impl OnScratch {
         for path in [&upper, &work] {
             held.directories.push(directory(path.clone(), 0o755, true));
         }
-        let target = format!("{ROOTFS_DIR}/{container}");
+        let target = format!("{ROOTFS_DIR}/{container}/merged");
         held.mounts.push(agent::Mount {
             source: "rootfs".to_owned(),
             target: target.clone(),
@@ -268,7 +268,7 @@ mod tests {
     fn the_upper_directory_lies_over_the_share() {
         let mut held = Held::default();
         let rootfs = scratch().upper("/share/c/rootfs", "c", &mut held);
-        assert_eq!(rootfs, format!("{ROOTFS_DIR}/c"));
+        assert_eq!(rootfs, format!("{ROOTFS_DIR}/c/merged"));
         assert_eq!(held.directories.len(), 3);
         assert_eq!(held.mounts[0].options[0], "lowerdir=/share/c/rootfs");
     }

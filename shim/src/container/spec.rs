@@ -146,6 +146,8 @@ pub struct Surroundings<'a> {
     pub follows: &'a dyn Fn() -> bool,
     /// What lies on the scratch disk, if there is one.
     pub scratch: Option<&'a OnScratch>,
+    /// The disk that has the container's root file system, if one has.
+    pub disk: Option<&'a agent::Mount>,
 }
 
 /// Rewrites `spec` for the guest, whose root file system is at `rootfs` there; makes the bind
@@ -156,7 +158,7 @@ pub fn for_guest(
     tree: &mut ContainerTree,
     surroundings: &Surroundings<'_>,
 ) -> Result<GuestSpec, SpecError> {
-    let Surroundings { bundle, neighbours, follows, scratch } = surroundings;
+    let Surroundings { bundle, neighbours, follows, scratch, disk } = surroundings;
     refuse_document(&spec)?;
     let Some(process) = spec.process_mut() else {
         return Err(SpecError::Missing { field: "process" });
@@ -164,8 +166,12 @@ pub fn for_guest(
     drop_default_profile(process);
     refuse_process(process)?;
     let (mut mounts, mut volumes) = (Vec::new(), Vec::new());
-    let mut submounts = vec![rootfs.clone()];
     let (id, mut held) = (tree.id(), Held::default());
+    let mut submounts = Vec::new();
+    match disk {
+        Some(disk) => held.mounts.push((*disk).clone()),
+        None => submounts.push(rootfs.clone()),
+    }
     if let Some(scratch) = scratch
         && scratch.upper
         && !read_only(&spec)
@@ -436,8 +442,13 @@ mod tests {
         let mut tree = ContainerTree::unmounted_for_tests();
         let alone = Neighbours { pid: 1, network: None, container: &|_| None };
         let bundle = Path::new("/bundle");
-        let surroundings =
-            Surroundings { bundle, neighbours: alone, follows: &|| false, scratch: None };
+        let surroundings = Surroundings {
+            bundle,
+            neighbours: alone,
+            follows: &|| false,
+            scratch: None,
+            disk: None,
+        };
         let guest = for_guest(spec, "/guest/rootfs".into(), &mut tree, &surroundings)?;
         Ok(serde_json::from_slice(&guest.document).unwrap())
     }

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use bulkhead_protocols::agent;
+use oci_spec::runtime::Spec;
 use slog::{info, warn};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -15,6 +17,7 @@ use crate::container::{
     Container, ContainerError, Exit, KILL_GRACE, Neighbours, NewContainer, SIGKILL,
 };
 use crate::guest::GuestError;
+use crate::storage::block::Image;
 use crate::storage::share::ContainerTree;
 
 /// The largest number that the kernel gives to a process is below this (linux/threads.h).
@@ -37,29 +40,57 @@ impl Sandbox {
         }
         self.phases.stamp("create");
         let running = self.running().await?;
-        // A thread of its own: a mount from a dead server must not stop the others' calls.
-        let sandbox = running.clone();
-        let pod = self.pod().await?;
-        let pids = self.pids_of_containers();
-        let prepared = spawn_blocking(move || (prepare(&sandbox, &pod, &pids, &new), new)).await;
-        let (prepared, new) = prepared.map_err(|_| SandboxError::Interrupted)?;
-        let publisher = self.publisher.clone();
-        let pid = self.pid_of(&id, running.parts.vm.pid());
-        let container = match prepared? {
-            None => Container::sandbox(new, pid, publisher, &self.log),
-            Some((spec, tree)) => {
-                self.phases.stamp("rootfs");
-                let guest = running.guest.clone();
-                let volumes = spec.volumes.clone();
-                let container =
-                    Container::create(new, spec, tree, guest, pid, publisher, &self.log).await?;
-                running.follow(&volumes);
-                container
-            }
+        let upper = running.parts.scratch.as_ref().is_some_and(|(_, scratch)| scratch.upper);
+        // A thread of its own: a look at a dead server must not stop the others' calls.
+        let loaded = spawn_blocking(move || {
+            let document = spec::load(&new.bundle)?;
+            let lower = upper && !spec::read_only(&document);
+            let image = Image::of(&spec::rootfs_mounts(&new.rootfs), lower);
+            Ok::<_, ContainerError>((document, image.map_err(ContainerError::Rootfs)?, new))
+        });
+        let (document, image, new) = loaded.await.map_err(|_| SandboxError::Interrupted)??;
+        let made = if spec::is_sandbox(&document) {
+            spec::check_sandbox(&document).map_err(ContainerError::Spec)?;
+            let pid = self.pid_of(&id, running.parts.vm.pid());
+            Ok(Container::sandbox(new, pid, self.publisher.clone(), &self.log))
+        } else {
+            self.make_in_guest(new, document, image, &running).await
         };
+        if made.is_err() {
+            running.unplug(&id).await;
+        }
+        let container = made?;
+        let pid = container.host_pid;
         self.table().insert(id, Arc::new(container));
         self.phases.stamp("created");
         Ok(pid)
+    }
+
+    async fn make_in_guest(
+        &self,
+        new: NewContainer,
+        document: Spec,
+        image: Option<Image>,
+        running: &Arc<Running>,
+    ) -> Result<Container, SandboxError> {
+        let disk = match image {
+            Some(image) => running.plug(&new.id, image).await?,
+            None => None,
+        };
+        let (sandbox, pod) = (running.clone(), self.pod().await?);
+        let pids = self.pids_of_containers();
+        let prepared = spawn_blocking(move || {
+            (prepare(&sandbox, &pod, &pids, &new, document, disk.as_ref()), new)
+        });
+        let (prepared, new) = prepared.await.map_err(|_| SandboxError::Interrupted)?;
+        let (spec, tree) = prepared?;
+        self.phases.stamp("rootfs");
+        let (guest, publisher) = (running.guest.clone(), self.publisher.clone());
+        let volumes = spec.volumes.clone();
+        let pid = self.pid_of(&new.id, running.parts.vm.pid());
+        let made = Container::create(new, spec, tree, guest, pid, publisher, &self.log).await?;
+        running.follow(&volumes);
+        Ok(made)
     }
 
     /// The number that stands for a container on the host: the VMM's for the one that the sandbox is named after.
@@ -140,45 +171,48 @@ impl Sandbox {
         let exit = self.container(id)?.delete(exec).await?;
         if exec.is_empty() {
             self.table().remove(id);
-            if let State::Running(running) = &*self.state.borrow() {
+            let state = self.state.borrow().clone();
+            if let State::Running(running) = state {
                 running.forget_volumes(id);
+                running.unplug(id).await;
             }
         }
         Ok(exit)
     }
 }
 
-/// Mounts what the container needs into the share, and writes its spec for the guest; nothing for the one that stands
-/// for its pod. `pids` are the numbers that stand for other containers on the host.
+/// Mounts what the container needs into the share, and writes its spec for the guest. `pids` are the numbers that stand
+/// for other containers on the host, `disk` is what has its root file system.
 fn prepare(
     running: &Running,
     pod: &Pod,
     pids: &HashMap<u32, String>,
     new: &NewContainer,
-) -> Result<Option<(GuestSpec, ContainerTree)>, ContainerError> {
-    let mut document = spec::load(&new.bundle)?;
-    if spec::is_sandbox(&document) {
-        spec::check_sandbox(&document)?;
-        return Ok(None);
-    }
+    mut document: Spec,
+    disk: Option<&agent::Mount>,
+) -> Result<(GuestSpec, ContainerTree), ContainerError> {
     pod.add_mounts(&running.parts.spec.dir, &mut document);
     let mut tree = running.parts.share.container(&new.id).map_err(ContainerError::Rootfs)?;
     let root = spec::root(&document, &new.bundle)?;
     let scratch = running.parts.scratch.as_ref().map(|(_, held)| held);
     let read_only = spec::read_only(&document);
     let lower = !read_only && scratch.is_some_and(|scratch| scratch.upper);
-    let rootfs = tree
-        .rootfs(&spec::rootfs_mounts(&new.rootfs), &root, read_only, lower)
-        .map_err(ContainerError::Rootfs)?;
+    let rootfs = match disk {
+        Some(disk) => disk.target.clone(),
+        None => tree
+            .rootfs(&spec::rootfs_mounts(&new.rootfs), &root, read_only, lower)
+            .map_err(ContainerError::Rootfs)?,
+    };
     let neighbours = Neighbours {
         pid: running.parts.vm.pid(),
         network: pod.network.as_deref(),
         container: &|pid| pids.get(&pid).cloned(),
     };
     let follows = || running.follows();
-    let surroundings = Surroundings { bundle: &new.bundle, neighbours, follows: &follows, scratch };
+    let bundle = &new.bundle;
+    let surroundings = Surroundings { bundle, neighbours, follows: &follows, scratch, disk };
     let spec = spec::for_guest(document, rootfs, &mut tree, &surroundings)?;
-    Ok(Some((spec, tree)))
+    Ok((spec, tree))
 }
 
 /// containerd's own rule for identifiers: an id becomes a directory's name on both sides.

@@ -14,7 +14,7 @@ use crate::network::NetworkError;
 use crate::storage::scratch::ScratchError;
 use crate::storage::share::ShareError;
 use crate::storage::virtiofsd::VirtiofsdError;
-use crate::vmm::{SelectError, StartError};
+use crate::vmm::{PlugError, SelectError, StartError};
 
 /// What can go wrong with a sandbox.
 #[derive(Debug, Error)]
@@ -69,6 +69,14 @@ pub enum SandboxError {
     /// The scratch disk cannot be made.
     #[error(transparent)]
     Scratch(#[from] ScratchError),
+    /// An image cannot be plugged in.
+    #[error("{}: {source}", path.display())]
+    Plug {
+        /// The image.
+        path: PathBuf,
+        /// Why not.
+        source: PlugError,
+    },
     /// The share's daemon cannot run.
     #[error(transparent)]
     Virtiofsd(#[from] VirtiofsdError),

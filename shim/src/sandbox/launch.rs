@@ -72,6 +72,26 @@ impl Parts {
     }
 }
 
+impl Parts {
+    /// Writes down that something was plugged in.
+    pub fn record_device(&self, device: &str) {
+        self.change_devices(|devices| devices.push(device.to_owned()));
+    }
+
+    /// Forgets what was plugged in and starts with this.
+    pub fn forget_device(&self, start: &str) {
+        self.change_devices(|devices| devices.retain(|device| !device.starts_with(start)));
+    }
+
+    fn change_devices(&self, change: impl FnOnce(&mut Vec<String>)) {
+        let mut record = lock(&self.record);
+        change(&mut record.devices);
+        if let Err(error) = record.write(&self.spec.dir) {
+            warn!(self.log, "{error}");
+        }
+    }
+}
+
 impl Drop for Parts {
     fn drop(&mut self) {
         self.vm.kill();

@@ -9,6 +9,7 @@
 mod console;
 mod containers;
 mod directory;
+mod disks;
 mod error;
 mod launch;
 mod phases;

@@ -6,6 +6,7 @@ use bulkhead_protocols::chain;
 use slog::{Logger, warn};
 use tokio::task::JoinHandle;
 
+use super::disks::Disks;
 use super::launch::Parts;
 use super::{Pod, SandboxError};
 use crate::guest::Guest;
@@ -23,7 +24,10 @@ pub struct Running {
     _forward: Option<Forward>,
     /// Made for the first volume, since a host has few of what it takes.
     volumes: OnceLock<Option<Volumes>>,
-    log: Logger,
+    /// The disks of its containers.
+    pub disks: Disks,
+    /// Its log.
+    pub log: Logger,
 }
 
 impl Running {
@@ -41,7 +45,8 @@ impl Running {
         };
         let following = parts.network.start(&guest);
         let (volumes, log) = (OnceLock::new(), log.clone());
-        Ok(Self { parts, guest, following, _forward: forward, volumes, log })
+        let disks = Disks::default();
+        Ok(Self { parts, guest, following, _forward: forward, volumes, disks, log })
     }
 
     /// Whether volumes can be followed. Where they cannot, the guest sees them in the share, and their changes

@@ -36,6 +36,7 @@ fn code(error: &SandboxError) -> Code {
         | SandboxError::Asset(_)
         | SandboxError::Select(_)
         | SandboxError::Scratch(_)
+        | SandboxError::Plug { .. }
         | SandboxError::Network(_) => Code::FAILED_PRECONDITION,
         SandboxError::Start(_)
         | SandboxError::Share(_)

@@ -10,6 +10,7 @@ use futures::future::{join_all, select_all};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::plug::{Plug, PlugError, Plugs};
 use super::{Vm, VmExit};
 use crate::process::{Ended, Helper, Process};
 
@@ -22,6 +23,8 @@ pub(super) struct Machine {
     /// The VMM first.
     helpers: Arc<[Helper]>,
     vsock: PathBuf,
+    /// How disks are plugged in, if they can be.
+    plugs: Option<Box<dyn Plugs>>,
     /// The first cause of the end; later ones are consequences.
     cause: Arc<OnceLock<VmExit>>,
     over: watch::Receiver<bool>,
@@ -54,7 +57,18 @@ impl Machine {
             }
         };
         tokio::spawn(task);
-        Machine { helpers, vsock, cause, over }
+        Machine { helpers, vsock, plugs: None, cause, over }
+    }
+
+    /// The same, with places for disks.
+    pub(super) fn with(mut self, plugs: impl Plugs + 'static) -> Machine {
+        self.plugs = Some(Box::new(plugs));
+        self
+    }
+
+    fn plugs(&self) -> Result<&dyn Plugs, PlugError> {
+        let none = "its machine has no places for them (qemu_machine = \"microvm\")";
+        self.plugs.as_deref().ok_or(PlugError::NoPlace(none))
     }
 }
 
@@ -97,6 +111,14 @@ impl Vm for Machine {
 
     fn vsock(&self) -> &Path {
         &self.vsock
+    }
+
+    async fn plug(&self, disk: &Plug) -> Result<(), PlugError> {
+        self.plugs()?.plug(disk).await
+    }
+
+    async fn unplug(&self, serial: &str) -> Result<(), PlugError> {
+        self.plugs()?.unplug(serial).await
     }
 
     async fn wait(&self) -> VmExit {

@@ -6,6 +6,7 @@ mod exit;
 mod machine;
 mod memory;
 mod net;
+mod plug;
 mod processor;
 mod qemu;
 mod select;
@@ -27,6 +28,7 @@ pub use cloud_hypervisor::{Api, ApiError, VmInfo};
 pub use error::StartError;
 pub use exit::VmExit;
 pub use net::Wires;
+pub use plug::{Plug, PlugError};
 pub use select::{Accel, Host, KvmProblem, SelectError, Selection, Vmm};
 pub use template::{Template, TemplateError};
 
@@ -171,6 +173,10 @@ pub trait Vm: Send + Sync {
     fn processes(&self) -> Vec<Process>;
     /// The hybrid vsock socket, [`VmSpec::vsock`].
     fn vsock(&self) -> &Path;
+    /// Plugs a disk in; the guest has it soon.
+    async fn plug(&self, disk: &Plug) -> Result<(), PlugError>;
+    /// Takes a disk out that was plugged in. Returns once the guest has let go of it.
+    async fn unplug(&self, serial: &str) -> Result<(), PlugError>;
     /// Returns when the VM is over, however that came, and all its processes have ended; any
     /// number of callers may wait.
     async fn wait(&self) -> VmExit;

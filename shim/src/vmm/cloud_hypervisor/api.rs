@@ -130,6 +130,14 @@ impl Api {
         self.call("PUT", "vm.add-disk", &json!(disk).to_string()).map(drop)
     }
 
+    /// Asks the guest to let go of a device.
+    ///
+    /// # Errors
+    /// [`ApiError`]
+    pub(super) fn remove_device(&self, id: &str) -> Result<(), ApiError> {
+        self.call("PUT", "vm.remove-device", &json!({ "id": id }).to_string()).map(drop)
+    }
+
     fn call(&self, method: &str, name: &'static str, body: &str) -> Result<Vec<u8>, ApiError> {
         let end = Instant::now() + self.deadline;
         let connected = UnixStream::connect(&self.socket);

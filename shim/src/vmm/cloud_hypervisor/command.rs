@@ -106,29 +106,33 @@ fn own(inherited: &Inherited) -> [OsString; 6] {
 /// A disk as the VMM's API has it (DiskConfig of its cloud-hypervisor.yaml).
 #[derive(Debug, Serialize)]
 pub(super) struct Disk {
-    id: &'static str,
-    serial: &'static str,
+    id: String,
+    serial: String,
     path: String,
+    readonly: bool,
     image_type: &'static str,
 }
 
 impl Disk {
+    /// A device of which the guest sees the bytes as they are.
+    pub(super) fn new(serial: &str, path: String, readonly: bool) -> Disk {
+        let (id, serial) = (serial.to_owned(), serial.to_owned());
+        Disk { id, serial, path, readonly, image_type: "Raw" }
+    }
+
     /// The same on the command line. Without its type the VMM would look for one in what the guest has written there,
     /// and refuse to write to the first sector.
     fn argument(&self) -> String {
-        let Disk { id, serial, path, image_type } = self;
-        format!("id={id},serial={serial},path={path},image_type={}", image_type.to_lowercase())
+        let Disk { id, serial, path, readonly, image_type } = self;
+        let (readonly, kind) = (if *readonly { "on" } else { "off" }, image_type.to_lowercase());
+        format!("id={id},serial={serial},path={path},readonly={readonly},image_type={kind}")
     }
 }
 
 /// The disks of a VM, which the VMM inherits under these numbers.
 pub(super) fn disks(spec: &VmSpec, inherited: &[RawFd]) -> impl Iterator<Item = Disk> {
-    spec.disks.iter().zip(inherited).map(|(disk, fd)| Disk {
-        id: disk.serial,
-        serial: disk.serial,
-        path: memory::path(*fd),
-        image_type: "Raw",
-    })
+    let pairs = spec.disks.iter().zip(inherited);
+    pairs.map(|(disk, fd)| Disk::new(disk.serial, memory::path(*fd), false))
 }
 
 fn network(number: u8, queues: &[RawFd]) -> String {
@@ -179,7 +183,7 @@ mod tests {
         is("--vsock", "cid=3,socket=/run/b/1/vsock");
         is("--serial", "file=/run/b/1/console");
         is("--net", "id=net0,mac=02:62:75:6c:6b:00,num_queues=4,fd=[10,11]");
-        is("--disk", "id=scratch,serial=scratch,path=/proc/self/fd/14,image_type=raw");
+        is("--disk", "id=scratch,serial=scratch,path=/proc/self/fd/14,readonly=off,image_type=raw");
         is("--api-socket", "fd=7");
         is("--event-monitor", "fd=8");
         assert!(!args.iter().any(|arg| arg == "--landlock"));

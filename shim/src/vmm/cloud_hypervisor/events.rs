@@ -1,8 +1,11 @@
 //! What cloud-hypervisor reports about its guest: JSON objects, one after another, on a pipe.
 
+use std::collections::{HashMap, HashSet};
+
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::vmm::VmExit;
 
@@ -13,6 +16,15 @@ const LONGEST: usize = 16 << 10;
 struct Event {
     source: String,
     event: String,
+    properties: Option<HashMap<String, Value>>,
+}
+
+/// What of the reports somebody waits for.
+pub(super) struct Told {
+    /// The guest runs.
+    pub(super) running: oneshot::Sender<()>,
+    /// Devices that are out.
+    pub(super) removed: watch::Sender<HashSet<String>>,
 }
 
 /// What the VMM reports.
@@ -29,10 +41,9 @@ impl<R: AsyncRead + Unpin> Events<R> {
         Self { stream, text: Vec::new(), booted: false }
     }
 
-    /// Reads until an event ends the VM; nothing where the stream ends, or is no such stream. Tells `running` when
-    /// the guest runs.
-    pub(super) async fn first_exit(mut self, running: oneshot::Sender<()>) -> Option<VmExit> {
-        let mut running = Some(running);
+    /// Reads until an event ends the VM; nothing where the stream ends, or is no such stream.
+    pub(super) async fn first_exit(mut self, told: Told) -> Option<VmExit> {
+        let mut running = Some(told.running);
         loop {
             let event = self.next().await?;
             match (event.source.as_str(), event.event.as_str()) {
@@ -40,6 +51,11 @@ impl<R: AsyncRead + Unpin> Events<R> {
                     self.booted = true;
                     // Nobody waits where the guest tells of itself.
                     running.take().map(|running| running.send(()));
+                }
+                ("vm", "device-removed") => {
+                    let id = event.properties.as_ref().and_then(|properties| properties.get("id"));
+                    let id = id.and_then(Value::as_str).unwrap_or_default().to_owned();
+                    told.removed.send_if_modified(|removed| removed.insert(id));
                 }
                 // "crash_loaded" too: there is no other kernel that could take over here.
                 ("guest", "panic") => return Some(VmExit::GuestPanic),
@@ -87,7 +103,8 @@ mod tests {
     }
 
     async fn first_exit(stream: impl AsyncRead + Unpin) -> Option<VmExit> {
-        Events::new(stream).first_exit(oneshot::channel().0).await
+        let told = Told { running: oneshot::channel().0, removed: watch::Sender::default() };
+        Events::new(stream).first_exit(told).await
     }
 
     async fn read(text: &str) -> Option<VmExit> {
@@ -110,7 +127,13 @@ mod tests {
     async fn a_guest_that_is_woken_is_told_of() {
         let text = event("vm", "restored") + &event("vm", "resumed") + &event("vm", "shutdown");
         let (running, mut told) = oneshot::channel();
-        let exit = Events::new(text.as_bytes()).first_exit(running).await;
+        let removed = "{\"source\": \"vm\", \"event\": \"device-removed\", \"properties\": {\"id\": \"disk1\"}}";
+        let text = removed.to_owned() + &text;
+        let sender = watch::Sender::default();
+        let seen = sender.subscribe();
+        let told_of = Told { running, removed: sender };
+        let exit = Events::new(text.as_bytes()).first_exit(told_of).await;
+        assert!(seen.borrow().contains("disk1"));
         assert_eq!(exit, Some(VmExit::GuestPowerOff));
         assert_eq!(told.try_recv(), Ok(()));
     }

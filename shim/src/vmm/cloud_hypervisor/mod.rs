@@ -4,20 +4,20 @@ mod api;
 mod command;
 mod events;
 mod landlock;
+mod plug;
 mod snapshot;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::Duration;
 
-use bulkhead_protocols::chain;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use tokio::net::unix::pipe;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::spawn_blocking;
 
 pub use api::{API_SOCKET, Api, ApiError, VmInfo};
@@ -27,7 +27,8 @@ use super::template::{Snapshot, Template, TemplateError};
 use super::{StartError, Vm, VmExit, VmSpec, Wires, inherit_disks, memory};
 use crate::process::{Ended, HelperCommand, Status};
 use crate::version::Version;
-use events::Events;
+use events::{Events, Told};
+use plug::Hotplug;
 
 /// The process's name in records and messages.
 const ROLE: &str = "cloud-hypervisor";
@@ -84,25 +85,20 @@ pub(super) async fn start(
     let program = program.to_owned();
     let judge = move |ended| judge(&program, ended);
     let (running, runs) = oneshot::channel();
-    let events = Events::new(events).first_exit(running);
+    let removed = watch::Sender::default();
+    let hotplug = Hotplug::new(Api::new(&api_path, PLUG), removed.subscribe());
+    let events = Events::new(events).first_exit(Told { running, removed });
     let machine = Machine::new(vmm, Vec::new(), spec.vsock(), events, judge);
     if snapshot.is_some() {
         // An error means that there will be no more events: the VM has ended, or soon will.
         let _ = runs.await;
-        plug(spec, inherited.disks).await?;
+        // A template has no disk.
+        for disk in command::disks(spec, &inherited.disks) {
+            let plugged = hotplug.call(move |api| api.add_disk(&disk)).await;
+            plugged.map_err(|error| StartError::Disk { role: ROLE, reason: error.to_string() })?;
+        }
     }
-    Ok(machine)
-}
-
-/// Plugs in the disks that the VMM has inherited: a template has none.
-async fn plug(spec: &VmSpec, inherited: Vec<RawFd>) -> Result<(), StartError> {
-    let api = Api::new(&spec.dir.join(API_SOCKET), PLUG);
-    let disks = command::disks(spec, &inherited).collect::<Vec<_>>();
-    // The VMM answers in its own time: a thread waits for it.
-    let plugged = spawn_blocking(move || disks.iter().try_for_each(|disk| api.add_disk(disk)));
-    let refused = |reason| StartError::Disk { role: ROLE, reason };
-    let plugged = plugged.await.map_err(|error| refused(error.to_string()))?;
-    plugged.map_err(|error| refused(chain(&error)))
+    Ok(machine.with(hotplug))
 }
 
 /// A file for the guest's memory, and the state that goes with what is in it, if a template is.

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use bulkhead_protocols::{address_text, device_address};
 
+use super::plug::PORTS;
 use crate::config::QemuMachine;
 use crate::vmm::net::list;
 use crate::vmm::{Accel, Disk, KERNEL_PARAMS, VmSpec, memory};
@@ -21,6 +22,8 @@ pub(super) struct Inherited {
     /// The guest's memory.
     pub(super) memory: RawFd,
     /// The queues of the tap behind each network device.
+    /// QMP for commands, where the machine has places for disks.
+    pub(super) monitor: Option<RawFd>,
     pub(super) taps: Vec<Vec<RawFd>>,
     /// The disks of the specification, in its order.
     pub(super) disks: Vec<RawFd>,
@@ -96,6 +99,15 @@ pub(super) fn arguments(spec: &VmSpec, platform: Platform, inherited: &Inherited
     }
     if machine == QemuMachine::Q35 {
         add("-device", "pvpanic-pci".into());
+    }
+    if let Some(monitor) = inherited.monitor {
+        add("-chardev", format!("socket,id=monitor,fd={monitor}").into());
+        add("-mon", "chardev=monitor,mode=control".into());
+        for port in 0..PORTS {
+            // Each needs a slot number of its own (docs/pcie.txt of QEMU).
+            let (chassis, bus) = (port + 1, format!("id=port{port}"));
+            add("-device", format!("pcie-root-port,{bus},chassis={chassis},slot={chassis}").into());
+        }
     }
 
     let denied = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
@@ -193,7 +205,8 @@ mod tests {
         let tsc_khz = (accel == Accel::Tcg).then_some(2_500_000);
         let platform = Platform { machine, accel, tsc_khz };
         let taps = vec![vec![10, 11], vec![12, 13]];
-        let inherited = Inherited { qmp: 7, vsock: 8, memory: 9, taps, disks: vec![14] };
+        let inherited =
+            Inherited { qmp: 7, vsock: 8, memory: 9, monitor: Some(15), taps, disks: vec![14] };
         let args = arguments(spec, platform, &inherited);
         let words: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
         words.join(" ") + " "
@@ -239,6 +252,8 @@ mod tests {
         has(&line, "vhost-user-vsock-pci,chardev=vsock");
         has(&line, "virtio-net-pci,netdev=net0,mac=02:62:75:6c:6b:00,romfile=,mq=on");
         has(&line, "pvpanic-pci");
+        has(&line, "socket,id=monitor,fd=15");
+        has(&line, "pcie-root-port,id=port7,chassis=8,slot=8");
     }
 
     #[test]

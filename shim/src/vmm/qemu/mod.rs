@@ -2,6 +2,7 @@
 
 mod clock;
 mod command;
+mod plug;
 mod qmp;
 mod vsock;
 
@@ -45,16 +46,21 @@ pub(super) async fn start(
     let before = translated.then(clock::Moment::now).flatten();
     let (daemon, connection) = vsock::start(settings.vsock_daemon, spec).await?;
     let tsc_khz = before.and_then(|before| before.khz_until(clock::Moment::now()?));
-    let (ours, theirs) = qmp_connection().map_err(|source| StartError::Socket {
-        what: "QMP connection",
-        path: spec.dir.clone(),
-        source,
-    })?;
+    let failed = |source| {
+        let path = spec.dir.clone();
+        StartError::Socket { what: "QMP connection", path, source }
+    };
+    let (ours, theirs) = qmp_connection(qmp::NEGOTIATION).map_err(failed)?;
+    // One that tells, and one that is told.
+    let has_places = settings.machine == QemuMachine::Q35;
+    let places = has_places.then(|| qmp_connection(qmp::NEGOTIATION)).transpose();
+    let (monitor, told) = places.map_err(failed)?.unzip();
     let memory = memory::file(spec.memory).map_err(StartError::Memory)?;
     let disk = |error: io::Error| StartError::Disk { role: ROLE, reason: error.to_string() };
     let mut command = HelperCommand::new(ROLE, settings.program);
     let inherited = command::Inherited {
         qmp: command.inherit(theirs),
+        monitor: told.map(|socket| command.inherit(socket)),
         vsock: command.inherit(connection),
         memory: command.inherit(memory),
         taps: command.inherit_taps(wires.taps),
@@ -67,12 +73,17 @@ pub(super) async fn start(
 
     let program = settings.program.to_owned();
     let judge = move |ended| judge(&program, ended);
-    Ok(Machine::new(vmm, vec![daemon], spec.vsock(), qmp::first_exit(ours), judge))
+    let machine = Machine::new(vmm, vec![daemon], spec.vsock(), qmp::first_exit(ours), judge);
+    Ok(match monitor {
+        Some(monitor) => machine.with(plug::Hotplug::new(monitor)),
+        None => machine,
+    })
 }
 
-fn qmp_connection() -> io::Result<(tokio::net::UnixStream, UnixStream)> {
+/// A connection to QEMU; it hears this first.
+fn qmp_connection(first: &[u8]) -> io::Result<(tokio::net::UnixStream, UnixStream)> {
     let (mut ours, theirs) = UnixStream::pair()?;
-    ours.write_all(qmp::NEGOTIATION)?;
+    ours.write_all(first)?;
     ours.set_nonblocking(true)?;
     Ok((tokio::net::UnixStream::from_std(ours)?, theirs))
 }

@@ -1,0 +1,172 @@
+//! Root file systems on block devices and in image files, as containerd's snapshotters have them.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use containerd_shim_protos::api::Mount;
+use rustix::fs::{FlockOperation, fcntl_lock};
+use serde_json::json;
+
+use crate::bed::Test;
+use crate::command::{self, Input};
+use crate::ensure;
+use crate::failure::{Context, Failure, Outcome};
+use crate::options::Generation;
+use crate::runner::Case;
+use crate::shim::Shim;
+use crate::spec;
+use crate::ward::Ward;
+
+/// The tests of this file.
+pub const CASES: &[Case] = &[
+    Case::bulkhead(
+        "storage.blockfile",
+        "containerd's blockfile snapshotter: the guest mounts the image",
+        blockfile,
+    ),
+    Case::bulkhead(
+        "storage.block_pod",
+        "containers of one sandbox bring their images, and take them along",
+        several,
+    ),
+    Case::bulkhead(
+        "storage.image_refused",
+        "an image that is none, or somebody else's, is refused",
+        image_refused,
+    ),
+    Case::bulkhead("storage.no_places", "a machine without places for disks says so", no_places),
+];
+
+/// A containerd whose VMs have places for disks. The older one has no such snapshotter.
+fn ward<'t, 'b>(t: &'t Test<'b>) -> Outcome<Option<Ward<'t, 'b>>> {
+    if t.bed.options.generation == Generation::One {
+        return Ok(None);
+    }
+    let ward = Ward::new(t)?;
+    ward.configure("qemu_machine = \"q35\"")?;
+    Ok(Some(ward))
+}
+
+const BLOCKFILE: [&str; 2] = ["--snapshotter", "blockfile"];
+
+fn debugfs(t: &Test<'_>, image: &Path, request: &str) -> Outcome<String> {
+    let mut debugfs = Command::new("/usr/sbin/debugfs");
+    debugfs.args(["-R", request]).arg(image);
+    Ok(command::run(debugfs, Input::Null, t.deadline(10))?.ok()?.out())
+}
+
+/// The images of the snapshotter's that hold a file.
+fn images_with(t: &Test<'_>, ward: &Ward<'_, '_>, file: &str) -> Outcome<Vec<PathBuf>> {
+    let root = ward.node.dir().join("root/io.containerd.snapshotter.v1.blockfile/snapshots");
+    let mut found = Vec::new();
+    for image in fs::read_dir(&root).context(root.display())? {
+        let image = image?.path();
+        if !debugfs(t, &image, &format!("cat {file}"))?.is_empty() {
+            found.push(image);
+        }
+    }
+    Ok(found)
+}
+
+fn blockfile(t: &Test<'_>) -> Outcome {
+    let Some(ward) = ward(t)? else { return Ok(()) };
+    let container = ward.container();
+    let script =
+        "awk '$2 == \"/\" { print $1, $3 }' /proc/mounts; head -c 3000000 /dev/urandom > /large
+        sha256sum < /large > /sum; echo of the guest > /new";
+    let flags = [&["-d", "--log-uri", "file:///dev/null"], &BLOCKFILE[..]].concat();
+    container.run(&flags, &["sh", "-c", &format!("({script}) > /said; sleep 100000")])?.ok()?;
+    container.sh("until test -s /new; do sleep 0.1; done")?;
+    let said = container.sh("cat /said")?;
+    ensure!(said.starts_with("/dev/vd") && said.ends_with(" ext4\n"), "the root is on {said}");
+    let devices = container.inspect()?["devices"].to_string();
+    ensure!(devices.contains("virtio-blk disk0, /"), "{devices}");
+    let loops = fs::read_to_string("/proc/self/mountinfo")?;
+    ensure!(
+        !loops.contains("snapshotter.v1.blockfile/snapshots"),
+        "the host has mounted it: {loops}"
+    );
+    container.kill("SIGKILL")?;
+    container.wait_stopped()?;
+    // It is on the disk as soon as the end is known.
+    let images = images_with(t, &ward, "/new")?;
+    ensure!(images.len() == 1, "{images:?} have the file");
+    ensure!(
+        debugfs(t, &images[0], "cat /new")? == "of the guest\n",
+        "the image has something else"
+    );
+    container.remove();
+    let again =
+        ward.container().run(&BLOCKFILE, &["sh", "-c", "test ! -e /new; ls /bin | wc -l"])?;
+    again.ok()?;
+    ward.nothing_left(&container.id)
+}
+
+fn several(t: &Test<'_>) -> Outcome {
+    let Some(ward) = ward(t)? else { return Ok(()) };
+    let first = ward.container();
+    first.start_with(&[&["--null-io"], &BLOCKFILE[..]].concat(), &["sleep", "100000"])?;
+    // More than there are places at once.
+    for round in 0..12 {
+        let other = ward.container();
+        let group = first.group_flags();
+        let flags = [&[&*group[0], &*group[1]], &BLOCKFILE[..]].concat();
+        let said = other.run(&flags, &["sh", "-c", "echo $(ls /sys/block | grep -c vd)"])?;
+        let said = said.ok().context(format!("round {round}"))?.out();
+        ensure!(said == "2\n", "round {round}: there are {said} disks");
+    }
+    first.remove();
+    ward.nothing_left(&first.id)
+}
+
+/// A shim that has started its VM, on a containerd of the test's own.
+fn shim(t: &Test<'_>, ward: &Ward<'_, '_>) -> Outcome<Shim> {
+    let id = ward.container().id;
+    let mut spec = spec::plain(Path::new("rootfs"), &["true"]);
+    spec["linux"]["cgroupsPath"] = json!(format!("/e2e/{id}"));
+    let bundle = t.directory()?.join(&id);
+    Shim::start(&t.bed.options, &ward.node, &id, bundle, &spec)
+}
+
+/// Requires that a container on this image is refused with these texts.
+fn refused(t: &Test<'_>, ward: &Ward<'_, '_>, image: &Path, parts: &[&str]) -> Outcome {
+    let shim = shim(t, ward)?;
+    let reply = shim.create_with(|request| {
+        request.rootfs = vec![Mount {
+            type_: "ext4".to_owned(),
+            source: image.to_string_lossy().into_owned(),
+            options: vec!["loop".to_owned(), "rw".to_owned()],
+            ..Default::default()
+        }];
+    });
+    let Err(refusal) = reply else {
+        return Err(Failure::new(format!("{} was not refused", image.display())));
+    };
+    for part in parts {
+        ensure!(refusal.message.contains(part), "{part:?} is not in {refusal:?}");
+    }
+    shim.shutdown()?;
+    ward.nothing_left(&shim.id)
+}
+
+fn image_refused(t: &Test<'_>) -> Outcome {
+    let Some(ward) = ward(t)? else { return Ok(()) };
+    let file = ward.scratch.join("image");
+    fs::write(&file, vec![0x5a; 4 << 20])?;
+    refused(t, &ward, &file, &["cannot mount /dev/disk/by-id/virtio-disk0 on "])?;
+    refused(t, &ward, Path::new("/no/such/image"), &["/no/such/image", "No such file"])?;
+    let held = File::options().read(true).write(true).open(&file)?;
+    fcntl_lock(&held, FlockOperation::NonBlockingLockExclusive)?;
+    refused(t, &ward, &file, &["refuses the disk: ", "lock"])
+}
+
+fn no_places(t: &Test<'_>) -> Outcome {
+    if t.bed.options.hypervisor != "qemu" {
+        return Ok(());
+    }
+    let Some(ward) = ward(t)? else { return Ok(()) };
+    ward.configure("qemu_machine = \"microvm\"")?;
+    let said = ward.container().run(&BLOCKFILE, &["true"])?;
+    said.refused(&["no places for them (qemu_machine = \"microvm\")"]).map(drop)
+}
