@@ -19,13 +19,13 @@ exec 8>"$cache/setup.lock"
 flock 8
 
 # For the kernel, the agent, virtiofsd, the VMs, the test image, the CRI client of the tests, and what they do with
-# networks.
+# networks and files.
 packages=(
     bc binutils bison flex gcc libc6-dev libelf-dev make perl xz-utils
     libcap-ng-dev libseccomp-dev pkg-config zlib1g-dev
     btrfs-progs busybox-static cpio e2fsprogs iproute2 kmod qemu-system-x86 xfsprogs
     protobuf-compiler
-    curl dnsmasq-base ethtool iperf3 iptables iputils-ping netcat-openbsd nftables wireguard-tools wrk
+    curl dnsmasq-base ethtool git iperf3 iptables iputils-ping netcat-openbsd nftables sqlite3 wireguard-tools wrk
 )
 
 install_packages() {

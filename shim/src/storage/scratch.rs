@@ -92,8 +92,7 @@ impl Scratch {
         });
         let _turn = turn.map_err(failed(dir))?;
         let promised = promised(dir).map_err(failed(dir))?;
-        let status = statvfs(dir).map_err(|error| failed(dir)(error.into()))?;
-        let free = status.blocks_available() * status.fragment_size();
+        let free = free(dir).map_err(failed(dir))?;
         if config.size > free.saturating_sub(promised) {
             return Err(ScratchError::NoSpace {
                 size: config.size,
@@ -165,6 +164,36 @@ pub fn remove(path: &Path) {
     let _ = fs::remove_file(path);
 }
 
+/// Whether the host can make such disks: returns how much is free for all of them together, in bytes.
+///
+/// # Errors
+/// [`ScratchError`]
+pub fn look(config: &config::Scratch) -> Result<u64, ScratchError> {
+    config::mkfs(program(config.filesystem))?;
+    // The directory comes with the first disk.
+    let there = config.dir.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
+    let free = free(there).map_err(failed(there))?;
+    if config.size > free {
+        let (size, dir) = (config.size, config.dir.clone());
+        return Err(ScratchError::NoSpace { size, dir, free, promised: 0 });
+    }
+    Ok(free)
+}
+
+/// What users of a directory may still take, in bytes.
+fn free(dir: &Path) -> io::Result<u64> {
+    let status = statvfs(dir)?;
+    Ok(status.blocks_available() * status.fragment_size())
+}
+
+fn program(filesystem: Filesystem) -> &'static str {
+    match filesystem {
+        Filesystem::Ext4 => "mkfs.ext4",
+        Filesystem::Xfs => "mkfs.xfs",
+        Filesystem::Btrfs => "mkfs.btrfs",
+    }
+}
+
 /// How much of the host's space the guests of all disks may still take, in bytes. Disks whose shim is gone are removed:
 /// nobody else would, after the host's own end.
 fn promised(dir: &Path) -> io::Result<u64> {
@@ -196,25 +225,15 @@ fn copy(from: &File, to: &File) -> io::Result<()> {
 }
 
 fn format(filesystem: Filesystem, path: &Path) -> Result<(), ScratchError> {
-    let (name, arguments): (_, &[&str]) = match filesystem {
+    let arguments: &[&str] = match filesystem {
         // Builds make many small files. What is not written takes nothing on the host: no inode table, no journal.
-        Filesystem::Ext4 => (
-            "mkfs.ext4",
-            &[
-                "-q",
-                "-F",
-                "-m",
-                "0",
-                "-i",
-                "8192",
-                "-E",
-                "lazy_itable_init=1,lazy_journal_init=1,nodiscard",
-            ],
-        ),
-        Filesystem::Xfs => ("mkfs.xfs", &["-q", "-f", "-K"]),
-        Filesystem::Btrfs => ("mkfs.btrfs", &["-q", "-f", "-K"]),
+        Filesystem::Ext4 => {
+            let lazy = "lazy_itable_init=1,lazy_journal_init=1,nodiscard";
+            &["-q", "-F", "-m", "0", "-i", "8192", "-E", lazy]
+        }
+        Filesystem::Xfs | Filesystem::Btrfs => &["-q", "-f", "-K"],
     };
-    let program = config::mkfs(name)?;
+    let program = config::mkfs(program(filesystem))?;
     let mut command = Command::new(&program);
     let output = command.args(arguments).arg(path).stdin(Stdio::null()).output();
     let output = output.map_err(failed(&program))?;

@@ -3,6 +3,7 @@
 //! agent's place to see what the shim makes of it.
 
 mod service;
+mod vandal;
 
 use std::error::Error;
 use std::fs;
@@ -28,6 +29,8 @@ enum Vice {
     Mute,
     /// Reports what is not so: names that are paths, numbers that cannot be, and endlessly.
     Liar,
+    /// Tries to change what the host has given it to read.
+    Vandal,
     /// Sends what is no message, with a length to match.
     Noise,
 }
@@ -40,6 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         Some("deaf") => Vice::Deaf,
         Some("mute") => Vice::Mute,
         Some("liar") => Vice::Liar,
+        Some("vandal") => Vice::Vandal,
         Some("noise") => Vice::Noise,
         other => return Err(format!("hostile={other:?} is no vice").into()),
     };

@@ -12,7 +12,7 @@ use bulkhead_protocols::agent_ttrpc::Agent;
 use ttrpc::Result;
 use ttrpc::r#async::{ServerStreamSender, TtrpcContext};
 
-use crate::Vice;
+use crate::{Vice, vandal};
 
 /// What would clear a screen, or be a line of its own in a log.
 const ESCAPES: &str = "\u{1b}[2Jforged\nlevel=fatal msg=forged";
@@ -80,7 +80,12 @@ impl Agent for Hostile {
         Ok(CreateResponse { pid: u32::MAX, ..Default::default() })
     }
 
-    async fn start(&self, _: &TtrpcContext, _: ProcessRef) -> Result<StartResponse> {
+    async fn start(&self, _: &TtrpcContext, name: ProcessRef) -> Result<StartResponse> {
+        if self.0 == Vice::Vandal
+            && let Err(error) = vandal::run(&name.container)
+        {
+            eprintln!("the share cannot be used: {error}");
+        }
         Ok(StartResponse { pid: u32::MAX, ..Default::default() })
     }
 

@@ -2,6 +2,7 @@
 //! says what is not so; the rules are those of POSIX and of Linux' manual pages.
 
 mod data;
+mod handles;
 mod locks;
 mod names;
 mod nodes;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         "locks" => locks::check(directory),
         "hold" => locks::hold(directory),
         "held" => locks::held(directory),
+        "handles" => handles::check(directory),
         other => Err(format!("there is no check {other:?}")),
     };
     match found {

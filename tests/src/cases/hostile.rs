@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::bed::{Container, Test};
 use crate::ensure;
-use crate::failure::Outcome;
+use crate::failure::{Context, Outcome};
 use crate::measure::field;
 use crate::runner::Case;
 use crate::ward::Ward;
@@ -23,6 +23,11 @@ pub const CASES: &[Case] = &[
         "hostile.liar",
         "what a guest makes up is neither acted upon, nor kept, nor written into the log as it is",
         liar,
+    ),
+    Case::bulkhead(
+        "hostile.vandal",
+        "a guest's kernel cannot change the share's tree, nor what it may only read",
+        vandal,
     ),
     Case::bulkhead(
         "hostile.noise",
@@ -47,8 +52,17 @@ fn ward<'t, 'b>(t: &'t Test<'b>, vice: &str) -> Outcome<Ward<'t, 'b>> {
 
 /// Starts a container whose guest has this vice, does something with it, and ends it by force.
 fn survive(ward: &Ward<'_, '_>, meanwhile: impl FnOnce(&Container<'_>) -> Outcome) -> Outcome {
+    survive_with(ward, &[], meanwhile)
+}
+
+/// The same with flags for the container.
+fn survive_with(
+    ward: &Ward<'_, '_>,
+    flags: &[&str],
+    meanwhile: impl FnOnce(&Container<'_>) -> Outcome,
+) -> Outcome {
     let container = ward.container();
-    container.start(&["true"])?;
+    container.start_with(&[&["--null-io"], flags].concat(), &["true"])?;
     meanwhile(&container)?;
     ensure!(container.state()? == "RUNNING", "the task is {}", container.state()?);
     container.kill("SIGKILL")?;
@@ -82,6 +96,27 @@ fn liar(t: &Test<'_>) -> Outcome {
     let log = ward.node.log();
     ensure!(!log.contains('\u{1b}'), "an escape sequence has come into the log");
     ensure!(!log.lines().any(|line| line.starts_with("forged")), "a forged line is in the log");
+    Ok(())
+}
+
+fn vandal(t: &Test<'_>) -> Outcome {
+    let (ward, dir) = (ward(t, "vandal")?, t.directory()?);
+    let (own, other) = (dir.join("own"), dir.join("other"));
+    fs::create_dir(&own)?;
+    fs::create_dir(&other)?;
+    fs::write(other.join("file"), "kept")?;
+    let mounts = [(&own, "/own", "rw"), (&other, "/other", "ro")].map(|(source, inside, mode)| {
+        format!("type=bind,src={},dst={inside},options=rbind:{mode}", source.display())
+    });
+    survive_with(&ward, &["--mount", &mounts[0], "--mount", &mounts[1]], |_| {
+        let said = fs::read_to_string(own.join("said")).context("it has tried nothing")?;
+        ensure!(said.matches("Read-only file system").count() > 10, "{said}");
+        ensure!(!said.contains("worked:"), "{said}");
+        Ok(())
+    })?;
+    ensure!(fs::read_to_string(other.join("file"))? == "kept", "the host's file has changed");
+    let left = fs::read_dir(&other)?.count() + fs::read_dir(&own)?.count();
+    ensure!(left == 2, "there are {left} files");
     Ok(())
 }
 

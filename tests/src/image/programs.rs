@@ -16,6 +16,7 @@ use crate::failure::{Context, Failure, Outcome};
 const NAMES: &[&str] = &[
     "curl",
     "ethtool",
+    "git",
     "ip",
     "ip6tables",
     "iperf3",
@@ -23,6 +24,8 @@ const NAMES: &[&str] = &[
     "nc.openbsd",
     "nft",
     "ping",
+    "sqlite3",
+    "tar",
     "tc",
     "webfsd",
     "wg",
@@ -63,6 +66,10 @@ pub(super) fn layer(cache: &Path) -> Outcome<Vec<u8>> {
     for entry in fs::read_dir(EXTENSIONS).context(EXTENSIONS)? {
         let path = entry?.path();
         files.insert(path.strip_prefix("/")?.to_owned(), path);
+    }
+    // git runs itself by these names.
+    for name in ["git-upload-pack", "git-index-pack"] {
+        files.insert(Path::new("usr/lib/git-core").join(name), PathBuf::from("/usr/bin/git"));
     }
     let mut tar = Builder::new(Vec::new());
     // busybox's shell takes its own programs for all that have their names.

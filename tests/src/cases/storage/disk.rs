@@ -48,7 +48,15 @@ pub fn alone<'t>(
     annotations: &[(&str, &str)],
     more: &[&str],
 ) -> Outcome<Container<'t>> {
-    let container = t.container();
+    alone_of(t.container(), annotations, more)
+}
+
+/// The same with a container that was made for it.
+pub fn alone_of<'t>(
+    container: Container<'t>,
+    annotations: &[(&str, &str)],
+    more: &[&str],
+) -> Outcome<Container<'t>> {
     let said: Vec<_> =
         annotations.iter().map(|(key, value)| format!("io.bulkhead.{key}={value}")).collect();
     let mut flags = [&["--null-io", "--privileged"], more].concat();

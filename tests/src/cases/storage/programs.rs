@@ -1,0 +1,89 @@
+//! Programs that ask much of a file system.
+
+use super::disk::alone_of;
+use crate::bed::{Container, Test};
+use crate::ensure;
+use crate::failure::Outcome;
+use crate::runner::Case;
+
+/// The tests of this file.
+pub const CASES: &[Case] = &[
+    Case::any(
+        "storage.programs",
+        "git, tar and sqlite work on a root file system and on a volume",
+        shared,
+    ),
+    Case::bulkhead(
+        "storage.programs_disk",
+        "git, tar and sqlite work on a scratch disk and over it",
+        on_disk,
+    ),
+];
+
+/// A repository of many files, and a clone of it.
+const GIT: &str = "
+    export HOME=/tmp GIT_CONFIG_NOSYSTEM=1
+    git config --global user.email a@b; git config --global user.name a
+    git config --global safe.directory '*'; git config --global init.defaultBranch main
+    git init -q repository; cd repository
+    for round in 1 2 3; do
+        for dir in $(seq 10); do
+            mkdir -p d$dir
+            for file in $(seq 20); do echo $round $dir $file > d$dir/f$file; done
+        done
+        git add .; git commit -q -m $round
+    done
+    git gc -q
+    cd ..
+    git clone -q --no-hardlinks repository clone
+    git -C clone fsck --full 2>&1 | grep -v '^notice\\|dangling' || true
+    test $(git -C clone ls-files | wc -l) = 200
+    test -z \"$(git -C clone status --porcelain)\"
+    git -C clone checkout -q HEAD~1; test $(cat clone/d10/f20 | cut -c1) = 2";
+
+/// Every file of a package there and back, with what it is beside its content.
+const TAR: &str = "
+    tar -C /perl -cf perl.tar .
+    mkdir perl; tar -C perl -xf perl.tar
+    tar -C perl --compare -f perl.tar
+    test $(find perl -type f | wc -l) -gt 300
+    rm -r perl perl.tar";
+
+/// Two writers and a reader, with the log that all of them map.
+const SQLITE: &str = "
+    sqlite3 base 'pragma journal_mode = wal; create table t (writer, number);' > /dev/null
+    write() {
+        for number in $(seq 10); do
+            sqlite3 -cmd '.timeout 60000' base \"insert into t values ($1, $number); select count(*) from t;\" > /dev/null
+        done
+    }
+    write 1 & write 2 & wait
+    test $(sqlite3 base 'select count(*), sum(number) from t;') = '20|110'
+    test $(sqlite3 base 'pragma integrity_check;') = ok";
+
+fn work(container: &Container<'_>, directory: &str) -> Outcome {
+    for script in [GIT, TAR, SQLITE] {
+        container.sh(&format!("mkdir -p {directory}; cd {directory}; {script}"))?;
+    }
+    Ok(())
+}
+
+const PERL: [&str; 2] = ["--mount", "type=bind,src=/usr/share/perl,dst=/perl,options=rbind:ro"];
+
+fn shared(t: &Test<'_>) -> Outcome {
+    let (container, dir) = (t.programs()?, t.directory()?);
+    let volume = format!("type=bind,src={},dst=/volume,options=rbind", dir.display());
+    let flags = [&["--null-io", "--mount", &volume], &PERL[..]].concat();
+    container.start_with(&flags, &["sleep", "100000"])?;
+    work(&container, "/work")?;
+    work(&container, "/volume")?;
+    ensure!(dir.join("clone/.git").is_dir(), "the host has no clone");
+    Ok(())
+}
+
+fn on_disk(t: &Test<'_>) -> Outcome {
+    let annotations = [("rootfs_upper", "guest"), ("scratch_paths", "/data")];
+    let container = alone_of(t.programs()?, &annotations, &PERL)?;
+    work(&container, "/work")?;
+    work(&container, "/data")
+}
