@@ -25,7 +25,7 @@ packages=(
     libcap-ng-dev libseccomp-dev pkg-config zlib1g-dev
     btrfs-progs busybox-static cpio e2fsprogs iproute2 kmod qemu-system-x86 xfsprogs
     protobuf-compiler
-    curl dnsmasq-base ethtool git iperf3 iptables iputils-ping netcat-openbsd nftables sqlite3 wireguard-tools wrk
+    curl dnsmasq-base ethtool fio git iperf3 iptables iputils-ping netcat-openbsd nftables sqlite3 wireguard-tools wrk
 )
 
 install_packages() {

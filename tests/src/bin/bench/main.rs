@@ -3,6 +3,7 @@
 
 mod network;
 mod pods;
+mod storage;
 
 use std::fs;
 use std::path::PathBuf;
@@ -57,11 +58,12 @@ fn work() -> Outcome {
 type Section = fn(&Test<'_>, &mut Results) -> Outcome;
 
 /// All of them; arguments choose some by their names.
-const SECTIONS: [(&str, Section); 4] = [
+const SECTIONS: [(&str, Section); 5] = [
     ("start", cold_start),
     ("running", in_a_running_sandbox),
     ("pods", pods::measure),
     ("network", network::measure),
+    ("storage", storage::measure),
 ];
 
 /// What was measured.
