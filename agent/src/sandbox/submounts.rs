@@ -17,8 +17,10 @@ impl Submounts {
     /// Has the kernel mount what a container needs, in their order. One that is gone by now is not missed.
     pub fn enter(&self, directories: &[String]) {
         let mut needed = lock(&self.0);
+        directories.iter().for_each(|one| *needed.entry(one.clone()).or_default() += 1);
+        // Not held any longer: what is on a dead server must not stop the others.
+        drop(needed);
         for directory in directories {
-            *needed.entry(directory.clone()).or_default() += 1;
             // Of a file, to look at it is enough.
             let entered =
                 fs::read_dir(directory).map(drop).or_else(|_| fs::metadata(directory).map(drop));

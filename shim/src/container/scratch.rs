@@ -11,15 +11,14 @@ use oci_spec::runtime::{Mount, Spec};
 use rustix::fs::fstatfs;
 
 use crate::config::Filesystem;
-use crate::storage::host;
+use crate::storage::host::{self, TMPFS};
 
 /// Below a pod's directory, the kubelet's volumes of this kind live as long as the pod. A container's mount of a part
 /// of a volume (`subPath`) is another mount of it on the host, in a directory of its own.
 const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
 const SUB_PATHS: &str = "volume-subpaths";
 
-/// Magic numbers of linux/magic.h: volumes of these the pod wants in memory.
-const TMPFS: i64 = 0x0102_1994;
+/// `HUGETLBFS_MAGIC` of linux/magic.h. A volume that is one, or a tmpfs, the pod wants in memory.
 const HUGETLBFS: i64 = 0x9584_58f6;
 
 /// What of all containers of a sandbox lies on its disk.
@@ -216,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_volume_that_nobody_keeps_is_the_guests() {
-        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("target-of-no-build");
+        // What is in a tmpfs is no volume on disk, and the directory for such things may be one.
         let host = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let volume = host.path().join("volumes").join(EMPTY_DIR).join("cache");
         fs::create_dir_all(&volume).unwrap();
@@ -232,7 +231,7 @@ mod tests {
             (&*target, 0o2770)
         );
         assert!(!held.directories[0].own && held.disk.is_some());
-        mount.set_source(Some(base.join(EMPTY_DIR).join("gone")));
+        mount.set_source(Some(host.path().join("volumes").join(EMPTY_DIR).join("gone")));
         assert!(!scratch().volume(&mut mount, &mut held));
         mount.set_source(Some("/etc".into()));
         assert!(!scratch().volume(&mut mount, &mut held));

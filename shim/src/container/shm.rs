@@ -9,13 +9,10 @@ use oci_spec::runtime::Mount;
 use rustix::fs::fstatfs;
 
 use crate::bootstrap::short_name;
-use crate::storage::host;
+use crate::storage::host::{self, TMPFS};
 
 /// Where containers expect it.
 const SHM: &str = "/dev/shm";
-
-/// `TMPFS_MAGIC` of linux/magic.h.
-const TMPFS: i64 = 0x0102_1994;
 
 /// What containerd gives a pod that asks for nothing else: 64 MiB.
 const DEFAULT_SIZE: &str = "65536k";

@@ -70,9 +70,7 @@ impl Parts {
             warn!(self.log, "{error}");
         }
     }
-}
 
-impl Parts {
     /// Writes down that something was plugged in.
     pub fn record_device(&self, device: &str) {
         self.change_devices(|devices| devices.push(device.to_owned()));
@@ -186,11 +184,13 @@ pub async fn devices(
     if let Err(error) = record.write(&dir) {
         warn!(log, "{error}");
     }
-    let scratch = scratch(config, identity, pod, &mut spec).await?;
+    // A template has none: who is woken from it gets one then.
+    let scratch = match origin {
+        Origin::Any => scratch(config, identity, pod, &mut spec).await?,
+        Origin::Boot | Origin::Template(_) => None,
+    };
+    // Until the record is written again, the lock on the disk tells whose it is.
     record.scratch = scratch.as_ref().map(|(scratch, _)| scratch.path().to_owned());
-    if let Err(error) = record.write(&dir) {
-        warn!(log, "{error}");
-    }
     let (path, queues) = (pod.network.clone(), spec.network_queues());
     let limit = selection.network_devices(spec.disks.len());
     // Whoever finds the record finds what is left in the pod's namespace, too.
@@ -247,8 +247,8 @@ pub async fn devices(
     Ok((parts, control))
 }
 
-/// Makes the sandbox's scratch disk, and one of the VM's: for a pod, which of its containers will want it is not known
-/// yet; else where it is asked for.
+/// Makes the sandbox's scratch disk, and a disk of the VM of it. A pod has one, since it is not known yet which of its
+/// containers will want it; others have one where they ask for it.
 async fn scratch(
     config: &Config,
     identity: &Identity,

@@ -14,6 +14,9 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::mount::mounts;
 
+/// `TMPFS_MAGIC` of linux/magic.h: the file system's type that fstatfs(2) tells.
+pub const TMPFS: i64 = 0x0102_1994;
+
 /// The mount namespace in which containerd started the shim.
 static HOST: OnceLock<OwnedFd> = OnceLock::new();
 

@@ -365,6 +365,19 @@ fn mount_from(base: &Path, call: impl FnOnce() -> nix::Result<()> + Send) -> nix
 mod tests {
     use super::*;
 
+    #[test]
+    fn what_is_to_be_a_lower_layer_loses_what_it_could_be_written_with() {
+        let of = |fstype: &str, options: &[&str]| {
+            let options = options.iter().map(|one| (*one).to_owned()).collect();
+            let mount = Mount { fstype: fstype.to_owned(), source: "x".to_owned(), options };
+            read_only(&mount).options
+        };
+        let overlay = ["index=off", "workdir=/w", "upperdir=/u", "lowerdir=/a:/b"];
+        assert_eq!(of("overlay", &overlay), ["lowerdir=/u:/a:/b", "ro"]);
+        assert_eq!(of("overlay", &["lowerdir=/a:/b"]), ["lowerdir=/a:/b", "ro"]);
+        assert_eq!(of("bind", &["rw", "rbind"]), ["rbind", "ro"]);
+    }
+
     fn overlay(layers: usize) -> Mount {
         let dir = "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots";
         let lower: Vec<_> = (0..layers).map(|layer| format!("{dir}/{layer}/fs")).collect();

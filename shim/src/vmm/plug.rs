@@ -5,14 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use serde::Serialize;
 use thiserror::Error;
 
 /// How long a guest may take to let go of a disk: a busy one under software emulation needs it.
 pub(super) const EJECTION: Duration = Duration::from_secs(10);
 
 /// A disk to plug in.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plug {
     /// The name by which the guest knows it, at most 20 bytes, new in the life of the VM.
     pub serial: String,

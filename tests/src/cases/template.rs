@@ -31,6 +31,11 @@ pub const CASES: &[Case] = &[
         life,
     ),
     Case::cloud_hypervisor(
+        "template.disk",
+        "a sandbox that comes from a template gets its scratch disk",
+        disk,
+    ),
+    Case::cloud_hypervisor(
         "template.misfit",
         "where the template is of something else, or no template at all, guests boot",
         misfit,
@@ -95,6 +100,19 @@ fn apart(t: &Test<'_>) -> Outcome {
         ensure!(container.delete()? == 137, "it did not end by the signal");
     }
     close(&ward, &containers[0].id)
+}
+
+fn disk(t: &Test<'_>) -> Outcome {
+    let ward = ward(t)?;
+    let container = ward.container();
+    let annotation = "io.bulkhead.scratch_paths=/data";
+    container.start_with(&["--null-io", "--annotation", annotation], &["sleep", "100000"])?;
+    ensure!(!has_booted(&container)?, "{} has booted", container.id);
+    let seen =
+        container.sh("echo new > /data/file; awk '$2 == \"/data\" { print $3 }' /proc/mounts")?;
+    ensure!(seen == "ext4\n", "/data is on {seen}");
+    container.remove();
+    close(&ward, &container.id)
 }
 
 fn life(t: &Test<'_>) -> Outcome {

@@ -102,7 +102,6 @@ fn own(inherited: &Inherited) -> [OsString; 6] {
     ]
 }
 
-/// A network device. A queue is one way.
 /// A disk as the VMM's API has it (DiskConfig of its cloud-hypervisor.yaml).
 #[derive(Debug, Serialize)]
 pub(super) struct Disk {
@@ -135,6 +134,7 @@ pub(super) fn disks(spec: &VmSpec, inherited: &[RawFd]) -> impl Iterator<Item = 
     pairs.map(|(disk, fd)| Disk::new(disk.serial, memory::path(*fd), false))
 }
 
+/// A network device. A queue is one way.
 fn network(number: u8, queues: &[RawFd]) -> String {
     let address = address_text(device_address(number));
     let (fds, ways) = (list(queues, ","), 2 * queues.len());

@@ -120,7 +120,6 @@ pub(super) fn arguments(spec: &VmSpec, platform: Platform, inherited: &Inherited
     args
 }
 
-/// A network device. It brings no program for its own boot.
 /// What a disk's bytes are. Nobody else has them: the shim has seen to that.
 fn image(disk: &Disk, fd: RawFd) -> String {
     format!(
@@ -130,6 +129,7 @@ fn image(disk: &Disk, fd: RawFd) -> String {
     )
 }
 
+/// A network device. It brings no program for its own boot.
 fn network(machine: QemuMachine, number: u8, queues: usize) -> String {
     let address = address_text(device_address(number));
     let (device, rom) = match machine {
