@@ -6,6 +6,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::Builder;
 
 use bulkhead_protocols::DISK_BY_SERIAL;
 use bulkhead_protocols::agent::{Directory, Mount};
@@ -20,6 +21,9 @@ use crate::sys::lock;
 
 /// How many directories are on their way out, or have gone.
 static GONE: AtomicU64 = AtomicU64::new(0);
+
+/// Address space, of which what is not used takes no memory, in bytes.
+const REMOVER_STACK: usize = 1 << 30;
 
 /// What there is of it so far.
 #[derive(Debug, Default)]
@@ -80,11 +84,15 @@ impl Ground {
             let gone = path.with_file_name(format!(".gone-{number}"));
             // What lay below one that has gone went with it.
             if fs::rename(path, &gone).is_ok() {
-                std::thread::spawn(move || {
+                let remove = move || {
                     if let Err(error) = fs::remove_dir_all(&gone) {
                         log::warn!("cannot remove {}: {error}", gone.display());
                     }
-                });
+                };
+                // It takes stack for each level, of which the container may have made many.
+                if let Err(error) = Builder::new().stack_size(REMOVER_STACK).spawn(remove) {
+                    log::warn!("what is left of a container stays: {error}");
+                }
             }
         }
     }
@@ -98,7 +106,7 @@ pub fn sync(target: &str) {
     }
 }
 
-/// Makes a directory, unless it is there. A container may have put a link on the way: none is followed.
+/// Makes a directory, unless it is there, or a file is. A link that a container has put on the way is an error.
 fn make(path: &Path, directory: &Directory) -> io::Result<()> {
     if let Some(parent) = path.parent()
         && !parent.exists()
@@ -115,7 +123,7 @@ fn make(path: &Path, directory: &Directory) -> io::Result<()> {
         Err(error) => return Err(error),
     }
     let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
     match openat2(AT_FDCWD, path, how) {
         Ok(_) => Ok(()),

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::time::Duration;
 
 use bulkhead_protocols::agent::ProcessRef;
 use nix::errno::Errno;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use super::helper::Helper;
 use super::{Container, ground};
@@ -15,6 +17,9 @@ use crate::oci;
 use crate::reaper::ExitCode;
 use crate::stdio::{Announced, Copying};
 use crate::sys::lock;
+
+/// How long the end of a container waits for its disk: less than the host waits for the end of what it has killed.
+const SYNC: Duration = Duration::from_secs(10);
 
 /// Where a process is in its life. It only goes forward.
 pub enum State {
@@ -198,8 +203,12 @@ impl Process {
             if !disks.is_empty() {
                 // Who hears of the end may take the disk away.
                 let (events, name) = (Arc::clone(&self.events), self.to_wire());
-                thread::spawn(move || {
-                    disks.iter().for_each(|target| ground::sync(target));
+                tokio::spawn(async move {
+                    let synced =
+                        spawn_blocking(move || disks.iter().for_each(|one| ground::sync(one)));
+                    if timeout(SYNC, synced).await.is_err() {
+                        log::warn!("{} ends before its disk has all of it", name.container);
+                    }
                     events.exit(name, code);
                 });
                 return;

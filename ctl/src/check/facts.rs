@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use bulkhead_shim::config::{AssetError, Config, ConfigError};
 use bulkhead_shim::sandbox::template::{self, CreateError};
-use bulkhead_shim::storage::scratch::{self, ScratchError};
 use bulkhead_shim::version::{Version, VersionError};
 use bulkhead_shim::vmm::{Host, KvmProblem, SelectError, Selection};
 use nix::unistd::{AccessFlags, Uid, access};
@@ -65,8 +64,6 @@ pub struct Facts {
     pub kernel: Result<PathBuf, AssetError>,
     /// The guest's initramfs.
     pub initramfs: Result<PathBuf, AssetError>,
-    /// How much is free for scratch disks, in bytes; none where there are to be none.
-    pub scratch: Option<Result<u64, ScratchError>>,
     /// Whether there is a template for the shim's sandboxes.
     pub template: Result<bool, CreateError>,
     /// The shim.
@@ -94,7 +91,6 @@ impl Facts {
             virtiofsd: Program::probe(config.files.virtiofsd()),
             kernel: config.files.kernel(),
             initramfs: config.files.initramfs(),
-            scratch: (config.scratch.size > 0).then(|| scratch::look(&config.scratch)),
             template: template::find(&config).map(|found| found.is_some()),
             shim: shim(),
             containerd: on_path("containerd").map(|path| {

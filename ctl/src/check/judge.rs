@@ -71,7 +71,6 @@ pub fn judge(facts: &Facts) -> Vec<Line> {
     ));
     lines.push(image("guest kernel", &facts.kernel));
     lines.push(image("guest initramfs", &facts.initramfs));
-    lines.extend(scratch(facts));
     lines.extend(template(facts));
     lines.push(shim(&facts.shim));
     lines.push(containerd(facts));
@@ -179,17 +178,6 @@ fn image(what: &'static str, image: &Result<PathBuf, AssetError>) -> Line {
     }
 }
 
-/// Scratch disks: containers that are run alone do without.
-fn scratch(facts: &Facts) -> Option<Line> {
-    let what = "scratch disks";
-    let advice =
-        "pods do not start; choose another scratch_size, scratch_dir or scratch_filesystem";
-    Some(match facts.scratch.as_ref()? {
-        Ok(free) => line(Level::Ok, what, format!("{} GiB are free for them", free >> 30), None),
-        Err(error) => line(Level::Note, what, chain(error), Some(advice)),
-    })
-}
-
 /// The template, where the VMM can start from one; what keeps a sandbox from starting at all is said elsewhere.
 fn template(facts: &Facts) -> Option<Line> {
     let chosen = facts.selection.as_ref().ok().map(|selection| selection.vmm);
@@ -290,7 +278,6 @@ mod tests {
             virtiofsd: there("virtiofsd", 1, 13),
             kernel: Ok(PathBuf::from("/k")),
             initramfs: Ok(PathBuf::from("/i")),
-            scratch: Some(Ok(64 << 30)),
             template: Ok(true),
             shim: Shim::OnPath(PathBuf::from("/bin/shim")),
             containerd: Some((

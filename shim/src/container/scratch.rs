@@ -73,16 +73,11 @@ impl OnScratch {
         self.disk(held);
         let mut path = PathBuf::from(SCRATCH_DIR).join("volumes").join(&volume.name);
         held.directories.push(like(&volume.host, &path));
-        let source = mount.source().clone().unwrap_or_default();
-        for (position, part) in volume.part.iter().enumerate() {
+        let mut host = volume.host;
+        for part in &volume.part {
+            host.push(part);
             path.push(part);
-            let last = position + 1 == volume.part.iter().count();
-            // What lies between is the kubelet's to make, who makes it so.
-            held.directories.push(if last {
-                like(&source, &path)
-            } else {
-                directory(path.to_string_lossy().into_owned(), 0o750, false)
-            });
+            held.directories.push(like(&host, &path));
         }
         mount.set_source(Some(path));
         true

@@ -19,6 +19,7 @@ use crate::container::{
 use crate::guest::GuestError;
 use crate::storage::block::Image;
 use crate::storage::share::ContainerTree;
+use crate::sys::lock;
 
 /// The largest number that the kernel gives to a process is below this (linux/threads.h).
 const PID_MAX_LIMIT: u32 = 4 << 20;
@@ -26,9 +27,12 @@ const PID_MAX_LIMIT: u32 = 4 << 20;
 impl Sandbox {
     /// Makes a container. Returns the pid that stands for it on the host.
     pub async fn create(&self, new: NewContainer) -> Result<u32, SandboxError> {
-        self.creating.fetch_add(1, Ordering::Relaxed);
+        let id = new.id.clone();
+        if !lock(&self.creating).insert(id.clone()) {
+            return Err(SandboxError::Exists(id));
+        }
         let created = self.make(new).await;
-        self.creating.fetch_sub(1, Ordering::Relaxed);
+        lock(&self.creating).remove(&id);
         created
     }
 

@@ -38,16 +38,18 @@ impl Running {
         let exposed = exposed.map_err(|error| SandboxError::Share(error.into()))?;
         let path = exposed.path.clone();
         let disk = Plug { serial: serial.clone(), path, readonly: image.read_only };
+        // Before it is there: a call that is not answered in time may still be carried out.
+        lock(&self.disks.of).insert(container.to_owned(), serial.clone());
         match self.parts.vm.plug(&disk).await {
             Ok(()) => {}
             Err(PlugError::NoPlace(why)) if !image.is_file => {
+                lock(&self.disks.of).remove(container);
                 let path = image.path.display();
                 info!(self.log, "the host mounts {path}: {why}"; "container" => container);
                 return Ok(None);
             }
             Err(source) => return Err(SandboxError::Plug { path: image.path, source }),
         }
-        lock(&self.disks.of).insert(container.to_owned(), serial.clone());
         self.parts.record_device(&format!("virtio-blk {serial}, {}", image.path.display()));
         Ok(Some(agent::Mount {
             source: format!("{DISK_BY_SERIAL}{serial}"),

@@ -17,9 +17,9 @@ mod pod;
 mod running;
 pub mod template;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -82,7 +82,8 @@ pub struct Sandbox {
     /// How many numbers were given to containers of the pod.
     pids: AtomicU32,
     containers: Mutex<HashMap<String, Arc<Container>>>,
-    creating: AtomicUsize,
+    /// The ids of those that are being made.
+    creating: Mutex<HashSet<String>>,
     /// Whether it stays without a container: containerd drives it by the sandbox API.
     stays: AtomicBool,
     created_at: SystemTime,
@@ -112,7 +113,7 @@ impl Sandbox {
             host_pid: AtomicU32::new(0),
             pids: AtomicU32::new(0),
             containers: Mutex::default(),
-            creating: AtomicUsize::new(0),
+            creating: Mutex::default(),
             stays: AtomicBool::new(false),
             created_at: SystemTime::now(),
             stopping: AtomicBool::new(false),
@@ -300,7 +301,7 @@ impl Sandbox {
     /// Whether there is no container, none is being made, and none is to be waited for.
     pub fn is_empty(&self) -> bool {
         !self.stays.load(Ordering::Relaxed)
-            && self.creating.load(Ordering::Relaxed) == 0
+            && lock(&self.creating).is_empty()
             && self.table().is_empty()
     }
 

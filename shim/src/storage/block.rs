@@ -33,7 +33,9 @@ impl Image {
     /// [`ShareError::Source`] if the image is not there.
     pub fn of(mounts: &[Mount], lower: bool) -> Result<Option<Image>, ShareError> {
         let [mount] = mounts else { return Ok(None) };
-        if !FILE_SYSTEMS.contains(&mount.fstype.as_str()) {
+        // An erofs may have its data on other devices.
+        let others = mount.options.iter().any(|option| option.starts_with("device="));
+        if others || !FILE_SYSTEMS.contains(&mount.fstype.as_str()) {
             return Ok(None);
         }
         let path = PathBuf::from(&mount.source);

@@ -1,8 +1,8 @@
 //! The scratch disk of a sandbox: a sparse file on the host with a file system in it, for what a pod does not keep.
 //!
 //! ```text
-//! <scratch_dir>/<namespace>.<id>.disk        a sandbox's, locked for as long as its shim lives
-//!               <filesystem>-<version>.new   an empty one of the size that was asked for last, to copy from
+//! <scratch_dir>/<namespace>.<id>.scratch-disk   a sandbox's, locked for as long as its shim lives
+//!               <filesystem>-<version>.scratch  an empty one of the size that was asked for last, to copy from
 //! ```
 //! What guests may still write to their disks is promised to them: a disk that would not fit beside those is refused, so
 //! that a guest's disk is full before the host's is.
@@ -15,16 +15,17 @@ use std::process::{Command, Stdio};
 
 use nix::sys::statvfs::statvfs;
 use rustix::fs::{FlockOperation, flock, ioctl_ficlone};
+use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::config::{self, AssetError, Filesystem, show};
 use crate::sparse::copy_data;
 
 /// How the names of disks end.
-const DISK: &str = "disk";
+const DISK: &str = "scratch-disk";
 
 /// How the name of one ends that nobody has used.
-const UNUSED: &str = "new";
+const UNUSED: &str = "scratch";
 
 /// A sector, the unit of `st_blocks` (stat(3type)), in bytes.
 const SECTOR: u64 = 512;
@@ -92,7 +93,8 @@ impl Scratch {
         });
         let _turn = turn.map_err(failed(dir))?;
         let promised = promised(dir).map_err(failed(dir))?;
-        let free = free(dir).map_err(failed(dir))?;
+        let status = statvfs(dir).map_err(|error| failed(dir)(error.into()))?;
+        let free = status.blocks_available() * status.fragment_size();
         if config.size > free.saturating_sub(promised) {
             return Err(ScratchError::NoSpace {
                 size: config.size,
@@ -145,9 +147,12 @@ impl Scratch {
         }) {
             let _ = fs::remove_file(other.path());
         }
-        let kept = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unused);
-        if kept.and_then(|kept| copy(&self.file, &kept)).is_err() {
-            let _ = fs::remove_file(&unused);
+        // It has its name once it is whole, whatever happens to the host.
+        let part = unused.with_extension(format!("part.{UNUSED}"));
+        let kept = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part);
+        let whole = kept.and_then(|kept| copy(&self.file, &kept).and_then(|()| kept.sync_all()));
+        if whole.and_then(|()| fs::rename(&part, &unused)).is_err() {
+            let _ = fs::remove_file(&part);
         }
         Ok(())
     }
@@ -164,36 +169,6 @@ pub fn remove(path: &Path) {
     let _ = fs::remove_file(path);
 }
 
-/// Whether the host can make such disks: returns how much is free for all of them together, in bytes.
-///
-/// # Errors
-/// [`ScratchError`]
-pub fn look(config: &config::Scratch) -> Result<u64, ScratchError> {
-    config::mkfs(program(config.filesystem))?;
-    // The directory comes with the first disk.
-    let there = config.dir.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
-    let free = free(there).map_err(failed(there))?;
-    if config.size > free {
-        let (size, dir) = (config.size, config.dir.clone());
-        return Err(ScratchError::NoSpace { size, dir, free, promised: 0 });
-    }
-    Ok(free)
-}
-
-/// What users of a directory may still take, in bytes.
-fn free(dir: &Path) -> io::Result<u64> {
-    let status = statvfs(dir)?;
-    Ok(status.blocks_available() * status.fragment_size())
-}
-
-fn program(filesystem: Filesystem) -> &'static str {
-    match filesystem {
-        Filesystem::Ext4 => "mkfs.ext4",
-        Filesystem::Xfs => "mkfs.xfs",
-        Filesystem::Btrfs => "mkfs.btrfs",
-    }
-}
-
 /// How much of the host's space the guests of all disks may still take, in bytes. Disks whose shim is gone are removed:
 /// nobody else would, after the host's own end.
 fn promised(dir: &Path) -> io::Result<u64> {
@@ -204,10 +179,14 @@ fn promised(dir: &Path) -> io::Result<u64> {
             continue;
         }
         // One that has just gone promises nothing.
-        let Ok(disk) = File::open(&path) else { continue };
-        if flock(&disk, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            remove(&path);
-            continue;
+        let Ok(disk) = OpenOptions::new().read(true).write(true).open(&path) else { continue };
+        match flock(&disk, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => {}
+            Err(error) => return Err(error.into()),
+            Ok(()) => {
+                remove(&path);
+                continue;
+            }
         }
         let metadata = disk.metadata()?;
         promised += metadata.len().saturating_sub(metadata.blocks() * SECTOR);
@@ -225,15 +204,16 @@ fn copy(from: &File, to: &File) -> io::Result<()> {
 }
 
 fn format(filesystem: Filesystem, path: &Path) -> Result<(), ScratchError> {
-    let arguments: &[&str] = match filesystem {
+    let (name, arguments): (_, &[&str]) = match filesystem {
         // Builds make many small files. What is not written takes nothing on the host: no inode table, no journal.
         Filesystem::Ext4 => {
             let lazy = "lazy_itable_init=1,lazy_journal_init=1,nodiscard";
-            &["-q", "-F", "-m", "0", "-i", "8192", "-E", lazy]
+            ("mkfs.ext4", &["-q", "-F", "-m", "0", "-i", "8192", "-E", lazy])
         }
-        Filesystem::Xfs | Filesystem::Btrfs => &["-q", "-f", "-K"],
+        Filesystem::Xfs => ("mkfs.xfs", &["-q", "-f", "-K"]),
+        Filesystem::Btrfs => ("mkfs.btrfs", &["-q", "-f", "-K"]),
     };
-    let program = config::mkfs(program(filesystem))?;
+    let program = config::mkfs(name)?;
     let mut command = Command::new(&program);
     let output = command.args(arguments).arg(path).stdin(Stdio::null()).output();
     let output = output.map_err(failed(&program))?;
@@ -282,7 +262,7 @@ mod tests {
         }
         assert_eq!(names(&config).len(), 3);
         drop((first, second));
-        assert_eq!(names(&config), [format!("ext4-{}.new", env!("CARGO_PKG_VERSION"))]);
+        assert_eq!(names(&config), [format!("ext4-{}.scratch", env!("CARGO_PKG_VERSION"))]);
     }
 
     #[test]
@@ -290,7 +270,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let small = config(dir.path(), 64 << 20);
         let _first = Scratch::create(&small, "a.b").expect("a disk");
-        let orphan = small.dir.join("a.orphan.disk");
+        let orphan = small.dir.join("a.orphan.scratch-disk");
         fs::write(&orphan, "left by a host that was switched off").expect("write");
         let huge = config::Scratch { size: 1 << 50, ..small.clone() };
         let error = Scratch::create(&huge, "a.c").expect_err("too large");
@@ -301,7 +281,7 @@ mod tests {
             "{error}"
         );
         assert!(!orphan.exists());
-        assert!(!names(&small).contains(&"a.c.disk".to_owned()));
+        assert!(!names(&small).contains(&"a.c.scratch-disk".to_owned()));
     }
 
     #[test]

@@ -21,9 +21,9 @@ pub(super) struct Inherited {
     pub(super) vsock: RawFd,
     /// The guest's memory.
     pub(super) memory: RawFd,
-    /// The queues of the tap behind each network device.
     /// QMP for commands, where the machine has places for disks.
     pub(super) monitor: Option<RawFd>,
+    /// The queues of the tap behind each network device.
     pub(super) taps: Vec<Vec<RawFd>>,
     /// The disks of the specification, in its order.
     pub(super) disks: Vec<RawFd>,

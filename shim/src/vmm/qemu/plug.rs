@@ -1,5 +1,6 @@
 //! Disks that come and go, by QMP. The machine `q35` has places for them.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 
@@ -8,7 +9,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{Mutex, MutexGuard, mpsc, watch};
 use tokio::time::timeout;
 
 use super::ROLE;
@@ -21,17 +23,21 @@ pub(super) const PORTS: usize = 8;
 const LONGEST: u64 = 64 << 10;
 
 /// The disks of a running VM. QEMU's commands are given one after another.
-pub(super) struct Hotplug(Mutex<Monitor>);
+pub(super) struct Hotplug {
+    monitor: Mutex<Monitor>,
+    /// The devices that the guest has let go of.
+    deleted: watch::Receiver<HashSet<String>>,
+}
 
 struct Monitor {
-    stream: BufReader<UnixStream>,
-    ready: bool,
+    stream: OwnedWriteHalf,
+    answers: mpsc::Receiver<Result<(), String>>,
     /// Which disk is where.
     ports: [Option<String>; PORTS],
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct Message {
     #[serde(rename = "return")]
     done: Option<Value>,
     error: Option<Refusal>,
@@ -45,60 +51,70 @@ struct Refusal {
 }
 
 impl Hotplug {
+    /// For a connection that has begun with the negotiation.
     pub(super) fn new(stream: UnixStream) -> Self {
-        let (stream, ports) = (BufReader::new(stream), [const { None }; PORTS]);
-        Self(Mutex::new(Monitor { stream, ready: false, ports }))
+        let (reader, stream) = stream.into_split();
+        let (answer, answers) = mpsc::channel(1);
+        let (tell, deleted) = watch::channel(HashSet::new());
+        tokio::spawn(listen(BufReader::new(reader), answer, tell));
+        let monitor = Monitor { stream, answers, ports: [const { None }; PORTS] };
+        Self { monitor: Mutex::new(monitor), deleted }
     }
 
+    /// The monitor, with the places free whose disks have gone, though it may be that nobody waited for it so long.
     async fn monitor(&self) -> Result<MutexGuard<'_, Monitor>, PlugError> {
-        let mut monitor = self.0.lock().await;
-        if !monitor.ready {
-            // That of the negotiation, which the connection began with.
-            monitor.answer().await?;
-            monitor.ready = true;
+        let mut monitor = self.monitor.lock().await;
+        for port in 0..PORTS {
+            let held = monitor.ports[port].clone();
+            if let Some(serial) = held.filter(|one| self.deleted.borrow().contains(&device(one))) {
+                monitor.execute("blockdev-del", json!({ "node-name": serial })).await?;
+                monitor.ports[port] = None;
+            }
         }
         Ok(monitor)
     }
 }
 
-impl Monitor {
-    async fn send(&mut self, line: &[u8]) -> io::Result<()> {
-        self.stream.get_mut().write_all(line).await
-    }
-
-    async fn next(&mut self) -> io::Result<Answer> {
+/// Hears all that QEMU says, so that nothing piles up there: what a guest can make it say has no end.
+async fn listen(
+    mut stream: BufReader<OwnedReadHalf>,
+    answer: mpsc::Sender<Result<(), String>>,
+    deleted: watch::Sender<HashSet<String>>,
+) -> Option<()> {
+    let mut negotiated = false;
+    loop {
         let mut line = Vec::new();
-        (&mut self.stream).take(LONGEST).read_until(b'\n', &mut line).await?;
-        Ok(serde_json::from_slice(&line)?)
-    }
-
-    /// The answer to a command; events come between.
-    async fn answer(&mut self) -> Result<(), PlugError> {
-        loop {
-            let answer = self.next().await?;
-            if let Some(error) = answer.error {
-                return Err(PlugError::Refused { vmm: ROLE, reason: error.desc });
+        (&mut stream).take(LONGEST).read_until(b'\n', &mut line).await.ok()?;
+        let message: Message = serde_json::from_slice(&line).ok()?;
+        let result = match (message.done, message.error) {
+            (Some(_), _) => Ok(()),
+            (None, Some(error)) => Err(error.desc),
+            (None, None) => {
+                let which = message.data.as_ref().and_then(|data| data["device"].as_str());
+                if let (Some("DEVICE_DELETED"), Some(which)) = (message.event.as_deref(), which) {
+                    deleted.send_if_modified(|deleted| deleted.insert(which.to_owned()));
+                }
+                continue;
             }
-            if answer.done.is_some() {
-                return Ok(());
-            }
+        };
+        // The first one is the negotiation's, for which nobody waits.
+        if std::mem::replace(&mut negotiated, true) {
+            answer.send(result).await.ok()?;
         }
     }
+}
 
+impl Monitor {
     async fn execute(&mut self, command: &str, arguments: Value) -> Result<(), PlugError> {
+        let refused = |reason: String| PlugError::Refused { vmm: ROLE, reason };
+        // Of a command that was given up.
+        while self.answers.try_recv().is_ok() {}
         let line = json!({ "execute": command, "arguments": arguments }).to_string() + "\n";
-        self.send(line.as_bytes()).await?;
-        self.answer().await
-    }
-
-    /// Waits until the guest has let go of a device.
-    async fn deleted(&mut self, device: &str) -> Result<(), PlugError> {
-        loop {
-            let answer = self.next().await?;
-            let which = answer.data.as_ref().and_then(|data| data["device"].as_str());
-            if answer.event.as_deref() == Some("DEVICE_DELETED") && which == Some(device) {
-                return Ok(());
-            }
+        self.stream.write_all(line.as_bytes()).await?;
+        match timeout(EJECTION, self.answers.recv()).await {
+            Ok(Some(answer)) => answer.map_err(refused),
+            Ok(None) => Err(refused("it has ended".to_owned())),
+            Err(_) => Err(refused(format!("it does not answer {command}"))),
         }
     }
 }
@@ -131,15 +147,16 @@ impl Plugs for Hotplug {
     }
 
     async fn unplug(&self, serial: &str) -> Result<(), PlugError> {
-        let mut monitor = self.monitor().await?;
         let device = device(serial);
-        monitor.execute("device_del", json!({ "id": device })).await?;
-        timeout(EJECTION, monitor.deleted(&device)).await.map_err(|_| PlugError::Held)??;
-        monitor.execute("blockdev-del", json!({ "node-name": serial })).await?;
-        for port in &mut monitor.ports {
-            port.take_if(|held| held == serial);
+        let asked = self.monitor().await?.execute("device_del", json!({ "id": device })).await;
+        let mut deleted = self.deleted.clone();
+        // A guest may have let go of it by itself.
+        if !deleted.borrow().contains(&device) {
+            asked?;
         }
-        Ok(())
+        let gone = timeout(EJECTION, deleted.wait_for(|deleted| deleted.contains(&device))).await;
+        gone.map_err(|_| PlugError::Held)?.map_err(io::Error::other)?;
+        self.monitor().await.map(drop)
     }
 }
 
@@ -150,59 +167,74 @@ fn device(serial: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use tokio::task::JoinHandle;
 
-    fn answer(line: &str) -> String {
-        format!("{line}\r\n")
-    }
+    use super::*;
 
     fn plug() -> Plug {
         Plug { serial: "disk1".to_owned(), path: "/dev/null".into(), readonly: true }
     }
 
-    /// A monitor that gives these answers, and what it was asked.
-    async fn with(answers: &[&str]) -> (Hotplug, UnixStream) {
-        let (ours, mut theirs) = UnixStream::pair().expect("pair");
-        let text: String = answers.iter().map(|line| answer(line)).collect();
-        theirs.write_all(text.as_bytes()).await.expect("write");
-        (Hotplug::new(ours), theirs)
-    }
+    const DONE: &str = "{\"return\": {}}\r\n";
+    const GONE: &str = "{\"event\": \"DEVICE_DELETED\", \"data\": {\"device\": \"disk-disk1\", \"path\": \"/x\"}}\r\n";
 
-    const GREETING: &str = "{\"QMP\": {}}";
-    const DONE: &str = "{\"return\": {}}";
+    /// A monitor that answers each command in turn so, and which commands there were.
+    fn with(answers: &[&str]) -> (Hotplug, JoinHandle<Vec<String>>) {
+        let (ours, theirs) = UnixStream::pair().expect("pair");
+        let answers: Vec<String> = answers.iter().map(|text| (*text).to_owned()).collect();
+        let peer = tokio::spawn(async move {
+            let (reader, mut writer) = theirs.into_split();
+            let mut lines = BufReader::new(reader).lines();
+            let greeting = format!("{{\"QMP\": {{}}}}\r\n{DONE}");
+            writer.write_all(greeting.as_bytes()).await.expect("write");
+            let mut commands = Vec::new();
+            for answer in answers {
+                let line = lines.next_line().await.expect("read").expect("a command");
+                let command: Value = serde_json::from_str(&line).expect("json");
+                commands.push(command["execute"].as_str().expect("a name").to_owned());
+                writer.write_all(answer.as_bytes()).await.expect("write");
+            }
+            commands
+        });
+        (Hotplug::new(ours), peer)
+    }
 
     #[tokio::test]
     async fn a_disk_comes_and_goes() {
-        let gone = "{\"event\": \"DEVICE_DELETED\", \"data\": {\"device\": \"disk-disk1\", \"path\": \"/x\"}}";
-        let other = "{\"event\": \"DEVICE_DELETED\", \"data\": {\"path\": \"/y\"}}";
-        let answers = [GREETING, DONE, DONE, other, DONE, DONE, other, gone, DONE];
-        let (hotplug, mut asked) = with(&answers).await;
-        hotplug.plug(&plug()).await.expect("plugged");
-        hotplug.unplug("disk1").await.expect("unplugged");
-        drop(hotplug);
-        let mut text = String::new();
-        asked.read_to_string(&mut text).await.expect("read");
-        let commands: Vec<_> = text
-            .lines()
-            .map(|line| serde_json::from_str::<Value>(line).expect("json")["execute"].to_string())
-            .collect();
-        let expected = ["blockdev-add", "device_add", "device_del", "blockdev-del"];
-        assert_eq!(commands, expected.map(|word| format!("{word:?}")));
+        let other = "{\"event\": \"DEVICE_DELETED\", \"data\": {\"path\": \"/y\"}}\r\n";
+        // The news may come before the answer.
+        for told in [format!("{DONE}{other}{GONE}"), format!("{GONE}{DONE}")] {
+            let (hotplug, peer) = with(&[DONE, &format!("{other}{DONE}"), &told, DONE]);
+            hotplug.plug(&plug()).await.expect("plugged");
+            hotplug.unplug("disk1").await.expect("unplugged");
+            let commands = peer.await.expect("peer");
+            assert_eq!(commands, ["blockdev-add", "device_add", "device_del", "blockdev-del"]);
+        }
     }
 
     #[tokio::test]
     async fn a_refusal_is_told_and_leaves_nothing() {
-        let no = "{\"error\": {\"class\": \"GenericError\", \"desc\": \"Failed to get lock\"}}";
-        let (hotplug, _asked) = with(&[GREETING, DONE, DONE, no, DONE]).await;
+        let no = "{\"error\": {\"class\": \"GenericError\", \"desc\": \"Failed to get lock\"}}\r\n";
+        let (hotplug, _peer) = with(&[DONE, no, DONE]);
         let error = hotplug.plug(&plug()).await.expect_err("refused").to_string();
         assert_eq!(error, "qemu refuses the disk: Failed to get lock");
-        assert!(hotplug.0.lock().await.ports.iter().all(Option::is_none));
+        assert!(hotplug.monitor.lock().await.ports.iter().all(Option::is_none));
+    }
+
+    #[tokio::test]
+    async fn what_the_guest_has_let_go_of_by_itself_is_gone() {
+        let no = "{\"error\": {\"class\": \"DeviceNotFound\", \"desc\": \"Device not found\"}}\r\n";
+        let (hotplug, _peer) = with(&[DONE, &format!("{DONE}{GONE}"), DONE, no]);
+        hotplug.plug(&plug()).await.expect("plugged");
+        let mut deleted = hotplug.deleted.clone();
+        deleted.wait_for(|deleted| !deleted.is_empty()).await.expect("told");
+        hotplug.unplug("disk1").await.expect("gone");
+        assert!(hotplug.monitor.lock().await.ports.iter().all(Option::is_none));
     }
 
     #[tokio::test]
     async fn a_monitor_that_is_gone_is_an_error() {
-        let (hotplug, asked) = with(&[]).await;
-        drop(asked);
-        hotplug.plug(&plug()).await.expect_err("gone");
+        let (ours, _) = UnixStream::pair().expect("pair");
+        Hotplug::new(ours).plug(&plug()).await.expect_err("gone");
     }
 }

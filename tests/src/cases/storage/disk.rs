@@ -113,13 +113,29 @@ fn sub_path(t: &Test<'_>) -> Outcome {
     let pod = t.pod().run()?;
     let (dir, volume) = volume(t)?;
     fs::create_dir_all(volume.join("a/b"))?;
+    // As in a directory whose group is handed on.
+    chown(volume.join("a"), None, Some(2000))?;
+    fs::set_permissions(volume.join("a"), PermissionsExt::from_mode(0o2755))?;
     chown(volume.join("a/b"), Some(5), Some(6))?;
     fs::create_dir_all(dir.join("volume-subpaths/cache/part"))?;
     let part = Mounted::bind(&volume.join("a/b"), dir.join("volume-subpaths/cache/part/0"))?;
     let one = pod.container("part").mount(&part.path, "/part").start()?;
     let two = pod.container("whole").mount(&volume, "/whole").start()?;
     one.sh("echo part > /part/file; test $(stat -c %u:%g /part) = 5:6")?;
-    two.prints("cat /whole/a/b/file; stat -c %g /whole", "part\n2000\n")
+    two.prints(
+        "cat /whole/a/b/file; stat -c '%g %a' /whole /whole/a",
+        "part\n2000 2775\n2000 2755\n",
+    )?;
+    // What a container has written, another mounts by itself. Where the host has no such file, the kubelet makes a
+    // directory of that name.
+    two.sh("echo text > /whole/conf")?;
+    if t.is_bulkhead() {
+        fs::create_dir(volume.join("conf"))?;
+    }
+    let file = dir.join("volume-subpaths/cache/file");
+    fs::create_dir(&file)?;
+    let file = Mounted::bind(&volume.join("conf"), file.join("0"))?;
+    pod.container("file").mount(&file.path, "/conf").start()?.prints("cat /conf", "text\n")
 }
 
 fn paths(t: &Test<'_>) -> Outcome {

@@ -20,26 +20,27 @@ pub const CASES: &[Case] = &[
     ),
 ];
 
-/// A repository of many files, and a clone of it.
+/// A repository of some files.
 const GIT: &str = "
     export HOME=/tmp GIT_CONFIG_NOSYSTEM=1
-    git config --global user.email a@b; git config --global user.name a
-    git config --global safe.directory '*'; git config --global init.defaultBranch main
+    printf '[user]\\n name = a\\n email = a@b\\n[safe]\\n directory = *\\n' > /tmp/.gitconfig
     git init -q repository; cd repository
-    for round in 1 2 3; do
-        for dir in $(seq 10); do
+    for round in 1 2; do
+        for dir in $(seq 5); do
             mkdir -p d$dir
             for file in $(seq 20); do echo $round $dir $file > d$dir/f$file; done
         done
         git add .; git commit -q -m $round
-    done
-    git gc -q
-    cd ..
+    done";
+
+/// A clone of it.
+const CLONE: &str = "
+    export HOME=/tmp GIT_CONFIG_NOSYSTEM=1
     git clone -q --no-hardlinks repository clone
-    git -C clone fsck --full 2>&1 | grep -v '^notice\\|dangling' || true
-    test $(git -C clone ls-files | wc -l) = 200
+    git -C clone fsck --full
+    test $(git -C clone ls-files | wc -l) = 100
     test -z \"$(git -C clone status --porcelain)\"
-    git -C clone checkout -q HEAD~1; test $(cat clone/d10/f20 | cut -c1) = 2";
+    git -C clone checkout -q HEAD~1; test $(cut -c1 clone/d5/f20) = 1";
 
 /// Every file of a package there and back, with what it is beside its content.
 const TAR: &str = "
@@ -62,7 +63,7 @@ const SQLITE: &str = "
     test $(sqlite3 base 'pragma integrity_check;') = ok";
 
 fn work(container: &Container<'_>, directory: &str) -> Outcome {
-    for script in [GIT, TAR, SQLITE] {
+    for script in [GIT, CLONE, TAR, SQLITE] {
         container.sh(&format!("mkdir -p {directory}; cd {directory}; {script}"))?;
     }
     Ok(())
