@@ -73,7 +73,8 @@ unpacked() {
 
 command -v cargo >/dev/null || die "cargo is missing: install Rust 1.91 or later"
 install_packages
-crate virtiofsd 1.13.3 1.13.0 /usr/libexec/virtiofsd /usr/lib/qemu/virtiofsd
+# The one in QEMU's own directory (/usr/lib/qemu) is an older program, whose versions are QEMU's.
+crate virtiofsd 1.13.3 1.13.0 /usr/libexec/virtiofsd
 crate vhost-device-vsock 0.3.0 0.3.0
 # runc comes with the older one: the newer suite's needs a newer C library than Debian 12 has.
 unpacked containerd-1.6 bookworm containerd runc

@@ -25,7 +25,7 @@ for dir in "$PWD" "$cache" "$here"; do
     [[ $(stat -c %d "$dir") == $(stat -c %d /) ]] || die "$dir is not on the root file system"
 done
 
-virtiofsd=$(PATH=$cache/tools/bin:$PATH:/usr/libexec:/usr/lib/qemu command -v virtiofsd) || die "virtiofsd is missing: run make setup"
+virtiofsd=$(PATH=$cache/tools/bin:$PATH:/usr/libexec command -v virtiofsd) || die "virtiofsd is missing: run make setup"
 
 # The kernel, once.
 kernel=$cache/test-bed/kernel
