@@ -9,9 +9,10 @@ use std::task::{Context, Poll};
 use async_trait::async_trait;
 use bulkhead_protocols::CONTROL_PORT;
 use bulkhead_protocols::agent::{
-    ConnectRequest, ContainerRef, CreateRequest, CreateResponse, DiagnosticsResponse, Empty, Event,
-    ExecRequest, Network as WireNetwork, PidsResponse, ProcessRef, RefreshRequest, ResizeRequest,
-    SetupRequest, SetupResponse, SignalRequest, StartResponse, StatsResponse, UpdateRequest,
+    AcceptRequest, ConnectRequest, ContainerRef, CreateRequest, CreateResponse,
+    DiagnosticsResponse, Empty, Event, ExecRequest, Network as WireNetwork, PidsResponse,
+    ProcessRef, RefreshRequest, ResizeRequest, SetupRequest, SetupResponse, SignalRequest,
+    StartResponse, StatsResponse, UpdateRequest,
 };
 use bulkhead_protocols::agent_ttrpc::{Agent as Service, create_agent};
 use futures::{StreamExt, stream};
@@ -320,6 +321,13 @@ impl Service for Agent {
 
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<Empty> {
         forward::connect(&self.guest.streams, &request).await?;
+        Ok(Empty::default())
+    }
+
+    async fn accept(&self, _: &TtrpcContext, request: AcceptRequest) -> ttrpc::Result<Empty> {
+        let container = self.guest.containers.container(&request.container)?;
+        let (from, to) = container.sockets.accept(&request.path).await?.into_split();
+        forward::carry(&self.guest.streams, from, to, (request.input, request.output))?;
         Ok(Empty::default())
     }
 

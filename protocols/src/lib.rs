@@ -91,6 +91,9 @@ pub const SHARED_DIR: &str = "/run/bulkhead/shared";
 /// Where the guest has its copies of volumes, in a directory for each container.
 pub const VOLUMES_DIR: &str = "/run/bulkhead/volumes";
 
+/// Where the guest listens in the place of sockets of the host, in a directory for each container.
+pub const SOCKETS_DIR: &str = "/run/bulkhead/sockets";
+
 /// The serial number of the sandbox's scratch disk.
 pub const SCRATCH_SERIAL: &str = "scratch";
 

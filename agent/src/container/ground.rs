@@ -2,7 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -62,7 +62,12 @@ impl Ground {
         Ok(())
     }
 
-    /// The disks of the host's that are mounted for the container: they live on when it ends.
+    /// Takes note of disks that the container uses by their nodes.
+    pub fn add_disks(&self, nodes: Vec<String>) {
+        lock(&self.0).disks.extend(nodes);
+    }
+
+    /// The disks of the host's that are mounted for the container, or that it has itself: they live on when it ends.
     pub fn disks(&self) -> Vec<String> {
         lock(&self.0).disks.clone()
     }
@@ -98,9 +103,12 @@ impl Ground {
     }
 }
 
-/// Has everything that was written to a file system be on its disk.
+/// Has everything that was written to a file system, or to a disk by its node, be on the disk.
 pub fn sync(target: &str) {
-    let synced = fs::File::open(target).and_then(|root| Ok(syncfs(root)?));
+    let synced = fs::File::open(target).and_then(|file| {
+        let is_node = file.metadata()?.file_type().is_block_device();
+        if is_node { file.sync_all() } else { Ok(syncfs(file)?) }
+    });
     if let Err(error) = synced {
         log::warn!("{target} is not written out: {error}");
     }

@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use super::console::Console;
 use super::helper::{Helper, Made};
 use super::process::State;
-use super::{Container, Containers, Process, id};
+use super::{Container, Containers, Process, devices, id};
 use crate::cgroup::Watcher;
 use crate::error::{Error, Result};
 use crate::events::Events;
@@ -58,19 +58,27 @@ impl Guest {
     async fn create_reserved(
         &self,
         container: &Arc<Container>,
-        request: CreateRequest,
+        mut request: CreateRequest,
     ) -> Result<u32> {
         let (shared, own) = (Arc::clone(&self.shared), Arc::clone(container));
         let (mounts, directories) = (request.mounts, request.directories);
         let (own_mounts, volumes) = (request.own_mounts, request.volumes);
-        let submounts = request.submounts;
-        aside(move || {
+        let (submounts, disks) = (request.submounts, request.devices);
+        let spec = std::mem::take(&mut request.spec);
+        let spec = aside(move || {
             shared.mount(&mounts)?;
             own.enter(&shared.submounts, submounts);
             own.ground.make(&directories, &own_mounts)?;
-            volumes.iter().try_for_each(volume::copy)
+            volumes.iter().try_for_each(volume::copy)?;
+            if disks.is_empty() {
+                return Ok(spec);
+            }
+            let (spec, nodes) = devices::renumber(&spec, &disks)?;
+            own.ground.add_disks(nodes);
+            Ok(spec)
         })
         .await?;
+        container.sockets.listen(&request.sockets)?;
         let pid_namespace = match request.pid_namespace.as_ref() {
             Some(whose) => self.pid_namespace(&whose.container)?,
             None => String::new(),
@@ -78,8 +86,8 @@ impl Guest {
         let announced = Announced::new(&self.streams, &request.stdio)?;
         let bundle = container.bundle();
         fs::create_dir_all(&bundle).map_err(|error| Error::io("cannot make the bundle", error))?;
-        write(&bundle.join(oci::SPEC), &request.spec)?;
-        drop(request.spec);
+        write(&bundle.join(oci::SPEC), &spec)?;
+        drop(spec);
 
         let process =
             Process::new(Arc::clone(container), "", Arc::clone(&self.events), State::Starting);

@@ -1,12 +1,14 @@
 //! Containers and their processes, as the host sees them.
 
 mod console;
+mod devices;
 mod explain;
 mod ground;
 mod helper;
 mod id;
 mod lifecycle;
 mod process;
+mod sockets;
 mod table;
 
 use std::fs;
@@ -15,12 +17,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
-use bulkhead_protocols::VOLUMES_DIR;
+use bulkhead_protocols::{SOCKETS_DIR, VOLUMES_DIR};
 use nix::errno::Errno;
 
 use self::ground::Ground;
 pub use self::lifecycle::{Guest, aside};
 pub use self::process::Process;
+use self::sockets::Sockets;
 pub use self::table::Containers;
 use crate::cgroup::{Cgroup, Watcher};
 use crate::error::{Error, Result};
@@ -39,6 +42,8 @@ pub struct Container {
     id: String,
     cgroup: Cgroup,
     ground: Ground,
+    /// The host's sockets that it reaches.
+    pub sockets: Sockets,
     /// What the host has mounted for it in the share.
     submounts: Mutex<Vec<String>>,
     /// How many of its processes the OOM killer has ended, as far as the host was told.
@@ -52,6 +57,7 @@ impl Container {
             id: id.to_owned(),
             cgroup: Cgroup::of_container(id),
             ground: Ground::default(),
+            sockets: Sockets::default(),
             submounts: Mutex::default(),
             oom_kills: AtomicU64::new(0),
             paused: AtomicBool::new(false),
@@ -148,10 +154,12 @@ impl Container {
 
     /// Removes what the container has left in the agent's directories.
     fn remove_files(&self, submounts: &Submounts) {
+        self.sockets.close();
         self.ground.clear();
         submounts.leave(&std::mem::take(&mut *lock(&self.submounts)));
-        let volumes = Path::new(VOLUMES_DIR).join(&self.id);
-        for directory in [self.state(), self.bundle(), volumes] {
+        let [volumes, sockets] =
+            [VOLUMES_DIR, SOCKETS_DIR].map(|directory| Path::new(directory).join(&self.id));
+        for directory in [self.state(), self.bundle(), volumes, sockets] {
             match fs::remove_dir_all(&directory) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     log::warn!("cannot remove {}: {error}", directory.display());

@@ -1,9 +1,11 @@
-//! Connections from the pod's network namespace on the host to what listens in the guest.
+//! Connections from the pod's network namespace on the host to what listens in the guest, and the guest's to sockets of
+//! the host.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use bulkhead_protocols::agent::ConnectRequest;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use crate::error::{Error, Result};
@@ -23,9 +25,21 @@ pub async fn connect(streams: &Streams, request: &ConnectRequest) -> Result<()> 
             "nobody listens on port {port} of {addresses:?}: {error}"
         ))
     })?;
-    let input = streams.announce(request.input)?;
-    let output = streams.announce(request.output)?;
     let (from, to) = connection.into_split();
+    carry(streams, from, to, (request.input, request.output))
+}
+
+/// Copies from one stream of the host, and to another, until either side has enough.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] if the streams can't be had.
+pub fn carry(
+    streams: &Streams,
+    from: impl AsyncRead + Unpin + 'static + Send,
+    to: impl AsyncWrite + Unpin + 'static + Send,
+    (input, output): (u64, u64),
+) -> Result<()> {
+    let (input, output) = (streams.announce(input)?, streams.announce(output)?);
     tokio::spawn(async move {
         let Ok(input) = input.await else { return };
         // Its end is the end of what the peer gets to read.

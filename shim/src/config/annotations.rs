@@ -19,7 +19,7 @@ const PLACE: &str = "annotation io.bulkhead";
 
 /// Those that are known.
 const KNOWN: &str = "io.bulkhead.vcpus, io.bulkhead.memory, io.bulkhead.rootfs_upper, io.bulkhead.scratch_size, \
-     io.bulkhead.scratch_filesystem and io.bulkhead.scratch_paths";
+     io.bulkhead.scratch_filesystem, io.bulkhead.scratch_paths and io.bulkhead.forward_sockets";
 
 impl Config {
     /// The configuration as these annotations change it, within the limits of the same keys.
@@ -61,6 +61,9 @@ impl Config {
                 }
                 "scratch_paths" => {
                     said.scratch_paths = Some(value.split(',').map(Into::into).collect());
+                }
+                "forward_sockets" => {
+                    said.forward_sockets = Some(value.split(',').map(Into::into).collect());
                 }
                 "rootfs_upper" => {
                     let chosen = choice(value);

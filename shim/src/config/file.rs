@@ -32,6 +32,7 @@ pub(super) struct File {
     pub(super) scratch_paths: Option<Vec<PathBuf>>,
     pub(super) scratch_dir: Option<PathBuf>,
     pub(super) rootfs_upper: Option<Upper>,
+    pub(super) forward_sockets: Option<Vec<PathBuf>>,
     pub(super) state_dir: Option<PathBuf>,
     pub(super) log_level: Option<LogLevel>,
 }

@@ -61,6 +61,8 @@ pub struct Config {
     pub scratch: Scratch,
     /// Where what a container writes to its root file system goes.
     pub rootfs_upper: Upper,
+    /// Sockets of the host that containers which mount them may reach.
+    pub forward_sockets: Vec<PathBuf>,
     /// Where sandboxes keep their directories.
     pub state_dir: PathBuf,
     /// Which log lines are written.
@@ -84,6 +86,7 @@ impl Default for Config {
             virtiofsd_threads: 0,
             scratch: Scratch::default(),
             rootfs_upper: Upper::Host,
+            forward_sockets: Vec::new(),
             state_dir: PathBuf::from("/run/bulkhead"),
             log_level: LogLevel::Info,
         }

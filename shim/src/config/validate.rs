@@ -83,6 +83,13 @@ pub(super) fn apply(config: &mut Config, path: &Path, file: File) -> Result<(), 
         config.state_dir = dir;
     }
     set(&mut config.rootfs_upper, file.rootfs_upper);
+    if let Some(sockets) = file.forward_sockets {
+        if let Some(path) = sockets.iter().find(|path| !path.is_absolute()) {
+            let allowed = "absolute paths".to_owned();
+            return Err(at.value("forward_sockets", format!("{path:?}"), allowed));
+        }
+        config.forward_sockets = sockets;
+    }
     set(&mut config.scratch.filesystem, file.scratch_filesystem);
     set(&mut config.scratch.size, file.scratch_size.map(|size| size.0));
     set(&mut config.scratch.paths, file.scratch_paths);

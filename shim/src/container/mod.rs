@@ -1,10 +1,12 @@
 //! A container in the guest, with its processes, as the task API sees it.
 
+pub mod devices;
 mod error;
 mod namespaces;
 mod process;
 pub mod scratch;
 mod shm;
+mod sockets;
 pub mod spec;
 pub mod stdio;
 
@@ -35,6 +37,7 @@ use crate::sys::lock;
 pub use error::ContainerError;
 pub use namespaces::Neighbours;
 pub use process::{Exit, Process, Status};
+use sockets::Forwarding;
 use spec::GuestSpec;
 use stdio::{Prepared, StdioPaths};
 
@@ -97,7 +100,8 @@ pub struct Container {
     publisher: Publisher,
     log: Logger,
     paused: AtomicBool,
-    tree: Mutex<Option<ContainerTree>>,
+    /// What it has on the host.
+    held: Mutex<Option<(ContainerTree, Vec<Forwarding>)>>,
     init: Arc<Process>,
     execs: Mutex<HashMap<String, Arc<Process>>>,
     last_oom: Mutex<Option<Instant>>,
@@ -115,7 +119,7 @@ impl Container {
             guest: None,
             publisher,
             paused: AtomicBool::new(false),
-            tree: Mutex::default(),
+            held: Mutex::default(),
             init: Arc::new(init),
             execs: Mutex::default(),
             last_oom: Mutex::default(),
@@ -146,20 +150,26 @@ impl Container {
             submounts: spec.submounts,
             directories: spec.directories,
             own_mounts: spec.own_mounts,
+            devices: spec.devices,
+            sockets: spec.sockets.iter().map(|socket| socket.guest.clone()).collect(),
             volumes: spec.volumes.into_iter().map(|volume| volume.guest).collect(),
             ..Default::default()
         };
         guest.call(async |agent, context| agent.create(context, &request).await).await?;
         connect(stdio, &init, &guest).await?;
+        let log = log.new(slog::o!("container" => new.id.clone()));
+        let sockets = spec.sockets.into_iter();
+        let forwarded = |socket| Forwarding::start(socket, &new.id, &guest, &log);
+        let sockets = sockets.map(forwarded).collect();
         let container = Self {
-            log: log.new(slog::o!("container" => new.id.clone())),
+            log,
             id: new.id,
             bundle: new.bundle,
             host_pid,
             guest: Some(guest),
             publisher,
             paused: AtomicBool::new(false),
-            tree: Mutex::new(Some(tree)),
+            held: Mutex::new(Some((tree, sockets))),
             init: Arc::new(init),
             execs: Mutex::default(),
             last_oom: Mutex::default(),
@@ -365,7 +375,7 @@ impl Container {
         if exec.is_empty() {
             // They ended with the container; whoever waits for them must hear of it.
             self.execs_lost().await;
-            lock(&self.tree).take();
+            lock(&self.held).take();
             self.publisher.publish(&task::TaskDelete {
                 container_id: self.id.clone(),
                 id: self.id.clone(),

@@ -12,9 +12,11 @@ use bulkhead_protocols::agent::{self, ContainerRef};
 use oci_spec::runtime::{Linux, Mount, Process, Spec};
 use thiserror::Error;
 
+use super::devices;
 use super::namespaces::Neighbours;
 use super::scratch::{Held, OnScratch};
 use super::shm;
+use super::sockets::Socket;
 use crate::storage::share::{Bound, ContainerTree, ShareError};
 use crate::storage::volume::Volume;
 use crate::storage::{host, mount};
@@ -134,6 +136,10 @@ pub struct GuestSpec {
     pub directories: Vec<agent::Directory>,
     /// File systems of its own.
     pub own_mounts: Vec<agent::Mount>,
+    /// Disks of the VM that it gets as devices.
+    pub devices: Vec<agent::Device>,
+    /// Sockets of the host that it reaches.
+    pub sockets: Vec<Socket>,
 }
 
 /// What a container finds in its sandbox.
@@ -148,6 +154,10 @@ pub struct Surroundings<'a> {
     pub scratch: Option<&'a OnScratch>,
     /// The disk that has the container's root file system, if one has.
     pub disk: Option<&'a agent::Mount>,
+    /// The disks that are its block devices.
+    pub devices: &'a [agent::Device],
+    /// Sockets of the host that it may reach.
+    pub sockets: &'a [PathBuf],
 }
 
 /// Rewrites `spec` for the guest, whose root file system is at `rootfs` there; makes the bind
@@ -158,7 +168,7 @@ pub fn for_guest(
     tree: &mut ContainerTree,
     surroundings: &Surroundings<'_>,
 ) -> Result<GuestSpec, SpecError> {
-    let Surroundings { bundle, neighbours, follows, scratch, disk } = surroundings;
+    let Surroundings { bundle, neighbours, follows, scratch, disk, devices, .. } = surroundings;
     refuse_document(&spec)?;
     let Some(process) = spec.process_mut() else {
         return Err(SpecError::Missing { field: "process" });
@@ -189,10 +199,19 @@ pub fn for_guest(
     };
     refuse_linux(linux)?;
     let pid_namespace = neighbours.apply(linux)?;
+    devices::leave_out_others(linux);
     // The guest's cgroups are the agent's to name.
     linux.set_cgroups_path(None);
     let in_pod = neighbours.network.is_some();
+    let mut sockets = Vec::new();
     for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
+        if let Some(found) = host_socket(mount, index, surroundings)? {
+            let source = mount.source().clone().unwrap_or_default();
+            let socket = Socket::new(bundle.join(source), &found, &id, index);
+            mount.set_source(Some(PathBuf::from(&socket.guest.path)));
+            sockets.push(socket);
+            continue;
+        }
         if in_pod && let Some(shared) = shm::of_pod(mount) {
             mounts.push(shared);
             continue;
@@ -222,7 +241,18 @@ pub fn for_guest(
     let Held { disk, directories, mounts: own_mounts } = held;
     mounts.extend(disk);
     let document = serde_json::to_vec(&spec)?;
-    Ok(GuestSpec { document, pid_namespace, mounts, submounts, volumes, directories, own_mounts })
+    let devices = devices.to_vec();
+    Ok(GuestSpec {
+        document,
+        pid_namespace,
+        mounts,
+        submounts,
+        volumes,
+        directories,
+        own_mounts,
+        devices,
+        sockets,
+    })
 }
 
 /// The process of an exec, for the guest.
@@ -374,10 +404,6 @@ fn guest_mount(
         mount.set_source(Some(source));
         return Ok(None);
     }
-    let found = host::find(&source).and_then(|found| fs::metadata(host::by_descriptor(&found)));
-    if found.is_ok_and(|metadata| metadata.file_type().is_socket()) {
-        return Err(refused(field, "a socket of the host cannot be reached from a guest"));
-    }
     let asks = |wanted: &str| options.iter().any(|option| option == wanted);
     if asks("shared") || asks("rshared") {
         return Err(refused(
@@ -396,6 +422,27 @@ fn guest_mount(
     let bound = bound.map_err(|source| SpecError::Source { field, source })?;
     mount.set_source(Some(PathBuf::from(&bound.guest)));
     Ok(Some(bound))
+}
+
+/// The socket of the host that a bind mount shows, if it is one and the container may reach it.
+fn host_socket(
+    mount: &Mount,
+    index: usize,
+    surroundings: &Surroundings<'_>,
+) -> Result<Option<fs::Metadata>, SpecError> {
+    let Some(source) = mount.source().as_ref().filter(|_| is_bind(mount)) else { return Ok(None) };
+    let source = surroundings.bundle.join(source);
+    if is_kernels(&source) {
+        return Ok(None);
+    }
+    let found = host::find(&source).and_then(|found| fs::metadata(host::by_descriptor(&found)));
+    let found = found.ok().filter(|found| found.file_type().is_socket());
+    if found.is_some() && !surroundings.sockets.contains(&source) {
+        let reason = "a socket of the host is reached from a guest only if forward_sockets, or the annotation \
+                      io.bulkhead.forward_sockets, names it";
+        return Err(refused(format!("mounts[{index}].source"), reason));
+    }
+    Ok(found)
 }
 
 /// Whether a bind source is one of the kernel's own files, devices first of all.
@@ -448,6 +495,8 @@ mod tests {
             follows: &|| false,
             scratch: None,
             disk: None,
+            devices: &[],
+            sockets: &[],
         };
         let guest = for_guest(spec, "/guest/rootfs".into(), &mut tree, &surroundings)?;
         Ok(serde_json::from_slice(&guest.document).unwrap())

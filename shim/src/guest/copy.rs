@@ -76,6 +76,17 @@ async fn read(
     }
 }
 
+/// Carries a connection by two streams until both of its ways have ended.
+pub async fn carry(
+    from: impl AsyncRead + Unpin,
+    to: impl AsyncWrite + Unpin,
+    input: UnixStream,
+    output: UnixStream,
+) {
+    let (_open, ended) = watch::channel(false);
+    tokio::join!(to_guest(from, input), from_guest(output, to, ended));
+}
+
 /// Copies to the guest, and tells it of the end.
 pub async fn to_guest(from: impl AsyncRead + Unpin, mut stream: UnixStream) {
     let mut from = BufReader::with_capacity(BUFFER, from);

@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bulkhead_protocols::agent::{
-    ContainerRef, DiagnosticsResponse, Empty, Event, SetupRequest, SetupResponse, StatsResponse,
+    AcceptRequest, ContainerRef, DiagnosticsResponse, Empty, Event, SetupRequest, SetupResponse,
+    StatsResponse,
 };
 use bulkhead_protocols::agent_ttrpc::AgentClient;
 use bulkhead_protocols::{STREAM_PORT, hybrid_vsock};
@@ -26,7 +27,7 @@ use ttrpc::asynchronous::transport::Socket;
 use ttrpc::asynchronous::{Client, ClientStreamReceiver};
 use ttrpc::context::Context;
 
-pub use copy::{AFTER_END, from_guest, to_guest};
+pub use copy::{AFTER_END, carry, from_guest, to_guest};
 
 /// How long the agent may take for a call. Creating a container under software emulation on a busy
 /// host takes seconds; nothing takes a minute.
@@ -106,6 +107,12 @@ impl Guest {
     pub async fn events(&self) -> Result<ClientStreamReceiver<Event>, GuestError> {
         let nothing = Empty::new();
         bounded(CALL_DEADLINE, self.client.events(Context::default(), &nothing)).await
+    }
+
+    /// Returns when a container has connected to a socket, however long that takes.
+    pub async fn accept(&self, request: &AcceptRequest) -> Result<(), GuestError> {
+        let accept = async |agent: &AgentClient, context| agent.accept(context, request).await;
+        self.call_within(Duration::MAX, accept).await.map(drop)
     }
 
     /// How the guest sees itself, fit to be shown.

@@ -10,12 +10,11 @@ use std::time::Duration;
 use bulkhead_protocols::agent::ConnectRequest;
 use slog::{Logger, debug, warn};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use super::{Namespace, NetworkError, sk_lookup};
-use crate::guest::{Guest, GuestError, from_guest, to_guest};
+use crate::guest::{Guest, GuestError, carry};
 
 /// How long to wait when the host has no descriptor left for a connection.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -88,8 +87,7 @@ async fn forward(connection: TcpStream, guest: &Guest) -> Result<(), GuestError>
         }
     };
     let (from, to) = connection.into_split();
-    let (_open, ended) = watch::channel(false);
-    tokio::join!(to_guest(from, input), from_guest(output, to, ended));
+    carry(from, to, input, output).await;
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::running::Running;
 use super::{Pod, Sandbox, SandboxError, State};
+use crate::container::devices::BlockDevice;
 use crate::container::spec::{self, GuestSpec, Surroundings};
 use crate::container::{
     Container, ContainerError, Exit, KILL_GRACE, Neighbours, NewContainer, SIGKILL,
@@ -50,15 +51,22 @@ impl Sandbox {
             let document = spec::load(&new.bundle)?;
             let lower = upper && !spec::read_only(&document);
             let image = Image::of(&spec::rootfs_mounts(&new.rootfs), lower);
-            Ok::<_, ContainerError>((document, image.map_err(ContainerError::Rootfs)?, new))
+            let devices = BlockDevice::all_of(&document)?;
+            Ok::<_, ContainerError>((
+                document,
+                image.map_err(ContainerError::Rootfs)?,
+                devices,
+                new,
+            ))
         });
-        let (document, image, new) = loaded.await.map_err(|_| SandboxError::Interrupted)??;
+        let (document, image, devices, new) =
+            loaded.await.map_err(|_| SandboxError::Interrupted)??;
         let made = if spec::is_sandbox(&document) {
             spec::check_sandbox(&document).map_err(ContainerError::Spec)?;
             let pid = self.pid_of(&id, running.parts.vm.pid());
             Ok(Container::sandbox(new, pid, self.publisher.clone(), &self.log))
         } else {
-            self.make_in_guest(new, document, image, &running).await
+            self.make_in_guest(new, document, image, &devices, &running).await
         };
         if made.is_err() {
             running.unplug(&id).await;
@@ -75,16 +83,21 @@ impl Sandbox {
         new: NewContainer,
         document: Spec,
         image: Option<Image>,
+        devices: &[BlockDevice],
         running: &Arc<Running>,
     ) -> Result<Container, SandboxError> {
         let disk = match image {
             Some(image) => running.plug(&new.id, image).await?,
             None => None,
         };
+        let mut disks = Vec::new();
+        for device in devices {
+            disks.push(running.plug_device(&new.id, device).await?);
+        }
         let (sandbox, pod) = (running.clone(), self.pod().await?);
         let pids = self.pids_of_containers();
         let prepared = spawn_blocking(move || {
-            (prepare(&sandbox, &pod, &pids, &new, document, disk.as_ref()), new)
+            (prepare(&sandbox, &pod, &pids, &new, document, (disk.as_ref(), &disks)), new)
         });
         let (prepared, new) = prepared.await.map_err(|_| SandboxError::Interrupted)?;
         let (spec, tree) = prepared?;
@@ -186,14 +199,14 @@ impl Sandbox {
 }
 
 /// Mounts what the container needs into the share, and writes its spec for the guest. `pids` are the numbers that stand
-/// for other containers on the host, `disk` is what has its root file system.
+/// for other containers on the host; the disks are the one with its root file system, and its devices.
 fn prepare(
     running: &Running,
     pod: &Pod,
     pids: &HashMap<u32, String>,
     new: &NewContainer,
     mut document: Spec,
-    disk: Option<&agent::Mount>,
+    (disk, devices): (Option<&agent::Mount>, &[agent::Device]),
 ) -> Result<(GuestSpec, ContainerTree), ContainerError> {
     pod.add_mounts(&running.parts.spec.dir, &mut document);
     let mut tree = running.parts.share.container(&new.id).map_err(ContainerError::Rootfs)?;
@@ -214,7 +227,10 @@ fn prepare(
     };
     let follows = || running.follows();
     let bundle = &new.bundle;
-    let surroundings = Surroundings { bundle, neighbours, follows: &follows, scratch, disk };
+    let follows = &follows;
+    let sockets = &running.parts.forward_sockets;
+    let surroundings =
+        Surroundings { bundle, neighbours, follows, scratch, disk, devices, sockets };
     let spec = spec::for_guest(document, rootfs, &mut tree, &surroundings)?;
     Ok((spec, tree))
 }

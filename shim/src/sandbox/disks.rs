@@ -1,6 +1,7 @@
 //! Disks of the containers: plugged in for one, and out again with it.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -10,6 +11,7 @@ use tokio::task::spawn_blocking;
 
 use super::SandboxError;
 use super::running::Running;
+use crate::container::devices::BlockDevice;
 use crate::storage::block::{Exposed, Image};
 use crate::sys::lock;
 use crate::vmm::{Plug, PlugError};
@@ -18,7 +20,7 @@ use crate::vmm::{Plug, PlugError};
 #[derive(Debug, Default)]
 pub struct Disks {
     count: AtomicU32,
-    of: Mutex<HashMap<String, String>>,
+    of: Mutex<HashMap<String, Vec<String>>>,
 }
 
 impl Running {
@@ -29,30 +31,16 @@ impl Running {
         container: &str,
         image: Image,
     ) -> Result<Option<agent::Mount>, SandboxError> {
-        let serial = format!("disk{}", self.disks.count.fetch_add(1, Ordering::Relaxed));
-        let exposed = self.parts.spec.dir.join(&serial);
-        let path = image.path.clone();
-        // A thread of its own, as for mounts.
-        let exposed = spawn_blocking(move || Exposed::at(exposed, &path)).await;
-        let exposed = exposed.map_err(|_| SandboxError::Interrupted)?;
-        let exposed = exposed.map_err(|error| SandboxError::Share(error.into()))?;
-        let path = exposed.path.clone();
-        let disk = Plug { serial: serial.clone(), path, readonly: image.read_only };
-        // Before it is there: a call that is not answered in time may still be carried out.
-        lock(&self.disks.of).insert(container.to_owned(), serial.clone());
-        match self.parts.vm.plug(&disk).await {
-            Ok(()) => {}
-            Err(PlugError::NoPlace(why)) if !image.is_file => {
-                lock(&self.disks.of).remove(container);
-                let path = image.path.display();
-                info!(self.log, "the host mounts {path}: {why}"; "container" => container);
+        let source = match self.plug_in(container, &image.path, image.read_only).await {
+            Ok(source) => source,
+            Err(SandboxError::Plug { source: PlugError::NoPlace(why), path }) if !image.is_file => {
+                info!(self.log, "the host mounts {}: {why}", path.display(); "container" => container);
                 return Ok(None);
             }
-            Err(source) => return Err(SandboxError::Plug { path: image.path, source }),
-        }
-        self.parts.record_device(&format!("virtio-blk {serial}, {}", image.path.display()));
+            Err(error) => return Err(error),
+        };
         Ok(Some(agent::Mount {
-            source: format!("{DISK_BY_SERIAL}{serial}"),
+            source,
             target: format!("{ROOTFS_DIR}/{container}/disk"),
             fstype: image.fstype,
             options: image.options,
@@ -60,12 +48,55 @@ impl Running {
         }))
     }
 
-    /// Takes the disk of a container that is gone out of the VM, if it has one: whoever gave it wants it back.
+    /// Plugs in a block device of a container. Returns which disk of the guest's it is.
+    pub async fn plug_device(
+        &self,
+        container: &str,
+        device: &BlockDevice,
+    ) -> Result<agent::Device, SandboxError> {
+        let source = self.plug_in(container, &device.path, device.read_only).await?;
+        let (major, minor) = device.number;
+        Ok(agent::Device { source, major, minor, ..Default::default() })
+    }
+
+    /// Plugs in a block device or a file. Returns its name in the guest.
+    async fn plug_in(
+        &self,
+        container: &str,
+        image: &Path,
+        readonly: bool,
+    ) -> Result<String, SandboxError> {
+        let serial = format!("disk{}", self.disks.count.fetch_add(1, Ordering::Relaxed));
+        let exposed = self.parts.spec.dir.join(&serial);
+        let path = image.to_owned();
+        // A thread of its own, as for mounts.
+        let exposed = spawn_blocking(move || Exposed::at(exposed, &path)).await;
+        let exposed = exposed.map_err(|_| SandboxError::Interrupted)?;
+        let exposed = exposed.map_err(|error| SandboxError::Share(error.into()))?;
+        let path = exposed.path.clone();
+        let disk = Plug { serial: serial.clone(), path, readonly };
+        // Before it is there: a call that is not answered in time may still be carried out.
+        lock(&self.disks.of).entry(container.to_owned()).or_default().push(serial.clone());
+        if let Err(source) = self.parts.vm.plug(&disk).await {
+            if let (PlugError::NoPlace(_), Some(serials)) =
+                (&source, lock(&self.disks.of).get_mut(container))
+            {
+                serials.pop();
+            }
+            return Err(SandboxError::Plug { path: image.to_owned(), source });
+        }
+        self.parts.record_device(&format!("virtio-blk {serial}, {}", image.display()));
+        Ok(format!("{DISK_BY_SERIAL}{serial}"))
+    }
+
+    /// Takes the disks of a container that is gone out of the VM: whoever gave them wants them back.
     pub async fn unplug(&self, container: &str) {
-        let Some(serial) = lock(&self.disks.of).remove(container) else { return };
-        match self.parts.vm.unplug(&serial).await {
-            Ok(()) => self.parts.forget_device(&format!("virtio-blk {serial}, ")),
-            Err(error) => warn!(self.log, "{error}"; "container" => container),
+        let serials = lock(&self.disks.of).remove(container).unwrap_or_default();
+        for serial in serials {
+            match self.parts.vm.unplug(&serial).await {
+                Ok(()) => self.parts.forget_device(&format!("virtio-blk {serial}, ")),
+                Err(error) => warn!(self.log, "{error}"; "container" => container),
+            }
         }
     }
 }

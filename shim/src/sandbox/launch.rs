@@ -53,6 +53,8 @@ pub struct Parts {
     pub network: Arc<Following>,
     /// The disk that ends with the sandbox, and what is in it, if it has one.
     pub scratch: Option<(Scratch, OnScratch)>,
+    /// Sockets of the host that its containers may reach.
+    pub forward_sockets: Vec<PathBuf>,
     /// The sandbox's place in the host's control groups.
     _cgroup: Option<Cgroup>,
     record: Mutex<Record>,
@@ -239,6 +241,7 @@ pub async fn devices(
         vm,
         network,
         scratch,
+        forward_sockets: config.forward_sockets.clone(),
         _cgroup: cgroup,
         record,
         log: log.clone(),

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use containerd_shim_protos::api::Mount;
 use rustix::fs::{FlockOperation, fcntl_lock};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::bed::Test;
 use crate::command::{self, Input};
@@ -39,7 +39,7 @@ pub const CASES: &[Case] = &[
 ];
 
 /// A containerd whose VMs have places for disks. The older one has no such snapshotter.
-fn ward<'t, 'b>(t: &'t Test<'b>) -> Outcome<Option<Ward<'t, 'b>>> {
+pub fn ward<'t, 'b>(t: &'t Test<'b>) -> Outcome<Option<Ward<'t, 'b>>> {
     if t.bed.options.generation == Generation::One {
         return Ok(None);
     }
@@ -50,7 +50,8 @@ fn ward<'t, 'b>(t: &'t Test<'b>) -> Outcome<Option<Ward<'t, 'b>>> {
 
 const BLOCKFILE: [&str; 2] = ["--snapshotter", "blockfile"];
 
-fn debugfs(t: &Test<'_>, image: &Path, request: &str) -> Outcome<String> {
+/// What debugfs answers of an image.
+pub fn debugfs(t: &Test<'_>, image: &Path, request: &str) -> Outcome<String> {
     let mut debugfs = Command::new("/usr/sbin/debugfs");
     debugfs.args(["-R", request]).arg(image);
     Ok(command::run(debugfs, Input::Null, t.deadline(10))?.ok()?.out())
@@ -120,18 +121,19 @@ fn several(t: &Test<'_>) -> Outcome {
     ward.nothing_left(&first.id)
 }
 
-/// A shim that has started its VM, on a containerd of the test's own.
-fn shim(t: &Test<'_>, ward: &Ward<'_, '_>) -> Outcome<Shim> {
+/// A shim with a spec like this, on a containerd of the test's own.
+pub fn shim(t: &Test<'_>, ward: &Ward<'_, '_>, change: impl FnOnce(&mut Value)) -> Outcome<Shim> {
     let id = ward.container().id;
     let mut spec = spec::plain(Path::new("rootfs"), &["true"]);
     spec["linux"]["cgroupsPath"] = json!(format!("/e2e/{id}"));
+    change(&mut spec);
     let bundle = t.directory()?.join(&id);
     Shim::start(&t.bed.options, &ward.node, &id, bundle, &spec)
 }
 
 /// Requires that a container on this image is refused with these texts.
 fn refused(t: &Test<'_>, ward: &Ward<'_, '_>, image: &Path, parts: &[&str]) -> Outcome {
-    let shim = shim(t, ward)?;
+    let shim = shim(t, ward, |_| ())?;
     let reply = shim.create_with(|request| {
         request.rootfs = vec![Mount {
             type_: "ext4".to_owned(),

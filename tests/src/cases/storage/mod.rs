@@ -2,12 +2,21 @@
 
 mod attack;
 mod block;
+mod device;
 mod disk;
 mod programs;
 mod share;
+mod socket;
 
 use crate::runner::Case;
 
 /// The tests, by their files.
-pub const GROUPS: [&[Case]; 5] =
-    [programs::CASES, share::CASES, disk::CASES, block::CASES, attack::CASES];
+pub const GROUPS: [&[Case]; 7] = [
+    programs::CASES,
+    share::CASES,
+    disk::CASES,
+    block::CASES,
+    device::CASES,
+    socket::CASES,
+    attack::CASES,
+];

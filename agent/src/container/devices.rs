@@ -1,0 +1,83 @@
+//! Block devices of a spec that are disks of the VM: what number a disk has, the guest alone knows.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use bulkhead_protocols::agent::Device;
+use libcontainer::oci_spec::runtime::{LinuxDeviceType, Spec};
+use nix::sys::stat::{major, minor};
+
+use crate::disk;
+use crate::error::{Error, Result};
+
+/// Replaces the numbers that the devices have on the host by those of the guest, in the devices of a spec and in the
+/// rules that allow their use. Returns their nodes in the guest, too.
+///
+/// # Errors
+/// A disk that does not come, a spec that is none.
+pub fn renumber(spec: &[u8], devices: &[Device]) -> Result<(Vec<u8>, Vec<String>)> {
+    let (mut numbers, mut nodes) = (HashMap::new(), Vec::new());
+    for device in devices {
+        let failed = |error| Error::io(format_args!("cannot find {}", device.source), error);
+        let node = disk::node(&device.source).map_err(failed)?;
+        let number = fs::metadata(&node).map_err(failed)?.rdev();
+        let number = (major(number) as i64, minor(number) as i64);
+        numbers.insert((i64::from(device.major), i64::from(device.minor)), number);
+        nodes.push(node.to_string_lossy().into_owned());
+    }
+    let broken = |error| Error::InvalidArgument(format!("the spec: {error}"));
+    let mut spec: Spec = serde_json::from_slice(spec).map_err(broken)?;
+    let here = |kind, number| match kind {
+        Some(LinuxDeviceType::B) => numbers.get(&number).copied(),
+        _ => None,
+    };
+    if let Some(linux) = spec.linux_mut() {
+        for device in linux.devices_mut().iter_mut().flatten() {
+            let number = (device.major(), device.minor());
+            if let Some((major, minor)) = here(Some(device.typ()), number) {
+                device.set_major(major).set_minor(minor);
+            }
+        }
+        let resources = linux.resources_mut().as_mut();
+        let rules = resources.and_then(|resources| resources.devices_mut().as_mut());
+        for rule in rules.into_iter().flatten() {
+            if let Some(number) = rule.major().zip(rule.minor())
+                && let Some((major, minor)) = here(rule.typ(), number)
+            {
+                rule.set_major(Some(major)).set_minor(Some(minor));
+            }
+        }
+    }
+    Ok((serde_json::to_vec(&spec).map_err(broken)?, nodes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_devices_that_are_disks_get_other_numbers() {
+        // Any block device would do; the kernel's loop devices are everywhere.
+        let Ok(node) = fs::metadata("/dev/loop0") else { return };
+        let number = (major(node.rdev()), minor(node.rdev()));
+        let device = |kind, major, minor| serde_json::json!({"path": "/dev/x", "type": kind, "major": major, "minor": minor});
+        let rule = |kind: &str, major, minor| serde_json::json!({"allow": true, "type": kind, "major": major, "minor": minor, "access": "rwm"});
+        let spec = serde_json::json!({ "ociVersion": "1.2.0", "linux": {
+            "devices": [device("b", 253, 1), device("c", 253, 1), device("b", 253, 2)],
+            "resources": { "devices": [rule("b", 253, 1), rule("c", 253, 1)] },
+        }});
+        let disk =
+            Device { source: "/dev/loop0".to_owned(), major: 253, minor: 1, ..Default::default() };
+        let (spec, nodes) = renumber(&serde_json::to_vec(&spec).unwrap(), &[disk]).unwrap();
+        assert_eq!(nodes, ["/dev/loop0"]);
+        let spec: serde_json::Value = serde_json::from_slice(&spec).unwrap();
+        let numbers = |list: &serde_json::Value| -> Vec<_> {
+            let list = list.as_array().unwrap().iter();
+            list.map(|one| (one["major"].as_u64().unwrap(), one["minor"].as_u64().unwrap()))
+                .collect()
+        };
+        assert_eq!(numbers(&spec["linux"]["devices"]), [number, (253, 1), (253, 2)]);
+        assert_eq!(numbers(&spec["linux"]["resources"]["devices"]), [number, (253, 1)]);
+    }
+}

@@ -1,0 +1,113 @@
+//! Block devices of the host, as containers' own devices.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::json;
+
+use super::block;
+use crate::bed::Test;
+use crate::command::{self, Input};
+use crate::ensure;
+use crate::failure::{Failure, Outcome};
+use crate::runner::Case;
+
+/// The tests of this file.
+pub const CASES: &[Case] = &[
+    Case::bulkhead("storage.device", "a block device is the container's, byte for byte", device),
+    Case::bulkhead(
+        "storage.device_refused",
+        "a device that is not there, or for which there is no place, is refused",
+        device_refused,
+    ),
+    Case::bulkhead("storage.others", "the host's other disks are not the guest's", others),
+];
+
+/// A file of the test's as a block device of the host. Dropping it takes the device away.
+struct Loop {
+    file: PathBuf,
+    node: String,
+}
+
+impl Loop {
+    fn new(t: &Test<'_>, size: u64) -> Outcome<Loop> {
+        let file = t.directory()?.join("disk");
+        File::create(&file)?.set_len(size)?;
+        let mut losetup = Command::new("/usr/sbin/losetup");
+        losetup.args(["--find", "--show"]).arg(&file);
+        let node = command::run(losetup, Input::Null, t.deadline(10))?.ok()?.out();
+        Ok(Loop { file, node: node.trim().to_owned() })
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("/usr/sbin/losetup").args(["-d", &self.node]).status();
+    }
+}
+
+const SIZE: u64 = 64 << 20;
+
+fn device(t: &Test<'_>) -> Outcome {
+    let Some(ward) = block::ward(t)? else { return Ok(()) };
+    let disk = Loop::new(t, SIZE)?;
+    File::options().write(true).open(&disk.file)?.write_all_at(b"of the host", 4096)?;
+    let container = ward.container();
+    let flags = ["--null-io", "--device", &disk.node, "--cap-add", "CAP_SYS_ADMIN"];
+    container.start_with(&flags, &["sleep", "100000"])?;
+    let node = &disk.node;
+    let said = container.sh(&format!(
+        "blockdev --getsize64 {node}; dd if={node} bs=1 skip=4096 count=11 2>&-
+         cat /sys/dev/block/$(printf '%d:%d' $(stat -c '0x%t 0x%T' {node}))/serial"
+    ))?;
+    ensure!(said == format!("{SIZE}\nof the hostdisk0"), "{said:?}");
+    // A file system of the job's own, and bytes that nobody has synced when it is killed.
+    container.sh(&format!(
+        "set -e; mke2fs -q {node}; mkdir /mnt; mount -t ext4 {node} /mnt; echo kept > /mnt/file
+         umount /mnt; printf 'of the guest' | dd of={node} bs=1 seek=60000000 conv=notrunc 2>&-"
+    ))?;
+    container.kill("SIGKILL")?;
+    container.wait_stopped()?;
+    let mut found = [0; 12];
+    File::open(&disk.file)?.read_exact_at(&mut found, 60_000_000)?;
+    ensure!(&found == b"of the guest", "the host's file has {found:?}");
+    let kept = block::debugfs(t, &disk.file, "cat file")?;
+    ensure!(kept == "kept\n", "the file system has {kept:?}");
+    container.remove();
+    ward.nothing_left(&container.id)
+}
+
+fn device_refused(t: &Test<'_>) -> Outcome {
+    let Some(ward) = block::ward(t)? else { return Ok(()) };
+    let shim = block::shim(t, &ward, |spec| {
+        let device = json!({"path": "/dev/sdx", "type": "b", "major": 7, "minor": 1_000_000});
+        let rule =
+            json!({"allow": true, "type": "b", "major": 7, "minor": 1_000_000, "access": "rwm"});
+        spec["linux"]["devices"] = json!([device]);
+        spec["linux"]["resources"]["devices"] = json!([rule]);
+    })?;
+    let Err(refusal) = shim.create() else {
+        return Err(Failure::new("a device that is not there was not refused"));
+    };
+    for part in ["linux.devices[0]", "/sys/dev/block/7:1000000: No such file"] {
+        ensure!(refusal.message.contains(part), "{part:?} is not in {refusal:?}");
+    }
+    shim.shutdown()?;
+    ward.nothing_left(&shim.id)?;
+    if t.bed.options.hypervisor == "qemu" {
+        ward.configure("qemu_machine = \"microvm\"")?;
+        let disk = Loop::new(t, SIZE)?;
+        let said = ward.container().run(&["--device", &disk.node], &["true"])?;
+        said.refused(&["takes no disk while it runs", "no places for them"])?;
+    }
+    Ok(())
+}
+
+fn others(t: &Test<'_>) -> Outcome {
+    let _disk = Loop::new(t, SIZE)?;
+    let said = t.container().run(&["--privileged"], &["find", "/dev", "-type", "b"])?.ok()?.out();
+    ensure!(said.is_empty(), "a privileged container has {said}");
+    Ok(())
+}
