@@ -122,7 +122,7 @@ async fn boot_with(init: Option<&str>, prepare: impl FnOnce(&mut VmSpec)) -> Gue
         network_devices: 0,
         disks: Vec::new(),
         console: dir.path().join("console"),
-        share: Share { tag: "share".to_owned(), socket },
+        share: Some(Share { tag: "share".to_owned(), socket }),
     };
     let console = Console::read(&spec.console);
     prepare(&mut spec);

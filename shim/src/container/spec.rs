@@ -103,6 +103,14 @@ pub fn read_only(spec: &Spec) -> bool {
     root.and_then(|root| root.readonly()).unwrap_or(false)
 }
 
+/// Whether the container sees files of the host besides its root file system.
+pub fn binds(spec: &Spec) -> bool {
+    let mut mounts = spec.mounts().iter().flatten();
+    mounts.any(|mount| {
+        is_bind(mount) && mount.source().as_deref().is_none_or(|source| !is_kernels(source))
+    })
+}
+
 /// Whether the container is the one that stands for its pod: the CRI plugin says so.
 pub fn is_sandbox(spec: &Spec) -> bool {
     annotation(spec, CONTAINER_TYPE) == Some("sandbox")

@@ -191,7 +191,7 @@ impl Record {
             vcpus: spec.vcpus,
             memory: spec.memory,
             vsock: spec.vsock(),
-            share: Some(spec.share.socket.clone()),
+            share: spec.share.as_ref().map(|share| share.socket.clone()),
             api: selection.vmm.api_socket(&spec.dir),
             devices: spec.devices(),
             network: None,

@@ -25,6 +25,28 @@ use crate::sys::lock;
 /// The largest number that the kernel gives to a process is below this (linux/threads.h).
 const PID_MAX_LIMIT: u32 = 4 << 20;
 
+/// What a container is to be made from.
+struct Wanted {
+    new: NewContainer,
+    document: Spec,
+    image: Option<Image>,
+    devices: Vec<BlockDevice>,
+}
+
+impl Wanted {
+    fn load(new: NewContainer) -> Result<Wanted, ContainerError> {
+        let document = spec::load(&new.bundle)?;
+        let image = Image::of(&spec::rootfs_mounts(&new.rootfs)).map_err(ContainerError::Rootfs)?;
+        let devices = BlockDevice::all_of(&document)?;
+        Ok(Wanted { new, document, image, devices })
+    }
+
+    /// Whether all that it sees comes by disks.
+    fn on_disks(&self) -> bool {
+        self.image.is_some() && !spec::binds(&self.document)
+    }
+}
+
 impl Sandbox {
     /// Makes a container. Returns the pid that stands for it on the host.
     pub async fn create(&self, new: NewContainer) -> Result<u32, SandboxError> {
@@ -44,29 +66,21 @@ impl Sandbox {
             return Err(SandboxError::Exists(id));
         }
         self.phases.stamp("create");
-        let running = self.running().await?;
-        let upper = running.parts.scratch.as_ref().is_some_and(|(_, scratch)| scratch.upper);
         // A thread of its own: a look at a dead server must not stop the others' calls.
-        let loaded = spawn_blocking(move || {
-            let document = spec::load(&new.bundle)?;
-            let lower = upper && !spec::read_only(&document);
-            let image = Image::of(&spec::rootfs_mounts(&new.rootfs), lower);
-            let devices = BlockDevice::all_of(&document)?;
-            Ok::<_, ContainerError>((
-                document,
-                image.map_err(ContainerError::Rootfs)?,
-                devices,
-                new,
-            ))
-        });
-        let (document, image, devices, new) =
-            loaded.await.map_err(|_| SandboxError::Interrupted)??;
-        let made = if spec::is_sandbox(&document) {
-            spec::check_sandbox(&document).map_err(ContainerError::Spec)?;
+        let wanted = spawn_blocking(move || Wanted::load(new)).await;
+        let wanted = wanted.map_err(|_| SandboxError::Interrupted)?;
+        let on_disks = wanted.as_ref().is_ok_and(Wanted::on_disks);
+        self.on_disks.send_if_modified(|known| known.replace(known.unwrap_or(on_disks)).is_none());
+        let wanted = wanted?;
+        let running = self.running().await?;
+        let made = if spec::is_sandbox(&wanted.document) {
+            spec::check_sandbox(&wanted.document).map_err(ContainerError::Spec)?;
             let pid = self.pid_of(&id, running.parts.vm.pid());
-            Ok(Container::sandbox(new, pid, self.publisher.clone(), &self.log))
+            Ok(Container::sandbox(wanted.new, pid, self.publisher.clone(), &self.log))
+        } else if running.parts.virtiofsd.is_none() && !on_disks {
+            Err(SandboxError::NoShare(id.clone()))
         } else {
-            self.make_in_guest(new, document, image, &devices, &running).await
+            self.make_in_guest(wanted, &running).await
         };
         if made.is_err() {
             running.unplug(&id).await;
@@ -80,18 +94,19 @@ impl Sandbox {
 
     async fn make_in_guest(
         &self,
-        new: NewContainer,
-        document: Spec,
-        image: Option<Image>,
-        devices: &[BlockDevice],
+        wanted: Wanted,
         running: &Arc<Running>,
     ) -> Result<Container, SandboxError> {
+        let Wanted { new, document, image, devices } = wanted;
+        let upper = running.parts.scratch.as_ref().is_some_and(|(_, scratch)| scratch.upper);
+        let lower = upper && !spec::read_only(&document);
         let disk = match image {
+            Some(image) if lower => running.plug(&new.id, image.lower()).await?,
             Some(image) => running.plug(&new.id, image).await?,
             None => None,
         };
         let mut disks = Vec::new();
-        for device in devices {
+        for device in &devices {
             disks.push(running.plug_device(&new.id, device).await?);
         }
         let (sandbox, pod) = (running.clone(), self.pod().await?);

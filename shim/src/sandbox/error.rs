@@ -66,6 +66,11 @@ pub enum SandboxError {
     /// The share cannot be made.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// There is none.
+    #[error(
+        "the sandbox has no share for container {0}: its first one came by disks alone, and needed none"
+    )]
+    NoShare(String),
     /// The scratch disk cannot be made.
     #[error(transparent)]
     Scratch(#[from] ScratchError),

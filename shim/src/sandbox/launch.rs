@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use bulkhead_protocols::agent::{Mount, SetupRequest};
 use bulkhead_protocols::{CONTROL_PORT, SCRATCH_SERIAL, SHARE_DIR, SHARE_TAG, chain, hybrid_vsock};
+use futures::future::BoxFuture;
 use slog::{Logger, info, warn};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::spawn_blocking;
@@ -45,8 +46,8 @@ pub struct Parts {
     pub share: Share,
     /// The guest's console.
     pub console: Console,
-    /// The daemon that serves the tree.
-    pub virtiofsd: Daemon,
+    /// The daemon that serves the tree, unless all that is to be seen comes by disks.
+    pub virtiofsd: Option<Daemon>,
     /// The VM.
     pub vm: Box<dyn Vm>,
     /// The network that the guest gets.
@@ -65,7 +66,7 @@ impl Parts {
     /// Writes down how far the start has come. Without the record the sandbox runs all the same.
     pub fn record_phases(&self, phases: &Phases) {
         let mut record = lock(&self.record);
-        let (vm, served) = (self.vm.processes(), self.virtiofsd.processes());
+        let (vm, served) = (self.vm.processes(), self.virtiofsd.iter().flat_map(Daemon::processes));
         record.processes = vm.into_iter().chain(served).map(ProcessId::from).collect();
         record.phases = phases.all().iter().map(|(name, since)| Phase::new(name, *since)).collect();
         if let Err(error) = record.write(&self.spec.dir) {
@@ -95,7 +96,7 @@ impl Parts {
 impl Drop for Parts {
     fn drop(&mut self) {
         self.vm.kill();
-        self.virtiofsd.kill();
+        drop(self.virtiofsd.take());
         if let Err(error) = self.share.release() {
             warn!(self.log, "the share stays mounted: {error}");
         }
@@ -126,7 +127,10 @@ impl Drop for NewDirectory {
 /// What a guest comes from.
 pub enum Origin {
     /// The host's template where it has one that fits, else a boot.
-    Any,
+    Any {
+        /// Whether all that is to be seen in it comes by disks.
+        on_disks: BoxFuture<'static, bool>,
+    },
     /// A boot.
     Boot,
     /// This template.
@@ -154,7 +158,7 @@ pub fn spec(config: &Config, dir: &Path) -> Result<VmSpec, SandboxError> {
         network_devices: DEVICES,
         disks: Vec::new(),
         console: dir.join("console"),
-        share: vmm::Share { tag: SHARE_TAG.to_owned(), socket: dir.join("fs") },
+        share: Some(vmm::Share { tag: SHARE_TAG.to_owned(), socket: dir.join("fs") }),
     })
 }
 
@@ -188,7 +192,7 @@ pub async fn devices(
     }
     // A template has none: who is woken from it gets one then.
     let scratch = match origin {
-        Origin::Any => scratch(config, identity, pod, &mut spec).await?,
+        Origin::Any { .. } => scratch(config, identity, pod, &mut spec).await?,
         Origin::Boot | Origin::Template(_) => None,
     };
     // Until the record is written again, the lock on the disk tells whose it is.
@@ -203,23 +207,31 @@ pub async fn devices(
     let wires = Wires { taps: joined.taps, namespace: joined.namespace };
     phases.stamp("network");
 
-    record.devices = spec.devices();
     let template = match origin {
-        Origin::Any => fitting(&selection, &config.state_dir, &spec, log),
+        Origin::Any { on_disks } => {
+            if selection.takes_disks() && on_disks.await {
+                spec.share = None;
+                record.share = None;
+            }
+            fitting(&selection, &config.state_dir, &spec, log)
+        }
         Origin::Boot => None,
         Origin::Template(template) => Some(template),
     };
+    record.devices = spec.devices();
     let share = new.share.insert(Share::create(&dir)?);
     phases.stamp("share");
-    let virtiofsd = Virtiofsd {
+    let daemon = spec.share.as_ref().map(|device| Virtiofsd {
         program: &virtiofsd,
         dir: share.served(),
-        socket: &spec.share.socket,
+        socket: &device.socket,
         cache: config.virtiofsd_cache,
         threads: config.virtiofsd_threads,
+    });
+    let virtiofsd = daemon.map(|daemon| daemon.start()).transpose()?;
+    if virtiofsd.is_some() {
+        phases.stamp("virtiofsd");
     }
-    .start()?;
-    phases.stamp("virtiofsd");
     let control = if template.is_some() {
         Control::Dial
     } else {
@@ -353,7 +365,7 @@ pub async fn guest(
     log: &Logger,
 ) -> Result<Guest, SandboxError> {
     let guest = Guest::new(connection, parts.vm.vsock().to_owned());
-    let mut request = setup_request(pod).map_err(|source| SandboxError::Directory {
+    let mut request = setup_request(pod, parts).map_err(|source| SandboxError::Directory {
         path: PathBuf::from("/dev/urandom"),
         source,
     })?;
@@ -375,20 +387,28 @@ pub async fn guest(
 
 /// Returns how the VM ended, once it has; without its file share a VM is over too.
 pub async fn over(parts: &Parts) -> String {
+    let Some(virtiofsd) = &parts.virtiofsd else { return parts.vm.wait().await.to_string() };
     let (exit, daemon) = tokio::select! {
-        exit = parts.vm.wait() => {
-            (Some(exit), timeout(LAST_WORDS, parts.virtiofsd.wait()).await.ok())
-        }
-        ended = parts.virtiofsd.wait() => {
+        exit = parts.vm.wait() => (Some(exit), timeout(LAST_WORDS, virtiofsd.wait()).await.ok()),
+        ended = virtiofsd.wait() => {
             (timeout(LAST_WORDS, parts.vm.wait()).await.ok(), Some(ended))
         }
     };
     // A daemon that ends well does so because the VMM has ended; any other end may be the cause.
     let daemon = daemon.filter(|ended| exit.is_none() || ended.status != Status::Code(0));
-    let daemon = daemon
-        .map(|ended| format!("{} {}: {}", parts.virtiofsd.role(), ended.status, ended.output));
+    let daemon =
+        daemon.map(|ended| format!("{} {}: {}", virtiofsd.role(), ended.status, ended.output));
     let reasons: Vec<_> = daemon.into_iter().chain(exit.map(|exit| exit.to_string())).collect();
     reasons.join("; ")
+}
+
+fn mounted(share: &vmm::Share) -> Mount {
+    Mount {
+        source: share.tag.clone(),
+        target: SHARE_DIR.to_owned(),
+        fstype: "virtiofs".to_owned(),
+        ..Default::default()
+    }
 }
 
 fn silent(config: &Config, console: &Console) -> SandboxError {
@@ -399,7 +419,7 @@ fn died(reason: String, parts: &Parts) -> SandboxError {
     SandboxError::Died { reason, console: parts.console.tail() }
 }
 
-fn setup_request(pod: &Pod) -> io::Result<SetupRequest> {
+fn setup_request(pod: &Pod, parts: &Parts) -> io::Result<SetupRequest> {
     let mut entropy = vec![0; ENTROPY];
     io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut entropy)?;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -408,12 +428,7 @@ fn setup_request(pod: &Pod) -> io::Result<SetupRequest> {
         sysctls: pod.sysctls.clone(),
         clock_ns: i64::try_from(now.as_nanos()).unwrap_or(0),
         entropy,
-        mounts: vec![Mount {
-            source: SHARE_TAG.to_owned(),
-            target: SHARE_DIR.to_owned(),
-            fstype: "virtiofs".to_owned(),
-            ..Default::default()
-        }],
+        mounts: parts.spec.share.iter().map(mounted).collect(),
         ..Default::default()
     })
 }

@@ -25,6 +25,7 @@ use std::time::{Duration, SystemTime};
 
 use bulkhead_protocols::agent::{self, event};
 use bulkhead_protocols::chain;
+use futures::FutureExt;
 use futures::future::join_all;
 use slog::{Logger, error, info, warn};
 use tokio::sync::watch;
@@ -78,6 +79,8 @@ pub struct Sandbox {
     state: watch::Sender<State>,
     /// None until the sandbox API says what it is for.
     pod: watch::Sender<Option<Arc<Pod>>>,
+    /// Whether the first container comes by disks alone; None until it is known.
+    on_disks: watch::Sender<Option<bool>>,
     host_pid: AtomicU32,
     /// How many numbers were given to containers of the pod.
     pids: AtomicU32,
@@ -110,6 +113,7 @@ impl Sandbox {
             phases: Phases::start(),
             state: watch::Sender::new(State::Starting),
             pod: watch::Sender::new(pod.map(Arc::new)),
+            on_disks: watch::Sender::new(None),
             host_pid: AtomicU32::new(0),
             pids: AtomicU32::new(0),
             containers: Mutex::default(),
@@ -147,8 +151,9 @@ impl Sandbox {
         let pod = self.pod().await?;
         let config = config?.with(&pod.annotations).map_err(SandboxError::Annotation)?;
         let (phases, log) = (&self.phases, &self.log);
+        let origin = Origin::Any { on_disks: self.on_disks(pod.clone()).boxed() };
         let (parts, control) =
-            launch::devices(&config, &self.identity, &pod, Origin::Any, phases, log).await?;
+            launch::devices(&config, &self.identity, &pod, origin, phases, log).await?;
         let connection = launch::agent(&parts, control, &config).await?;
         self.phases.stamp("agent");
         pod.write_files(&parts.spec.dir)?;
@@ -296,6 +301,16 @@ impl Sandbox {
         let mut pod = self.pod.subscribe();
         let known = pod.wait_for(Option::is_some).await;
         known.ok().and_then(|pod| pod.clone()).ok_or(SandboxError::NotCreated)
+    }
+
+    /// Whether all that its containers see comes by disks. containerd asks for the first of them at once; those of
+    /// Kubernetes get files of the host's, too.
+    fn on_disks(&self, pod: Arc<Pod>) -> impl Future<Output = bool> + use<> {
+        let mut on_disks = self.on_disks.subscribe();
+        async move {
+            !pod.in_kubernetes
+                && on_disks.wait_for(Option::is_some).await.is_ok_and(|known| *known == Some(true))
+        }
     }
 
     /// Whether there is no container, none is being made, and none is to be waited for.

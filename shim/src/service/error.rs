@@ -37,6 +37,7 @@ fn code(error: &SandboxError) -> Code {
         | SandboxError::Select(_)
         | SandboxError::Scratch(_)
         | SandboxError::Plug { .. }
+        | SandboxError::NoShare(_)
         | SandboxError::Network(_) => Code::FAILED_PRECONDITION,
         SandboxError::Start(_)
         | SandboxError::Share(_)

@@ -27,11 +27,11 @@ pub struct Image {
 }
 
 impl Image {
-    /// What the snapshotter gave, if that is one image. `lower` makes it read-only.
+    /// What the snapshotter gave, if that is one image.
     ///
     /// # Errors
     /// [`ShareError::Source`] if the image is not there.
-    pub fn of(mounts: &[Mount], lower: bool) -> Result<Option<Image>, ShareError> {
+    pub fn of(mounts: &[Mount]) -> Result<Option<Image>, ShareError> {
         let [mount] = mounts else { return Ok(None) };
         // An erofs may have its data on other devices.
         let others = mount.options.iter().any(|option| option.starts_with("device="));
@@ -47,24 +47,32 @@ impl Image {
         if !kind.is_block_device() && !kind.is_file() {
             return Ok(None);
         }
-        let read_only = lower || mount.options.iter().any(|option| option == "ro");
+        let read_only = mount.options.iter().any(|option| option == "ro");
         // What is about the host's loop device, and notes of a snapshotter to itself.
         let words = |option: &&String| {
             !["loop", "rw", "ro", "direct-io", "defaults"].contains(&option.as_str())
                 && !option.starts_with("X-")
         };
-        let mut options: Vec<_> = mount.options.iter().filter(words).cloned().collect();
-        if read_only {
-            options.push("ro".to_owned());
+        let options = mount.options.iter().filter(words).cloned().collect();
+        let (fstype, is_file) = (mount.fstype.clone(), kind.is_file());
+        let image = Image { path, fstype, options, read_only: false, is_file };
+        Ok(Some(if read_only { image.lower() } else { image }))
+    }
+
+    /// The same, read-only.
+    #[must_use]
+    pub fn lower(mut self) -> Image {
+        if !self.read_only {
+            self.read_only = true;
+            self.options.push("ro".to_owned());
             // A disk that cannot be written to cannot be recovered; it is as its last user has left it.
-            match mount.fstype.as_str() {
-                "ext4" => options.push("noload".to_owned()),
-                "xfs" => options.push("norecovery".to_owned()),
+            match self.fstype.as_str() {
+                "ext4" => self.options.push("noload".to_owned()),
+                "xfs" => self.options.push("norecovery".to_owned()),
                 _ => {}
             }
         }
-        let fstype = mount.fstype.clone();
-        Ok(Some(Image { path, fstype, options, read_only, is_file: kind.is_file() }))
+        self
     }
 }
 

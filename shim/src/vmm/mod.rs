@@ -74,8 +74,8 @@ pub struct VmSpec {
     /// A named pipe that takes the guest's serial console. The sandbox has it open for reading
     /// before the VM starts, for opening it for writing waits for a reader.
     pub console: PathBuf,
-    /// The virtiofs share.
-    pub share: Share,
+    /// The virtiofs share, if it has one.
+    pub share: Option<Share>,
 }
 
 impl VmSpec {
@@ -95,12 +95,14 @@ impl VmSpec {
     /// What is plugged into the VM, in words for people.
     #[must_use]
     pub fn devices(&self) -> Vec<String> {
-        let share = format!("virtiofs {} on {}", self.share.tag, self.share.socket.display());
+        let share = self.share.iter();
+        let share =
+            share.map(|share| format!("virtiofs {} on {}", share.tag, share.socket.display()));
         let vsock = format!("vsock on {}", self.vsock().display());
         let console = format!("serial console on {}", self.console.display());
         let network = format!("{} virtio-net", self.network_devices);
         let disks = self.disks.iter().map(Disk::to_string);
-        [share, vsock, network, console].into_iter().chain(disks).collect()
+        share.chain([vsock, network, console]).chain(disks).collect()
     }
 }
 
@@ -119,7 +121,7 @@ impl VmSpec {
             network_devices: 1,
             disks: Vec::new(),
             console: dir.join("console"),
-            share: Share { tag: "share".to_owned(), socket: dir.join("fs") },
+            share: Some(Share { tag: "share".to_owned(), socket: dir.join("fs") }),
         }
     }
 }

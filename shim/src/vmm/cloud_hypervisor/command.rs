@@ -48,8 +48,6 @@ pub(super) fn arguments(spec: &VmSpec, inherited: &Inherited, landlock: bool) ->
         "--memory-zone".into(),
         format!("id=mem0,size={},file={},shared=on", spec.memory, memory::path(inherited.memory))
             .into(),
-        "--fs".into(),
-        option(&format!("tag={},socket=", spec.share.tag), &spec.share.socket, ""),
         "--vsock".into(),
         option(&format!("cid={GUEST_CID},socket="), &spec.vsock(), ""),
         "--serial".into(),
@@ -58,6 +56,10 @@ pub(super) fn arguments(spec: &VmSpec, inherited: &Inherited, landlock: bool) ->
         "off".into(),
         "--pvpanic".into(),
     ];
+    if let Some(share) = &spec.share {
+        args.push("--fs".into());
+        args.push(option(&format!("tag={},socket=", share.tag), &share.socket, ""));
+    }
     if !inherited.taps.is_empty() {
         args.push("--net".into());
         args.extend((0..).zip(&inherited.taps).map(|(n, queues)| network(n, queues).into()));

@@ -87,12 +87,16 @@ pub(super) fn place(
     landlock: bool,
 ) -> io::Result<String> {
     let mut config = snapshot.config.clone();
-    let own = [
+    let mut own = Vec::new();
+    match &spec.share {
+        Some(share) => own.push((SHARE, text(&share.socket)?)),
+        None => config["fs"] = Value::Null,
+    }
+    own.extend([
         (MEMORY, memory::path(inherited.memory)),
-        (SHARE, text(&spec.share.socket)?),
         (VSOCK, text(&spec.vsock())?),
         (CONSOLE, text(&spec.console)?),
-    ];
+    ]);
     for (place, value) in own {
         let misses = || io::Error::new(io::ErrorKind::InvalidData, format!("no {place}"));
         *config.pointer_mut(place).ok_or_else(misses)? = value.into();

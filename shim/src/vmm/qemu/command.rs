@@ -80,9 +80,11 @@ pub(super) fn arguments(spec: &VmSpec, platform: Platform, inherited: &Inherited
         QemuMachine::Microvm => "device",
         QemuMachine::Q35 => "pci",
     };
-    add("-chardev", option("socket,id=share,path=", &spec.share.socket));
-    let fs = format!("vhost-user-fs-{bus},chardev=share,queue-size={FS_QUEUE},tag=");
-    add("-device", option(&fs, Path::new(&spec.share.tag)));
+    if let Some(share) = &spec.share {
+        add("-chardev", option("socket,id=share,path=", &share.socket));
+        let fs = format!("vhost-user-fs-{bus},chardev=share,queue-size={FS_QUEUE},tag=");
+        add("-device", option(&fs, Path::new(&share.tag)));
+    }
     add("-chardev", format!("socket,id=vsock,fd={}", inherited.vsock).into());
     add("-device", format!("vhost-user-vsock-{bus},chardev=vsock").into());
     for (disk, fd) in spec.disks.iter().zip(&inherited.disks) {

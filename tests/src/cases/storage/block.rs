@@ -83,6 +83,11 @@ fn blockfile(t: &Test<'_>) -> Outcome {
     ensure!(said.starts_with("/dev/vd") && said.ends_with(" ext4\n"), "the root is on {said}");
     let devices = container.inspect()?["devices"].to_string();
     ensure!(devices.contains("virtio-blk disk0, /"), "{devices}");
+    // Nothing else of the host is to be seen, so nothing serves it.
+    let sandbox = container.inspect()?;
+    for part in ["devices", "processes", "phases"].map(|part| sandbox[part].to_string()) {
+        ensure!(!part.contains("virtiofs"), "there is a share: {part}");
+    }
     let loops = fs::read_to_string("/proc/self/mountinfo")?;
     ensure!(
         !loops.contains("snapshotter.v1.blockfile/snapshots"),
@@ -117,6 +122,11 @@ fn several(t: &Test<'_>) -> Outcome {
         let said = said.ok().context(format!("round {round}"))?.out();
         ensure!(said == "2\n", "round {round}: there are {said} disks");
     }
+    let late = ward.container();
+    let group = first.group_flags();
+    let mount = "--mount=type=bind,src=/etc,dst=/mnt,options=rbind";
+    let said = late.run(&[&[&*group[0], &*group[1], mount], &BLOCKFILE[..]].concat(), &["true"])?;
+    said.refused(&["the sandbox has no share", &late.id])?;
     first.remove();
     ward.nothing_left(&first.id)
 }

@@ -78,7 +78,10 @@ fn socket(t: &Test<'_>) -> Outcome {
     }
     // Nobody listens: the connection ends. One who comes later is found.
     stop(&path)?;
-    ensure!(container.sh("echo hello | nc.openbsd -N -U /run/host.sock")?.is_empty(), "somebody answers");
+    ensure!(
+        container.sh("echo hello | nc.openbsd -N -U /run/host.sock")?.is_empty(),
+        "somebody answers"
+    );
     serve(&path)?;
     let said = container.sh("echo again | nc.openbsd -N -U /run/host.sock")?;
     ensure!(said == "again\n", "{said:?}");
