@@ -8,7 +8,7 @@ use bulkhead_protocols::{CONTROL_PORT, TEMPLATE_PARAM};
 use tokio::io::AsyncReadExt;
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
-use crate::virtio::{Driver, is_there};
+use crate::virtio::Driver;
 
 /// The driver of the share.
 const DRIVER: Driver = Driver("virtiofs");
@@ -38,9 +38,7 @@ pub async fn wait() -> io::Result<VsockStream> {
     loop {
         let (stream, peer) = listener.accept().await?;
         if peer.cid() == VMADDR_CID_HOST {
-            // A sandbox without a share has no such device.
-            let mut there = devices.iter().filter(|device| is_there(device));
-            there.try_for_each(|device| DRIVER.bind(device))?;
+            devices.iter().try_for_each(|device| DRIVER.bind(device))?;
             return Ok(stream);
         }
     }

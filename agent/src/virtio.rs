@@ -46,11 +46,3 @@ impl Driver {
 pub fn device(name: &str) -> PathBuf {
     Path::new(BUS).join("devices").join(name)
 }
-
-/// Whether a device of the PCI bus answers. One that the kernel has seen may be gone since, if nobody has told it.
-pub fn is_there(name: &str) -> bool {
-    let config = fs::canonicalize(device(name)).ok();
-    let config = config.and_then(|device| fs::read(device.parent()?.join("config")).ok());
-    // Nobody has this vendor's number: it is what a read gets that no one answers (PCI Local Bus Specification 3.0, 6.1).
-    config.is_some_and(|bytes| bytes.get(..2).is_some_and(|vendor| vendor != [0xff; 2]))
-}

@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::Builder;
 
 use bulkhead_protocols::DISK_BY_SERIAL;
-use bulkhead_protocols::agent::{Directory, Mount};
+use bulkhead_protocols::agent::{Directory, HugePages, Mount};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, umount2};
 use nix::unistd::syncfs;
 
+use super::hugepages;
 use crate::error::{Error, Result};
 use crate::setup::mount_one;
 use crate::sys::lock;
@@ -34,6 +35,7 @@ struct Made {
     mounts: Vec<String>,
     directories: Vec<PathBuf>,
     disks: Vec<String>,
+    huge_pages: Vec<HugePages>,
 }
 
 impl Ground {
@@ -62,6 +64,18 @@ impl Ground {
         Ok(())
     }
 
+    /// Sets huge pages aside.
+    ///
+    /// # Errors
+    /// [`hugepages::reserve`]'s.
+    pub fn reserve(&self, wanted: Vec<HugePages>) -> Result<()> {
+        for pages in wanted {
+            hugepages::reserve(&pages)?;
+            lock(&self.0).huge_pages.push(pages);
+        }
+        Ok(())
+    }
+
     /// Takes note of disks that the container uses by their nodes.
     pub fn add_disks(&self, nodes: Vec<String>) {
         lock(&self.0).disks.extend(nodes);
@@ -75,6 +89,7 @@ impl Ground {
     /// Takes all of it away. What is in the directories may be much: it goes in a thread of its own, under other names.
     pub fn clear(&self) {
         let made = std::mem::take(&mut *lock(&self.0));
+        made.huge_pages.iter().for_each(hugepages::release);
         for target in made.mounts.iter().rev() {
             let unmounted =
                 umount2(target.as_str(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);

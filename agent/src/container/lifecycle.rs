@@ -64,12 +64,14 @@ impl Guest {
         let (mounts, directories) = (request.mounts, request.directories);
         let (own_mounts, volumes) = (request.own_mounts, request.volumes);
         let (submounts, disks) = (request.submounts, request.devices);
+        let huge_pages = request.huge_pages;
         let spec = std::mem::take(&mut request.spec);
         let spec = aside(move || {
             shared.mount(&mounts)?;
             own.enter(&shared.submounts, submounts);
             own.ground.make(&directories, &own_mounts)?;
             volumes.iter().try_for_each(volume::copy)?;
+            own.ground.reserve(huge_pages)?;
             if disks.is_empty() {
                 return Ok(spec);
             }

@@ -5,6 +5,7 @@ mod devices;
 mod explain;
 mod ground;
 mod helper;
+mod hugepages;
 mod id;
 mod lifecycle;
 mod process;

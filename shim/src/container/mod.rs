@@ -2,6 +2,7 @@
 
 pub mod devices;
 mod error;
+mod hugepages;
 mod namespaces;
 mod process;
 pub mod scratch;
@@ -151,6 +152,7 @@ impl Container {
             directories: spec.directories,
             own_mounts: spec.own_mounts,
             devices: spec.devices,
+            huge_pages: spec.huge_pages,
             sockets: spec.sockets.iter().map(|socket| socket.guest.clone()).collect(),
             volumes: spec.volumes.into_iter().map(|volume| volume.guest).collect(),
             ..Default::default()

@@ -11,15 +11,12 @@ use oci_spec::runtime::{Mount, Spec};
 use rustix::fs::fstatfs;
 
 use crate::config::Filesystem;
-use crate::storage::host::{self, TMPFS};
+use crate::storage::host::{self, HUGETLBFS, TMPFS};
 
 /// Below a pod's directory, the kubelet's volumes of this kind live as long as the pod. A container's mount of a part
 /// of a volume (`subPath`) is another mount of it on the host, in a directory of its own.
 const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
 const SUB_PATHS: &str = "volume-subpaths";
-
-/// `HUGETLBFS_MAGIC` of linux/magic.h. A volume that is one, or a tmpfs, the pod wants in memory.
-const HUGETLBFS: i64 = 0x9584_58f6;
 
 /// What of all containers of a sandbox lies on its disk.
 #[derive(Debug, Clone)]
@@ -185,6 +182,7 @@ impl Volume {
         };
         let found = host::find(&host).ok()?;
         let kind = fstatfs(&found).ok()?.f_type;
+        // A volume that is one of these, the pod wants in memory.
         let on_disk = fs::metadata(host::by_descriptor(&found)).ok()?.is_dir()
             && kind != TMPFS
             && kind != HUGETLBFS;

@@ -13,6 +13,7 @@ use oci_spec::runtime::{Linux, Mount, Process, Spec};
 use thiserror::Error;
 
 use super::devices;
+use super::hugepages;
 use super::namespaces::Neighbours;
 use super::scratch::{Held, OnScratch};
 use super::shm;
@@ -148,6 +149,8 @@ pub struct GuestSpec {
     pub devices: Vec<agent::Device>,
     /// Sockets of the host that it reaches.
     pub sockets: Vec<Socket>,
+    /// Huge pages that it was promised.
+    pub huge_pages: Vec<agent::HugePages>,
 }
 
 /// What a container finds in its sandbox.
@@ -208,6 +211,7 @@ pub fn for_guest(
     refuse_linux(linux)?;
     let pid_namespace = neighbours.apply(linux)?;
     devices::leave_out_others(linux);
+    let huge_pages = hugepages::promised(linux)?;
     // The guest's cgroups are the agent's to name.
     linux.set_cgroups_path(None);
     let in_pod = neighbours.network.is_some();
@@ -228,6 +232,12 @@ pub fn for_guest(
             && is_bind(mount)
             && scratch.volume(mount, &mut held)
         {
+            continue;
+        }
+        if is_bind(mount)
+            && let Some(shared) = hugepages::volume(mount)
+        {
+            mounts.push(shared);
             continue;
         }
         let Some(bound) = guest_mount(mount, index, bundle, tree)? else {
@@ -260,6 +270,7 @@ pub fn for_guest(
         own_mounts,
         devices,
         sockets,
+        huge_pages,
     })
 }
 

@@ -209,11 +209,13 @@ pub async fn devices(
 
     let template = match origin {
         Origin::Any { on_disks } => {
-            if selection.takes_disks() && on_disks.await {
+            let template = fitting(&selection, &config.state_dir, &spec, log);
+            // A template's guest knows the share's device already.
+            if template.is_none() && selection.takes_disks() && on_disks.await {
                 spec.share = None;
                 record.share = None;
             }
-            fitting(&selection, &config.state_dir, &spec, log)
+            template
         }
         Origin::Boot => None,
         Origin::Template(template) => Some(template),

@@ -17,6 +17,9 @@ use super::mount::mounts;
 /// `TMPFS_MAGIC` of linux/magic.h: the file system's type that fstatfs(2) tells.
 pub const TMPFS: i64 = 0x0102_1994;
 
+/// `HUGETLBFS_MAGIC` of linux/magic.h.
+pub const HUGETLBFS: i64 = 0x9584_58f6;
+
 /// The mount namespace in which containerd started the shim.
 static HOST: OnceLock<OwnedFd> = OnceLock::new();
 

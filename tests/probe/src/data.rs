@@ -85,6 +85,18 @@ pub fn leave_mapped(dir: &Path) -> Found {
     write_mapped(&file, b"left in memory")
 }
 
+/// Takes two pages of a hugetlbfs, all that there are, and finds that there are no more.
+pub fn huge(dir: &Path) -> Found {
+    let take = |name| {
+        let file = open(&dir.join(name))?;
+        file.set_len(2 * MIB).at("truncate")?;
+        write_mapped(&file, b"in a huge page")
+    };
+    take("one").and_then(|()| take("two"))?;
+    require!(take("three").is_err(), "there are more pages than were promised");
+    Ok(())
+}
+
 fn append(dir: &Path) -> Found {
     let path = dir.join("appended");
     let open = || OpenOptions::new().append(true).create(true).open(&path).at("open");

@@ -48,6 +48,7 @@ fn main() -> ExitCode {
         "many" => names::many(directory),
         "nodes" => nodes::check(directory),
         "data" => data::check(directory),
+        "huge" => data::huge(directory),
         "mapped" => data::leave_mapped(directory),
         "random" => random::check(directory),
         "locks" => locks::check(directory),

@@ -57,11 +57,7 @@ pub(super) fn shim(t: &Test<'_>, args: &[&str]) -> Outcome<Shim> {
 }
 
 /// The same, with changes to the spec.
-pub(super) fn shim_of(
-    t: &Test<'_>,
-    change: impl FnOnce(&mut Value),
-    args: &[&str],
-) -> Outcome<Shim> {
+pub fn shim_of(t: &Test<'_>, change: impl FnOnce(&mut Value), args: &[&str]) -> Outcome<Shim> {
     let root = t.root_file_system()?;
     let container = t.container();
     let mut spec = spec::plain(&root, args);

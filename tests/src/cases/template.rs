@@ -31,11 +31,6 @@ pub const CASES: &[Case] = &[
         life,
     ),
     Case::cloud_hypervisor(
-        "template.no_share",
-        "a sandbox that comes from a template does without the share where nothing needs it",
-        no_share,
-    ),
-    Case::cloud_hypervisor(
         "template.disk",
         "a sandbox that comes from a template gets its scratch disk",
         disk,
@@ -105,18 +100,6 @@ fn apart(t: &Test<'_>) -> Outcome {
         ensure!(container.delete()? == 137, "it did not end by the signal");
     }
     close(&ward, &containers[0].id)
-}
-
-fn no_share(t: &Test<'_>) -> Outcome {
-    let ward = ward(t)?;
-    let container = ward.container();
-    container.start_with(&["--null-io", "--snapshotter", "blockfile"], &["sleep", "100000"])?;
-    ensure!(!has_booted(&container)?, "{} has booted", container.id);
-    let devices = container.inspect()?["devices"].to_string();
-    ensure!(!devices.contains("virtiofs"), "there is a share: {devices}");
-    container.sh("awk '$2 == \"/\" { print $1 }' /proc/mounts | grep /dev/vd")?;
-    container.remove();
-    close(&ward, &container.id)
 }
 
 fn disk(t: &Test<'_>) -> Outcome {

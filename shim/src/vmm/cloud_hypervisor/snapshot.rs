@@ -87,16 +87,14 @@ pub(super) fn place(
     landlock: bool,
 ) -> io::Result<String> {
     let mut config = snapshot.config.clone();
-    let mut own = Vec::new();
-    match &spec.share {
-        Some(share) => own.push((SHARE, text(&share.socket)?)),
-        None => config["fs"] = Value::Null,
-    }
-    own.extend([
+    // A guest that is woken knows the share's device.
+    let share = spec.share.as_ref().ok_or(io::ErrorKind::InvalidInput)?;
+    let own = [
+        (SHARE, text(&share.socket)?),
         (MEMORY, memory::path(inherited.memory)),
         (VSOCK, text(&spec.vsock())?),
         (CONSOLE, text(&spec.console)?),
-    ]);
+    ];
     for (place, value) in own {
         let misses = || io::Error::new(io::ErrorKind::InvalidData, format!("no {place}"));
         *config.pointer_mut(place).ok_or_else(misses)? = value.into();

@@ -4,6 +4,7 @@ mod attack;
 mod block;
 mod device;
 mod disk;
+mod huge;
 mod programs;
 mod share;
 mod socket;
@@ -11,12 +12,13 @@ mod socket;
 use crate::runner::Case;
 
 /// The tests, by their files.
-pub const GROUPS: [&[Case]; 7] = [
+pub const GROUPS: [&[Case]; 8] = [
     programs::CASES,
     share::CASES,
     disk::CASES,
     block::CASES,
     device::CASES,
     socket::CASES,
+    huge::CASES,
     attack::CASES,
 ];
