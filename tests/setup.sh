@@ -23,7 +23,7 @@ flock 8
 packages=(
     bc binutils bison flex gcc libc6-dev libelf-dev make perl xz-utils
     libcap-ng-dev libseccomp-dev pkg-config zlib1g-dev
-    btrfs-progs busybox-static cpio e2fsprogs iproute2 kmod qemu-system-x86 xfsprogs
+    btrfs-progs busybox-static cpio e2fsprogs erofs-utils iproute2 kmod qemu-system-x86 xfsprogs
     protobuf-compiler
     curl dnsmasq-base ethtool fio git iperf3 iptables iputils-ping netcat-openbsd nftables sqlite3 wireguard-tools wrk
 )

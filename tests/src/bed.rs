@@ -209,8 +209,19 @@ impl<'a> Test<'a> {
     /// # Errors
     /// As for [`Bed::import_programs`].
     pub fn programs(&self) -> Outcome<Container<'a>> {
-        self.bed.import_programs(&self.bed.containerd)?;
-        Ok(Container { image: image::PROGRAMS, ..self.container() })
+        self.programs_on(&self.bed.containerd)
+    }
+
+    /// The same on a containerd of the test's own.
+    ///
+    /// # Errors
+    /// As for [`Bed::import_programs`].
+    pub fn programs_on<'c>(&self, node: &'c Containerd) -> Outcome<Container<'c>>
+    where
+        'a: 'c,
+    {
+        self.bed.import_programs(node)?;
+        Ok(Container { image: image::PROGRAMS, ..self.container_on(node) })
     }
 
     /// A pod that doesn't run yet, with a name of its own, on the shared node.

@@ -53,7 +53,7 @@ root=$work/initramfs
 mkdir -p "$root"/{bin,modules,proc,sys,dev,host,upper,root}
 cp /bin/busybox "$root/bin/"
 number=100
-for module in virtio_pci virtio_blk loop ext4 fuse virtiofs overlay kvm-amd tun bridge veth macvlan ipvlan \
+for module in virtio_pci virtio_blk loop ext4 erofs fuse virtiofs overlay kvm-amd tun bridge veth macvlan ipvlan \
     sch_ingress cls_u32 act_mirred nf_tables nft_chain_nat nft_masq nft_ct nft_compat nft_counter nft_nat \
     nft_meta_bridge nf_conntrack_bridge xt_MASQUERADE xt_nat xt_addrtype xt_comment xt_multiport xt_mark xt_conntrack; do
     while read -r word file rest; do

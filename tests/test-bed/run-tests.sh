@@ -11,7 +11,7 @@ export BULKHEAD_CACHE=${BULKHEAD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bulkhead
 [[ $# -gt 0 ]] || set -- run. exec. terminal. streams. lifecycle. events. api. refusals. hostile. template. tool. \
     pods.run pods.exec_sync pods.forward pods.config_map pods.pid_ pods.shm pods.one_vm pods.vm_lost \
     pods.containerd_restart pods.propagation pods.read_only pods.annotations \
-    storage.empty_dir storage.full storage.upper storage.block storage.image storage.rootfs storage.locks storage.attack \
+    storage.empty_dir storage.full storage.upper storage.block storage.layers storage.device storage.socket storage.image storage.rootfs storage.locks storage.attack \
     diff.plain diff.user diff.bind_directory diff.memory_limit
 
 if ! command -v cloud-hypervisor >/dev/null; then

@@ -163,8 +163,8 @@ pub struct Surroundings<'a> {
     pub follows: &'a dyn Fn() -> bool,
     /// What lies on the scratch disk, if there is one.
     pub scratch: Option<&'a OnScratch>,
-    /// The disk that has the container's root file system, if one has.
-    pub disk: Option<&'a agent::Mount>,
+    /// The disks that have the container's root file system, if any have.
+    pub images: &'a [agent::Mount],
     /// The disks that are its block devices.
     pub devices: &'a [agent::Device],
     /// Sockets of the host that it may reach.
@@ -179,7 +179,7 @@ pub fn for_guest(
     tree: &mut ContainerTree,
     surroundings: &Surroundings<'_>,
 ) -> Result<GuestSpec, SpecError> {
-    let Surroundings { bundle, neighbours, follows, scratch, disk, devices, .. } = surroundings;
+    let Surroundings { bundle, neighbours, follows, scratch, images, devices, .. } = surroundings;
     refuse_document(&spec)?;
     let Some(process) = spec.process_mut() else {
         return Err(SpecError::Missing { field: "process" });
@@ -189,9 +189,9 @@ pub fn for_guest(
     let (mut mounts, mut volumes) = (Vec::new(), Vec::new());
     let (id, mut held) = (tree.id(), Held::default());
     let mut submounts = Vec::new();
-    match disk {
-        Some(disk) => held.mounts.push((*disk).clone()),
-        None => submounts.push(rootfs.clone()),
+    held.mounts.extend_from_slice(images);
+    if images.is_empty() {
+        submounts.push(rootfs.clone());
     }
     if let Some(scratch) = scratch
         && scratch.upper
@@ -513,7 +513,7 @@ mod tests {
             neighbours: alone,
             follows: &|| false,
             scratch: None,
-            disk: None,
+            images: &[],
             devices: &[],
             sockets: &[],
         };

@@ -18,7 +18,7 @@ use crate::container::{
     Container, ContainerError, Exit, KILL_GRACE, Neighbours, NewContainer, SIGKILL,
 };
 use crate::guest::GuestError;
-use crate::storage::block::Image;
+use crate::storage::block::{Root, Shown};
 use crate::storage::share::ContainerTree;
 use crate::sys::lock;
 
@@ -29,21 +29,25 @@ const PID_MAX_LIMIT: u32 = 4 << 20;
 struct Wanted {
     new: NewContainer,
     document: Spec,
-    image: Option<Image>,
+    root: Root,
     devices: Vec<BlockDevice>,
 }
 
 impl Wanted {
     fn load(new: NewContainer) -> Result<Wanted, ContainerError> {
         let document = spec::load(&new.bundle)?;
-        let image = Image::of(&spec::rootfs_mounts(&new.rootfs)).map_err(ContainerError::Rootfs)?;
+        let root = Root::of(&spec::rootfs_mounts(&new.rootfs)).map_err(ContainerError::Rootfs)?;
         let devices = BlockDevice::all_of(&document)?;
-        Ok(Wanted { new, document, image, devices })
+        Ok(Wanted { new, document, root, devices })
     }
 
-    /// Whether all that it sees comes by disks.
-    fn on_disks(&self) -> bool {
-        self.image.is_some() && !spec::binds(&self.document)
+    /// What it sees of the host.
+    fn shown(&self) -> Shown {
+        match &self.root {
+            Root::Image(_) if !spec::binds(&self.document) => Shown::Image,
+            Root::Layers(layers) if !spec::binds(&self.document) => Shown::Layers(layers.len()),
+            Root::Files | Root::Image(_) | Root::Layers(_) => Shown::Files,
+        }
     }
 }
 
@@ -69,16 +73,14 @@ impl Sandbox {
         // A thread of its own: a look at a dead server must not stop the others' calls.
         let wanted = spawn_blocking(move || Wanted::load(new)).await;
         let wanted = wanted.map_err(|_| SandboxError::Interrupted)?;
-        let on_disks = wanted.as_ref().is_ok_and(Wanted::on_disks);
-        self.on_disks.send_if_modified(|known| known.replace(known.unwrap_or(on_disks)).is_none());
+        let shown = wanted.as_ref().map_or(Shown::Files, Wanted::shown);
+        self.shown.send_if_modified(|known| known.replace(known.unwrap_or(shown)).is_none());
         let wanted = wanted?;
         let running = self.running().await?;
         let made = if spec::is_sandbox(&wanted.document) {
             spec::check_sandbox(&wanted.document).map_err(ContainerError::Spec)?;
             let pid = self.pid_of(&id, running.parts.vm.pid());
             Ok(Container::sandbox(wanted.new, pid, self.publisher.clone(), &self.log))
-        } else if running.parts.virtiofsd.is_none() && !on_disks {
-            Err(SandboxError::NoShare(id.clone()))
         } else {
             self.make_in_guest(wanted, &running).await
         };
@@ -97,14 +99,20 @@ impl Sandbox {
         wanted: Wanted,
         running: &Arc<Running>,
     ) -> Result<Container, SandboxError> {
-        let Wanted { new, document, image, devices } = wanted;
+        let Wanted { new, document, root, devices } = wanted;
         let upper = running.parts.scratch.as_ref().is_some_and(|(_, scratch)| scratch.upper);
         let lower = upper && !spec::read_only(&document);
-        let disk = match image {
-            Some(image) if lower => running.plug(&new.id, image.lower()).await?,
-            Some(image) => running.plug(&new.id, image).await?,
-            None => None,
+        let images = match root {
+            Root::Image(image) if lower => vec![image.lower()],
+            Root::Image(image) => vec![image],
+            Root::Layers(layers) if lower => layers,
+            Root::Layers(_) | Root::Files => Vec::new(),
         };
+        let images = running.plug(&new.id, images).await?;
+        let shown = images.is_empty() || spec::binds(&document);
+        if shown && running.parts.virtiofsd.is_none() {
+            return Err(SandboxError::NoShare(new.id));
+        }
         let mut disks = Vec::new();
         for device in &devices {
             disks.push(running.plug_device(&new.id, device).await?);
@@ -112,7 +120,7 @@ impl Sandbox {
         let (sandbox, pod) = (running.clone(), self.pod().await?);
         let pids = self.pids_of_containers();
         let prepared = spawn_blocking(move || {
-            (prepare(&sandbox, &pod, &pids, &new, document, (disk.as_ref(), &disks)), new)
+            (prepare(&sandbox, &pod, &pids, &new, document, (&images, &disks)), new)
         });
         let (prepared, new) = prepared.await.map_err(|_| SandboxError::Interrupted)?;
         let (spec, tree) = prepared?;
@@ -214,14 +222,14 @@ impl Sandbox {
 }
 
 /// Mounts what the container needs into the share, and writes its spec for the guest. `pids` are the numbers that stand
-/// for other containers on the host; the disks are the one with its root file system, and its devices.
+/// for other containers on the host; the disks are those with its root file system, and its devices.
 fn prepare(
     running: &Running,
     pod: &Pod,
     pids: &HashMap<u32, String>,
     new: &NewContainer,
     mut document: Spec,
-    (disk, devices): (Option<&agent::Mount>, &[agent::Device]),
+    (images, devices): (&[agent::Mount], &[agent::Device]),
 ) -> Result<(GuestSpec, ContainerTree), ContainerError> {
     pod.add_mounts(&running.parts.spec.dir, &mut document);
     let mut tree = running.parts.share.container(&new.id).map_err(ContainerError::Rootfs)?;
@@ -229,11 +237,12 @@ fn prepare(
     let scratch = running.parts.scratch.as_ref().map(|(_, held)| held);
     let read_only = spec::read_only(&document);
     let lower = !read_only && scratch.is_some_and(|scratch| scratch.upper);
-    let rootfs = match disk {
-        Some(disk) => disk.target.clone(),
-        None => tree
-            .rootfs(&spec::rootfs_mounts(&new.rootfs), &root, read_only, lower)
-            .map_err(ContainerError::Rootfs)?,
+    let rootfs = if images.is_empty() {
+        let mounts = spec::rootfs_mounts(&new.rootfs);
+        tree.rootfs(&mounts, &root, read_only, lower).map_err(ContainerError::Rootfs)?
+    } else {
+        // As overlayfs has its lower directories.
+        images.iter().map(|image| image.target.as_str()).collect::<Vec<_>>().join(":")
     };
     let neighbours = Neighbours {
         pid: running.parts.vm.pid(),
@@ -245,7 +254,7 @@ fn prepare(
     let follows = &follows;
     let sockets = &running.parts.forward_sockets;
     let surroundings =
-        Surroundings { bundle, neighbours, follows, scratch, disk, devices, sockets };
+        Surroundings { bundle, neighbours, follows, scratch, images, devices, sockets };
     let spec = spec::for_guest(document, rootfs, &mut tree, &surroundings)?;
     Ok((spec, tree))
 }

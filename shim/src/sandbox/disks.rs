@@ -12,7 +12,7 @@ use tokio::task::spawn_blocking;
 use super::SandboxError;
 use super::running::Running;
 use crate::container::devices::BlockDevice;
-use crate::storage::block::{Exposed, Image};
+use crate::storage::block::{EROFS, Exposed, Image};
 use crate::sys::lock;
 use crate::vmm::{Plug, PlugError};
 
@@ -23,25 +23,51 @@ pub struct Disks {
     of: Mutex<HashMap<String, Vec<String>>>,
 }
 
+impl Image {
+    /// Whether the host mounts the image since it could not be plugged in. One that may be written to it mounts only
+    /// if the VM has not even tried: another VM may have it.
+    fn may_stay(&self, error: &PlugError) -> bool {
+        self.by_host && (self.fstype == EROFS || matches!(error, PlugError::NoPlace(_)))
+    }
+}
+
 impl Running {
-    /// Plugs in the image of a container's root file system. Returns how the guest mounts it; nothing where the VM has
-    /// no place for it, and the host can mount it.
+    /// Plugs in the images of a container's root file system. Returns how the guest mounts them, the topmost first;
+    /// nothing where the VM has no place for them, and the host mounts them.
     pub async fn plug(
+        &self,
+        container: &str,
+        images: Vec<Image>,
+    ) -> Result<Vec<agent::Mount>, SandboxError> {
+        let mut mounts = Vec::new();
+        for image in images {
+            let Some(mount) = self.plug_image(container, image).await? else {
+                self.unplug(container).await;
+                return Ok(Vec::new());
+            };
+            mounts.push(mount);
+        }
+        Ok(mounts)
+    }
+
+    async fn plug_image(
         &self,
         container: &str,
         image: Image,
     ) -> Result<Option<agent::Mount>, SandboxError> {
         let source = match self.plug_in(container, &image.path, image.read_only).await {
             Ok(source) => source,
-            Err(SandboxError::Plug { source: PlugError::NoPlace(why), path }) if !image.is_file => {
-                info!(self.log, "the host mounts {}: {why}", path.display(); "container" => container);
+            Err(SandboxError::Plug { source, path }) if image.may_stay(&source) => {
+                let path = path.display();
+                info!(self.log, "the host mounts {path}: {source}"; "container" => container);
                 return Ok(None);
             }
             Err(error) => return Err(error),
         };
+        let name = source.trim_start_matches(DISK_BY_SERIAL);
         Ok(Some(agent::Mount {
+            target: format!("{ROOTFS_DIR}/{container}/{name}"),
             source,
-            target: format!("{ROOTFS_DIR}/{container}/disk"),
             fstype: image.fstype,
             options: image.options,
             ..Default::default()

@@ -24,6 +24,7 @@ use crate::guest::Guest;
 use crate::network::{DEVICES, Following, Network};
 use crate::process::Status;
 use crate::record::{Phase, ProcessId, Record, remove_directory};
+use crate::storage::block::Shown;
 use crate::storage::scratch::Scratch;
 use crate::storage::share::Share;
 use crate::storage::virtiofsd::{Daemon, Virtiofsd};
@@ -128,8 +129,8 @@ impl Drop for NewDirectory {
 pub enum Origin {
     /// The host's template where it has one that fits, else a boot.
     Any {
-        /// Whether all that is to be seen in it comes by disks.
-        on_disks: BoxFuture<'static, bool>,
+        /// What is to be seen of the host in it, once that is known.
+        shown: BoxFuture<'static, Shown>,
     },
     /// A boot.
     Boot,
@@ -208,12 +209,19 @@ pub async fn devices(
     phases.stamp("network");
 
     let template = match origin {
-        Origin::Any { on_disks } => {
+        Origin::Any { shown } => {
             let template = fitting(&selection, &config.state_dir, &spec, log);
             // A template's guest knows the share's device already.
-            if template.is_none() && selection.takes_disks() && on_disks.await {
-                spec.share = None;
-                record.share = None;
+            if template.is_none() {
+                let disks = match shown.await {
+                    Shown::Image => 1,
+                    Shown::Layers(layers) if config.rootfs_upper == Upper::Guest => layers,
+                    Shown::Layers(_) | Shown::Files => usize::MAX,
+                };
+                if disks <= selection.places() {
+                    spec.share = None;
+                    record.share = None;
+                }
             }
             template
         }

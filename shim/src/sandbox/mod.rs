@@ -36,6 +36,7 @@ use ttrpc::asynchronous::ClientStreamReceiver;
 use crate::config::{Config, ConfigError};
 use crate::container::{Container, Exit, LOST};
 use crate::events::Publisher;
+use crate::storage::block::Shown;
 use crate::sys::lock;
 
 pub use directory::path as directory_path;
@@ -79,8 +80,8 @@ pub struct Sandbox {
     state: watch::Sender<State>,
     /// None until the sandbox API says what it is for.
     pod: watch::Sender<Option<Arc<Pod>>>,
-    /// Whether the first container comes by disks alone; None until it is known.
-    on_disks: watch::Sender<Option<bool>>,
+    /// What the first container sees of the host; None until it is known.
+    shown: watch::Sender<Option<Shown>>,
     host_pid: AtomicU32,
     /// How many numbers were given to containers of the pod.
     pids: AtomicU32,
@@ -113,7 +114,7 @@ impl Sandbox {
             phases: Phases::start(),
             state: watch::Sender::new(State::Starting),
             pod: watch::Sender::new(pod.map(Arc::new)),
-            on_disks: watch::Sender::new(None),
+            shown: watch::Sender::new(None),
             host_pid: AtomicU32::new(0),
             pids: AtomicU32::new(0),
             containers: Mutex::default(),
@@ -151,7 +152,7 @@ impl Sandbox {
         let pod = self.pod().await?;
         let config = config?.with(&pod.annotations).map_err(SandboxError::Annotation)?;
         let (phases, log) = (&self.phases, &self.log);
-        let origin = Origin::Any { on_disks: self.on_disks(pod.clone()).boxed() };
+        let origin = Origin::Any { shown: self.shown(pod.clone()).boxed() };
         let (parts, control) =
             launch::devices(&config, &self.identity, &pod, origin, phases, log).await?;
         let connection = launch::agent(&parts, control, &config).await?;
@@ -303,13 +304,16 @@ impl Sandbox {
         known.ok().and_then(|pod| pod.clone()).ok_or(SandboxError::NotCreated)
     }
 
-    /// Whether all that its containers see comes by disks. containerd asks for the first of them at once; those of
-    /// Kubernetes get files of the host's, too.
-    fn on_disks(&self, pod: Arc<Pod>) -> impl Future<Output = bool> + use<> {
-        let mut on_disks = self.on_disks.subscribe();
+    /// What its containers see of the host. containerd asks for the first of them at once; those of Kubernetes get
+    /// files in any case.
+    fn shown(&self, pod: Arc<Pod>) -> impl Future<Output = Shown> + use<> {
+        let mut shown = self.shown.subscribe();
         async move {
-            !pod.in_kubernetes
-                && on_disks.wait_for(Option::is_some).await.is_ok_and(|known| *known == Some(true))
+            if pod.in_kubernetes {
+                return Shown::Files;
+            }
+            let known = shown.wait_for(Option::is_some).await;
+            known.ok().and_then(|known| *known).unwrap_or(Shown::Files)
         }
     }
 

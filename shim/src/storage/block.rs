@@ -9,7 +9,10 @@ use super::mount::{Mount, MountError, make_target, mount, unmount};
 use super::share::ShareError;
 
 /// File systems of such snapshotters, of which the guest's kernel has a driver: devmapper's, blockfile's, erofs'.
-const FILE_SYSTEMS: [&str; 4] = ["ext4", "xfs", "btrfs", "erofs"];
+const FILE_SYSTEMS: [&str; 4] = ["ext4", "xfs", "btrfs", EROFS];
+
+/// One that is never written to.
+pub const EROFS: &str = "erofs";
 
 /// An image of a file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,8 +25,60 @@ pub struct Image {
     pub options: Vec<String>,
     /// Whether nothing may be written to it.
     pub read_only: bool,
-    /// Whether it is a file: the host could mount it by a loop device alone, which it is spared.
-    pub is_file: bool,
+    /// Whether the host mounts it if the VM has no place for it. A file it could by a loop device alone, which it is
+    /// spared.
+    pub by_host: bool,
+}
+
+/// What a container's root file system comes from.
+#[derive(Debug)]
+pub enum Root {
+    /// Files of the host.
+    Files,
+    /// One image.
+    Image(Image),
+    /// Images of layers, the topmost first, and above them a directory of the host: the guest can have its own there.
+    Layers(Vec<Image>),
+}
+
+impl Root {
+    /// What the snapshotter gave.
+    ///
+    /// # Errors
+    /// [`ShareError::Source`] if an image is not there.
+    pub fn of(mounts: &[Mount]) -> Result<Root, ShareError> {
+        Ok(match Image::of(mounts)? {
+            Some(image) => Root::Image(image),
+            None => layers(mounts).map_or(Root::Files, Root::Layers),
+        })
+    }
+}
+
+/// What a container sees of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    /// Files.
+    Files,
+    /// An image, and nothing else.
+    Image,
+    /// So many images of layers, and nothing else where the guest has the upper directory.
+    Layers(usize),
+}
+
+/// The images below an overlay whose lower directories are all of erofs, as containerd's snapshotter of that name has
+/// the host mount them.
+fn layers(mounts: &[Mount]) -> Option<Vec<Image>> {
+    let [Mount { fstype, options, .. }] = mounts else { return None };
+    let lower = options.iter().find_map(|option| option.strip_prefix("lowerdir="));
+    let lower: Vec<_> = lower.filter(|_| fstype == "overlay")?.split(':').map(Path::new).collect();
+    let image = |path| Image {
+        path,
+        fstype: EROFS.to_owned(),
+        options: vec!["ro".to_owned()],
+        read_only: true,
+        by_host: true,
+    };
+    Some(host::sources_of(EROFS, &lower)?.into_iter().map(image).collect())
 }
 
 impl Image {
@@ -31,7 +86,7 @@ impl Image {
     ///
     /// # Errors
     /// [`ShareError::Source`] if the image is not there.
-    pub fn of(mounts: &[Mount]) -> Result<Option<Image>, ShareError> {
+    fn of(mounts: &[Mount]) -> Result<Option<Image>, ShareError> {
         let [mount] = mounts else { return Ok(None) };
         // An erofs may have its data on other devices.
         let others = mount.options.iter().any(|option| option.starts_with("device="));
@@ -54,8 +109,8 @@ impl Image {
                 && !option.starts_with("X-")
         };
         let options = mount.options.iter().filter(words).cloned().collect();
-        let (fstype, is_file) = (mount.fstype.clone(), kind.is_file());
-        let image = Image { path, fstype, options, read_only: false, is_file };
+        let (fstype, by_host) = (mount.fstype.clone(), !kind.is_file());
+        let image = Image { path, fstype, options, read_only: false, by_host };
         Ok(Some(if read_only { image.lower() } else { image }))
     }
 
@@ -125,8 +180,8 @@ mod tests {
         let image = of("ext4", path, &["loop", "rw", "X-containerd.x=1", "context=a"], false);
         let image = image.expect("an image");
         assert_eq!(
-            (image.options, image.read_only, image.is_file),
-            (vec!["context=a".to_owned()], false, true)
+            (image.options, image.read_only, image.by_host),
+            (vec!["context=a".to_owned()], false, false)
         );
         let image = of("xfs", path, &["nouuid", "ro"], false).expect("an image");
         assert_eq!(image.options, ["nouuid", "ro", "norecovery"]);

@@ -47,10 +47,23 @@ pub fn tree(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
 
 /// What is mounted right at a path: the directory in its own file system. None if nothing is.
 pub fn mounted_at(path: &Path) -> Option<PathBuf> {
-    // The table is of the namespace of the thread that reads it.
-    let read = || fs::read("/proc/thread-self/mountinfo").map_err(|_| Errno::IO);
-    let table = within(read).ok()?;
-    mounts(&table).filter(|(_, point)| point == path).last().map(|(root, _)| root)
+    mounts(&table()?).filter(|mount| mount.point == path).last().map(|mount| mount.root)
+}
+
+/// What the file systems of this type are on that are mounted right at these paths, as a whole. None unless all are.
+pub fn sources_of(fstype: &str, paths: &[&Path]) -> Option<Vec<PathBuf>> {
+    let mounted: Vec<_> = mounts(&table()?).collect();
+    let source = |path: &&Path| {
+        let mount = mounted.iter().rfind(|mount| mount.point == *path)?;
+        let whole = mount.fstype == Path::new(fstype) && mount.root == Path::new("/");
+        whole.then(|| mount.source.clone())
+    };
+    paths.iter().map(source).collect()
+}
+
+/// The host's mounts: the table is of the namespace of the thread that reads it.
+fn table() -> Option<Vec<u8>> {
+    within(|| fs::read("/proc/thread-self/mountinfo").map_err(|_| Errno::IO)).ok()
 }
 
 /// The name by which the file of a descriptor can be used.

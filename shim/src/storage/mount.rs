@@ -193,7 +193,7 @@ pub fn unmount(target: &Path) -> io::Result<()> {
 pub fn mounts_below(directory: &Path) -> Vec<PathBuf> {
     let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
     let mut below: Vec<PathBuf> = mounts(&table)
-        .filter_map(|(_, point)| Some(point.strip_prefix(directory).ok()?.to_owned()))
+        .filter_map(|mount| Some(mount.point.strip_prefix(directory).ok()?.to_owned()))
         .filter(|path| !path.as_os_str().is_empty())
         .collect();
     below.sort();
@@ -201,11 +201,27 @@ pub fn mounts_below(directory: &Path) -> Vec<PathBuf> {
     below
 }
 
-/// The mounts of a table as /proc/self/mountinfo: which directory of its file system each one shows, and where.
-pub(super) fn mounts(table: &[u8]) -> impl Iterator<Item = (PathBuf, PathBuf)> {
+/// What is mounted somewhere.
+pub(super) struct Mounted {
+    /// Which directory of its file system it shows.
+    pub(super) root: PathBuf,
+    /// Where.
+    pub(super) point: PathBuf,
+    /// The file system's type.
+    pub(super) fstype: PathBuf,
+    /// What the file system is on.
+    pub(super) source: PathBuf,
+}
+
+/// The mounts of a table as /proc/self/mountinfo (proc(5)).
+pub(super) fn mounts(table: &[u8]) -> impl Iterator<Item = Mounted> {
     table.split(|byte| *byte == b'\n').filter_map(|line| {
         let mut fields = line.split(|byte| *byte == b' ').skip(3);
-        Some((unescape(fields.next()?), unescape(fields.next()?)))
+        let mut next = || fields.next().map(unescape);
+        let (root, point) = (next()?, next()?);
+        // Optional fields end with a hyphen.
+        while next()? != Path::new("-") {}
+        Some(Mounted { root, point, fstype: next()?, source: next()? })
     })
 }
 

@@ -283,10 +283,15 @@ impl Selection {
         }
     }
 
-    /// Whether disks can be plugged into its VMs while they run.
+    /// How many disks can be plugged into its VMs while they run.
     #[must_use]
-    pub fn takes_disks(&self) -> bool {
-        (self.vmm, self.machine) != (Vmm::Qemu, QemuMachine::Microvm)
+    pub fn places(&self) -> usize {
+        match (self.vmm, self.machine) {
+            (Vmm::Qemu, QemuMachine::Microvm) => 0,
+            (Vmm::Qemu, QemuMachine::Q35) => super::qemu::PORTS,
+            // Its bus has 32, of which the other devices take some.
+            (Vmm::CloudHypervisor, _) => 24,
+        }
     }
 
     /// How many network devices a VM has at most.

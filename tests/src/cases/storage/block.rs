@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use containerd_shim_protos::api::Mount;
+use nix::mount::{MntFlags, umount2};
 use rustix::fs::{FlockOperation, fcntl_lock};
 use serde_json::{Value, json};
 
@@ -34,6 +35,11 @@ pub const CASES: &[Case] = &[
         "storage.image_refused",
         "an image that is none, or somebody else's, is refused",
         image_refused,
+    ),
+    Case::bulkhead(
+        "storage.layers",
+        "containerd's erofs snapshotter: the guest has the layers as disks, and its own above them",
+        layers,
     ),
     Case::bulkhead("storage.no_places", "a machine without places for disks says so", no_places),
 ];
@@ -107,6 +113,57 @@ fn blockfile(t: &Test<'_>) -> Outcome {
         ward.container().run(&BLOCKFILE, &["sh", "-c", "test ! -e /new; ls /bin | wc -l"])?;
     again.ok()?;
     ward.nothing_left(&container.id)
+}
+
+/// Has the host give up the layers that a snapshotter has mounted; an image that is removed does not.
+struct Layers(PathBuf);
+
+impl Drop for Layers {
+    fn drop(&mut self) {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+        for point in points.filter(|point| Path::new(point).starts_with(&self.0)) {
+            let _ = umount2(point, MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+fn layers(t: &Test<'_>) -> Outcome {
+    let Some(ward) = ward(t)? else { return Ok(()) };
+    if !fs::read_to_string("/proc/filesystems")?.contains("\terofs\n") {
+        println!("storage.layers: this kernel has no erofs");
+        return Ok(());
+    }
+    let root = ward.node.dir().join("root/io.containerd.snapshotter.v1.erofs");
+    let _layers = Layers(root.clone());
+    let flags = ["--null-io", "--snapshotter", "erofs"];
+    let upper = [&flags[..], &["--annotation", "io.bulkhead.rootfs_upper=guest"]].concat();
+    let (one, two) = (t.programs_on(&ward.node)?, t.programs_on(&ward.node)?);
+    for container in [&one, &two] {
+        container.start_with(&upper, &["sleep", "100000"])?;
+        let devices = container.inspect()?["devices"].to_string();
+        let layers = devices.matches("layer.erofs").count();
+        ensure!(layers == 2 && !devices.contains("virtiofs"), "{devices}");
+        // A file of each layer, one that is changed, one that is new, a directory that is replaced.
+        let said = container.sh(
+            "awk '$2 == \"/\" { print $1, $3 }' /proc/mounts; test -x /bin/busybox; git --version > /new
+             rm /usr/bin/git; test ! -e /usr/bin/git; cd /usr/lib/x86_64-linux-gnu; rm -r xtables; mkdir xtables; ls -A xtables
+             grep -c erofs /proc/mounts || true",
+        )?;
+        ensure!(said == "rootfs overlay\n0\n", "{said}");
+    }
+    // What the host has above the layers is the container's without it; the share is there then.
+    let third = t.programs_on(&ward.node)?;
+    let devices = {
+        third.start_with(&flags, &["sleep", "100000"])?;
+        third.inspect()?["devices"].to_string()
+    };
+    ensure!(devices.contains("virtiofs") && !devices.contains("layer.erofs"), "{devices}");
+    third.sh("test -x /usr/bin/git; echo kept > /new")?;
+    for container in [&one, &two, &third] {
+        container.remove();
+    }
+    ward.nothing_left(&one.id)
 }
 
 fn several(t: &Test<'_>) -> Outcome {
