@@ -12,7 +12,7 @@ use super::create::announce;
 use super::failure::Failure;
 use super::program::{Late, Program};
 use super::reporter::Reporter;
-use super::{EXECS, PROCESS, SPEC, bundle, limits, refuse, spec, stdio};
+use super::{EXECS, PROCESS, SPEC, bundle, limits, spec, stdio};
 use crate::cgroup::{CONTAINERS, ROOT};
 use crate::container::STATES;
 
@@ -36,7 +36,6 @@ pub fn run(
     let bundle = bundle(container);
     let directory = bundle.join(EXECS).join(exec);
     let mut process: Process = spec::read("the process's spec", &directory.join(PROCESS))?;
-    refuse::process("process", &process)?;
     spec::adapt_process(&mut process, console.is_some());
     let first: Spec = spec::read("config.json", &bundle.join(SPEC))?;
     let late = complete(&mut process, &first);

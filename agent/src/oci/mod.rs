@@ -13,7 +13,6 @@ mod limits;
 mod lookup;
 mod mounts;
 mod program;
-mod refuse;
 pub mod report;
 mod reporter;
 mod rootfs;

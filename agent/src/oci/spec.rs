@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::failure::Failure;
 use super::finish::Finish;
-use super::{SPEC, mounts, refuse};
+use super::{SPEC, mounts};
 use crate::cgroup::CONTAINERS;
 use crate::setup::set_sysctl;
 
@@ -42,7 +42,6 @@ pub fn prepare(
     arguments: Vec<String>,
 ) -> Result<Prepared, Failure> {
     let mut spec: Spec = read("config.json", &bundle.join(SPEC))?;
-    refuse::spec(&spec)?;
 
     let mut process =
         spec.process().clone().ok_or_else(|| Failure::invalid("the spec has no process"))?;

@@ -315,6 +315,6 @@ mod tests {
         assert!(files.qemu.is_some() && files.cloud_hypervisor.is_some());
         assert!(files.virtiofsd.is_some() && files.vhost_device_vsock.is_some());
         let keys = text.lines().filter(|line| line.starts_with('#') && line.contains(" = "));
-        assert_eq!(keys.filter(|line| !line.starts_with("# ")).count(), 23);
+        assert_eq!(keys.filter(|line| !line.starts_with("# ")).count(), 24);
     }
 }

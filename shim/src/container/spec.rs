@@ -9,7 +9,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use bulkhead_protocols::agent::{self, ContainerRef};
-use oci_spec::runtime::{Linux, Mount, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxSeccomp, LinuxSeccompAction, Mount, Process, Spec};
 use thiserror::Error;
 
 use super::devices;
@@ -356,6 +356,11 @@ fn refuse_linux(linux: &Linux) -> Result<(), SpecError> {
             "devices of the host cannot be moved into a guest",
         ),
         (
+            linux.seccomp().as_ref().is_some_and(notifies),
+            "seccomp",
+            "its listener is on the host, out of the guest's reach",
+        ),
+        (
             resources.is_some_and(|resources| resources.network().is_some()),
             "resources.network",
             "cgroup v2, which the guest has, knows no network classes",
@@ -367,6 +372,13 @@ fn refuse_linux(linux: &Linux) -> Result<(), SpecError> {
         ),
     ];
     first_broken(&rules, "linux.")
+}
+
+/// Whether a seccomp profile asks another program.
+fn notifies(seccomp: &LinuxSeccomp) -> bool {
+    let mut rules = seccomp.syscalls().iter().flatten();
+    seccomp.listener_path().is_some()
+        || rules.any(|rule| rule.action() == LinuxSeccompAction::ScmpActNotify)
 }
 
 fn first_broken(rules: &[(bool, &str, &str)], prefix: &str) -> Result<(), SpecError> {
@@ -396,6 +408,11 @@ fn guest_mount(
 ) -> Result<Option<Bound>, SpecError> {
     let options = mount.options().clone().unwrap_or_default();
     let fstype = mount.typ().clone().unwrap_or_default();
+    let unknown = ["tmpcopyup", "idmap", "ridmap"];
+    if let Some(option) = options.iter().find(|option| unknown.contains(&option.as_str())) {
+        let reason = format!("{option} is not supported");
+        return Err(refused(format!("mounts[{index}].options"), &reason));
+    }
     if !is_bind(mount) {
         return if GUEST_FILE_SYSTEMS.contains(&fstype.as_str()) {
             Ok(None)
@@ -417,6 +434,12 @@ fn guest_mount(
     let Some(source) = mount.source().clone() else {
         return Err(refused(field, "a bind mount needs one"));
     };
+    if mount.destination().components().eq(Path::new("/dev").components()) {
+        return Err(refused(
+            format!("mounts[{index}]"),
+            "the container's /dev is made of the guest's devices",
+        ));
+    }
     // runc takes a relative source from the bundle.
     let source = bundle.join(source);
     if is_kernels(&source) {
@@ -590,6 +613,20 @@ mod tests {
             s["mounts"][0] = serde_json::json!({
                 "destination": "/a", "type": "bind", "source": "/etc", "options": ["rbind", "rshared"],
             });
+        });
+        refuse("mounts[0] of", |s| {
+            s["mounts"][0] = serde_json::json!({
+                "destination": "/dev/", "type": "bind", "source": "/dev", "options": ["rbind"],
+            });
+        });
+        refuse("mounts[0].options", |s| {
+            s["mounts"][0] = serde_json::json!({
+                "destination": "/a", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"],
+            });
+        });
+        refuse("linux.seccomp", |s| {
+            s["linux"]["seccomp"] =
+                serde_json::json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"});
         });
         refuse("linux.intelRdt", |s| {
             s["linux"]["intelRdt"] = serde_json::json!({});

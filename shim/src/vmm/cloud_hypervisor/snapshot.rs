@@ -90,8 +90,8 @@ pub(super) fn place(
     // A guest that is woken knows the share's device.
     let share = spec.share.as_ref().ok_or(io::ErrorKind::InvalidInput)?;
     let own = [
-        (SHARE, text(&share.socket)?),
         (MEMORY, memory::path(inherited.memory)),
+        (SHARE, text(&share.socket)?),
         (VSOCK, text(&spec.vsock())?),
         (CONSOLE, text(&spec.console)?),
     ];

@@ -58,12 +58,13 @@ fn work() -> Outcome {
 type Section = fn(&Test<'_>, &mut Results) -> Outcome;
 
 /// All of them; arguments choose some by their names.
-const SECTIONS: [(&str, Section); 5] = [
+const SECTIONS: [(&str, Section); 6] = [
     ("start", cold_start),
     ("running", in_a_running_sandbox),
     ("pods", pods::measure),
     ("network", network::measure),
     ("storage", storage::measure),
+    ("virtiofsd", storage::settings),
 ];
 
 /// What was measured.

@@ -5,6 +5,7 @@ use bulkhead_tests::bed::{Container, Test};
 use bulkhead_tests::failure::{Failure, Outcome};
 use bulkhead_tests::measure::median;
 use bulkhead_tests::options::Runtime;
+use bulkhead_tests::ward::Ward;
 use serde_json::Value;
 
 use super::Results;
@@ -32,7 +33,7 @@ const PLACES: [Place; 4] = [
 /// A row: its name, its unit, and how the number is come by.
 type Row = (&'static str, &'static str, fn(&Container<'_>, &str) -> Outcome<f64>);
 
-const ROWS: [Row; 5] = [
+const ROWS: [Row; 6] = [
     ("write", "MiB/s", |container, dir| {
         fio(container, dir, "--rw=write --bs=1m --size=64m --end_fsync=1", "/write/bw_bytes")
             .map(|bytes| bytes / f64::from(1 << 20))
@@ -43,6 +44,10 @@ const ROWS: [Row; 5] = [
     }),
     ("random read", "1/s", |container, dir| {
         let job = "--rw=randread --bs=4k --size=64m --time_based --runtime=2";
+        fio(container, dir, job, "/read/iops")
+    }),
+    ("random read by four", "1/s", |container, dir| {
+        let job = "--rw=randread --bs=4k --size=64m --numjobs=4 --group_reporting --time_based --runtime=2";
         fio(container, dir, job, "/read/iops")
     }),
     ("write and fsync", "1/s", |container, dir| {
@@ -62,20 +67,55 @@ pub fn measure(t: &Test<'_>, results: &mut Results) -> Outcome {
             continue;
         }
         let ours = start(t.container_of(Runtime::Bulkhead), flags)?;
-        for (name, unit, work) in ROWS {
-            let mut values = [Vec::new(), Vec::new()];
-            for round in 0..=ROUNDS {
-                for (values, container) in values.iter_mut().zip([&ours, &runc]) {
-                    let value = work(container, dir)?;
-                    if round > 0 {
-                        values.push(value);
-                    }
+        compare(&ours, &runc, place, dir, results)?;
+        ours.remove();
+    }
+    Ok(())
+}
+
+/// How virtiofsd may be set: its name, and the keys.
+const SETTINGS: [(&str, &str); 6] = [
+    ("auto, no pool", "virtiofsd_cache = \"auto\""),
+    ("auto, 2 threads", "virtiofsd_threads = 2"),
+    ("auto, 8 threads", "virtiofsd_threads = 8"),
+    ("metadata, no pool", "virtiofsd_cache = \"metadata\""),
+    ("always, no pool", "virtiofsd_cache = \"always\""),
+    ("never, no pool", "virtiofsd_cache = \"never\""),
+];
+
+/// Measures a root file system in the share as virtiofsd may be set.
+pub fn settings(t: &Test<'_>, results: &mut Results) -> Outcome {
+    let runc = start(t.container_of(Runtime::Runc), &[])?;
+    for (setting, keys) in SETTINGS {
+        let ward = Ward::new(t)?;
+        ward.configure(keys)?;
+        let ours = start(ward.container(), &[])?;
+        compare(&ours, &runc, setting, "/work", results)?;
+        ours.remove();
+    }
+    Ok(())
+}
+
+/// Measures all rows in one place of ours, in turns with runc.
+fn compare(
+    ours: &Container<'_>,
+    runc: &Container<'_>,
+    place: &str,
+    dir: &str,
+    results: &mut Results,
+) -> Outcome {
+    for (name, unit, work) in ROWS {
+        let mut values = [Vec::new(), Vec::new()];
+        for round in 0..=ROUNDS {
+            for (values, container) in values.iter_mut().zip([ours, runc]) {
+                let value = work(container, dir)?;
+                if round > 0 {
+                    values.push(value);
                 }
             }
-            let [value, peer] = values.map(median);
-            results.pair(&format!("{place}: {name}"), unit, value, peer);
         }
-        ours.remove();
+        let [value, peer] = values.map(median);
+        results.pair(&format!("{place}: {name}"), unit, value, peer);
     }
     Ok(())
 }

@@ -135,14 +135,14 @@ fn layers(t: &Test<'_>) -> Outcome {
         return Ok(());
     }
     let root = ward.node.dir().join("root/io.containerd.snapshotter.v1.erofs");
-    let _layers = Layers(root.clone());
+    let _layers = Layers(root);
     let flags = ["--null-io", "--snapshotter", "erofs"];
     let upper = [&flags[..], &["--annotation", "io.bulkhead.rootfs_upper=guest"]].concat();
     let (one, two) = (t.programs_on(&ward.node)?, t.programs_on(&ward.node)?);
     for container in [&one, &two] {
         container.start_with(&upper, &["sleep", "100000"])?;
         let devices = container.inspect()?["devices"].to_string();
-        let layers = devices.matches("layer.erofs").count();
+        let layers = devices.matches("virtio-blk disk").count();
         ensure!(layers == 2 && !devices.contains("virtiofs"), "{devices}");
         // A file of each layer, one that is changed, one that is new, a directory that is replaced.
         let said = container.sh(
@@ -158,7 +158,7 @@ fn layers(t: &Test<'_>) -> Outcome {
         third.start_with(&flags, &["sleep", "100000"])?;
         third.inspect()?["devices"].to_string()
     };
-    ensure!(devices.contains("virtiofs") && !devices.contains("layer.erofs"), "{devices}");
+    ensure!(devices.contains("virtiofs") && !devices.contains("blk disk"), "{devices}");
     third.sh("test -x /usr/bin/git; echo kept > /new")?;
     for container in [&one, &two, &third] {
         container.remove();
