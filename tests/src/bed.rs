@@ -209,7 +209,8 @@ impl<'a> Test<'a> {
     /// # Errors
     /// As for [`Bed::import_programs`].
     pub fn programs(&self) -> Outcome<Container<'a>> {
-        self.programs_on(&self.bed.containerd)
+        self.bed.import_programs(&self.bed.containerd)?;
+        Ok(Container { image: image::PROGRAMS, ..self.container() })
     }
 
     /// The same on a containerd of the test's own.

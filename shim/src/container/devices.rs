@@ -24,6 +24,11 @@ pub struct BlockDevice {
 }
 
 impl BlockDevice {
+    /// What a VM needs of it.
+    pub fn source(&self) -> (PathBuf, bool) {
+        (self.path.clone(), self.read_only)
+    }
+
     /// Those that a spec asks for one by one: with a rule of their own in `linux.resources.devices`. A container that
     /// may use every device of its host (privileged) is meant to have the guest's.
     ///

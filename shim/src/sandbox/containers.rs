@@ -10,6 +10,7 @@ use slog::{info, warn};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
+use super::disks::First;
 use super::running::Running;
 use super::{Pod, Sandbox, SandboxError, State};
 use crate::container::devices::BlockDevice;
@@ -18,7 +19,7 @@ use crate::container::{
     Container, ContainerError, Exit, KILL_GRACE, Neighbours, NewContainer, SIGKILL,
 };
 use crate::guest::GuestError;
-use crate::storage::block::{Root, Shown};
+use crate::storage::block::Root;
 use crate::storage::share::ContainerTree;
 use crate::sys::lock;
 
@@ -41,12 +42,13 @@ impl Wanted {
         Ok(Wanted { new, document, root, devices })
     }
 
-    /// What it sees of the host.
-    fn shown(&self) -> Shown {
-        match &self.root {
-            Root::Image(_) if !spec::binds(&self.document) => Shown::Image,
-            Root::Layers(layers) if !spec::binds(&self.document) => Shown::Layers(layers.len()),
-            Root::Files | Root::Image(_) | Root::Layers(_) => Shown::Files,
+    /// What the start of its sandbox depends on.
+    fn first(&self) -> First {
+        First {
+            root: self.root.clone(),
+            read_only: spec::read_only(&self.document),
+            binds: spec::binds(&self.document),
+            devices: self.devices.iter().map(BlockDevice::source).collect(),
         }
     }
 }
@@ -73,8 +75,8 @@ impl Sandbox {
         // A thread of its own: a look at a dead server must not stop the others' calls.
         let wanted = spawn_blocking(move || Wanted::load(new)).await;
         let wanted = wanted.map_err(|_| SandboxError::Interrupted)?;
-        let shown = wanted.as_ref().map_or(Shown::Files, Wanted::shown);
-        self.shown.send_if_modified(|known| known.replace(known.unwrap_or(shown)).is_none());
+        let first = || wanted.as_ref().map_or_else(|_| First::default(), Wanted::first);
+        self.first.send_if_modified(|known| known.is_none() && known.replace(first()).is_none());
         let wanted = wanted?;
         let running = self.running().await?;
         let made = if spec::is_sandbox(&wanted.document) {
@@ -102,13 +104,7 @@ impl Sandbox {
         let Wanted { new, document, root, devices } = wanted;
         let upper = running.parts.scratch.as_ref().is_some_and(|(_, scratch)| scratch.upper);
         let lower = upper && !spec::read_only(&document);
-        let images = match root {
-            Root::Image(image) if lower => vec![image.lower()],
-            Root::Image(image) => vec![image],
-            Root::Layers(layers) if lower => layers,
-            Root::Layers(_) | Root::Files => Vec::new(),
-        };
-        let images = running.plug(&new.id, images).await?;
+        let images = running.plug(&new.id, root.images(lower)).await?;
         let shown = images.is_empty() || spec::binds(&document);
         if shown && running.parts.virtiofsd.is_none() {
             return Err(SandboxError::NoShare(new.id));

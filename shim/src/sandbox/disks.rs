@@ -1,9 +1,11 @@
 //! Disks of the containers: plugged in for one, and out again with it.
 
 use std::collections::HashMap;
-use std::path::Path;
-use std::sync::Mutex;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bulkhead_protocols::{DISK_BY_SERIAL, ROOTFS_DIR, agent};
 use slog::{info, warn};
@@ -12,15 +14,82 @@ use tokio::task::spawn_blocking;
 use super::SandboxError;
 use super::running::Running;
 use crate::container::devices::BlockDevice;
-use crate::storage::block::{EROFS, Exposed, Image};
+use crate::storage::block::{EROFS, Exposed, Image, Root};
+use crate::storage::host;
+use crate::storage::share::ShareError;
 use crate::sys::lock;
-use crate::vmm::{Plug, PlugError};
+use crate::vmm::{Disk, Plug, PlugError, Selection, VmSpec};
+
+/// A block device or an image, and whether it may only be read.
+pub type Source = (PathBuf, bool);
+
+/// What the first container of a sandbox sees of the host, as far as the start of its VM depends on it.
+#[derive(Debug, Clone, Default)]
+pub struct First {
+    /// Its root file system.
+    pub root: Root,
+    /// Whether it may not write there.
+    pub read_only: bool,
+    /// Whether it sees other files.
+    pub binds: bool,
+    /// Its block devices.
+    pub devices: Vec<Source>,
+}
+
+impl First {
+    /// Gives the VM the disks that it will have, if there is room for them, and takes the share away if nothing is to
+    /// be seen there. `upper` says that the guest has what is written to the root file system. Returns their names.
+    ///
+    /// # Errors
+    /// A disk that cannot be opened.
+    pub fn cold(
+        self,
+        upper: bool,
+        selection: &Selection,
+        spec: &mut VmSpec,
+    ) -> Result<HashMap<Source, String>, SandboxError> {
+        let images = self.root.images(upper && !self.read_only);
+        let shows_files = self.binds || images.is_empty();
+        let count = images.len();
+        let images = images.into_iter().map(|image| (image.path, image.read_only));
+        let sources: Vec<_> = images.chain(self.devices).collect();
+        let fit = spec.disks.len() + sources.len() <= selection.disks();
+        if !shows_files && (fit || count <= selection.places()) {
+            spec.share = None;
+        }
+        let mut names = HashMap::new();
+        for (path, readonly) in sources.into_iter().filter(|_| fit) {
+            let serial = format!("disk{}", names.len());
+            let what = path.display().to_string();
+            let file = open(&path, readonly);
+            let file = file.map_err(|source| ShareError::Source { path: path.clone(), source })?;
+            spec.disks.push(Disk { serial: serial.clone(), file: Arc::new(file), readonly, what });
+            names.insert((path, readonly), serial);
+        }
+        Ok(names)
+    }
+}
+
+fn open(path: &Path, readonly: bool) -> io::Result<File> {
+    let found = host::find(path)?;
+    OpenOptions::new().read(true).write(!readonly).open(host::by_descriptor(&found))
+}
 
 /// The serial numbers of the disks that containers have.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Disks {
     count: AtomicU32,
+    /// Those that the VM started with, until their container comes. They stay as long as the VM.
+    cold: Mutex<HashMap<Source, String>>,
     of: Mutex<HashMap<String, Vec<String>>>,
+}
+
+impl Disks {
+    /// Those that the VM started with.
+    pub fn new(cold: HashMap<Source, String>) -> Disks {
+        let count = AtomicU32::new(cold.len().try_into().unwrap_or(u32::MAX));
+        Disks { count, cold: Mutex::new(cold), of: Mutex::default() }
+    }
 }
 
 impl Image {
@@ -92,6 +161,10 @@ impl Running {
         image: &Path,
         readonly: bool,
     ) -> Result<String, SandboxError> {
+        let cold = lock(&self.disks.cold).remove(&(image.to_owned(), readonly));
+        if let Some(serial) = cold {
+            return Ok(format!("{DISK_BY_SERIAL}{serial}"));
+        }
         let serial = format!("disk{}", self.disks.count.fetch_add(1, Ordering::Relaxed));
         let exposed = self.parts.spec.dir.join(&serial);
         let path = image.to_owned();

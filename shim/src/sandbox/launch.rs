@@ -1,6 +1,7 @@
 //! The cold start of a sandbox, step by step. What a step acquires is undone by dropping `Parts`:
 //! half-way, after an error, or at the end of a long life, the same way.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -15,16 +16,16 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::console::Console;
+use super::disks::{First, Source};
 use super::phases::Phases;
 use super::{Identity, Pod, SandboxError, directory};
 use crate::cgroup::Cgroup;
-use crate::config::{Config, Upper};
+use crate::config::{Config, Upper, show};
 use crate::container::scratch::OnScratch;
 use crate::guest::Guest;
 use crate::network::{DEVICES, Following, Network};
 use crate::process::Status;
 use crate::record::{Phase, ProcessId, Record, remove_directory};
-use crate::storage::block::Shown;
 use crate::storage::scratch::Scratch;
 use crate::storage::share::Share;
 use crate::storage::virtiofsd::{Daemon, Virtiofsd};
@@ -55,6 +56,8 @@ pub struct Parts {
     pub network: Arc<Following>,
     /// The disk that ends with the sandbox, and what is in it, if it has one.
     pub scratch: Option<(Scratch, OnScratch)>,
+    /// The disks that the VM started with for its first container, by what they are on the host.
+    pub cold: HashMap<Source, String>,
     /// Sockets of the host that its containers may reach.
     pub forward_sockets: Vec<PathBuf>,
     /// The sandbox's place in the host's control groups.
@@ -129,8 +132,8 @@ impl Drop for NewDirectory {
 pub enum Origin {
     /// The host's template where it has one that fits, else a boot.
     Any {
-        /// What is to be seen of the host in it, once that is known.
-        shown: BoxFuture<'static, Shown>,
+        /// What its first container sees of the host, once that is known.
+        first: BoxFuture<'static, Option<First>>,
     },
     /// A boot.
     Boot,
@@ -198,6 +201,18 @@ pub async fn devices(
     };
     // Until the record is written again, the lock on the disk tells whose it is.
     record.scratch = scratch.as_ref().map(|(scratch, _)| scratch.path().to_owned());
+    let (share, mut cold) = (spec.share.clone(), HashMap::new());
+    let template = match origin {
+        Origin::Any { first } => {
+            let upper = scratch.as_ref().is_some_and(|(_, held)| held.upper);
+            if let Some(first) = first.await {
+                cold = first.cold(upper, &selection, &mut spec)?;
+            }
+            None
+        }
+        Origin::Boot => Some(None),
+        Origin::Template(template) => Some(Some(template)),
+    };
     let (path, queues) = (pod.network.clone(), spec.network_queues());
     let limit = selection.network_devices(spec.disks.len());
     // Whoever finds the record finds what is left in the pod's namespace, too.
@@ -208,26 +223,12 @@ pub async fn devices(
     let wires = Wires { taps: joined.taps, namespace: joined.namespace };
     phases.stamp("network");
 
-    let template = match origin {
-        Origin::Any { shown } => {
-            let template = fitting(&selection, &config.state_dir, &spec, log);
-            // A template's guest knows the share's device already.
-            if template.is_none() {
-                let disks = match shown.await {
-                    Shown::Image => 1,
-                    Shown::Layers(layers) if config.rootfs_upper == Upper::Guest => layers,
-                    Shown::Layers(_) | Shown::Files => usize::MAX,
-                };
-                if disks <= selection.places() {
-                    spec.share = None;
-                    record.share = None;
-                }
-            }
-            template
-        }
-        Origin::Boot => None,
-        Origin::Template(template) => Some(template),
-    };
+    let template = template.unwrap_or_else(|| fitting(&selection, &config.state_dir, &spec, log));
+    if template.is_some() {
+        // Its guest knows the share's device already.
+        spec.share = share;
+    }
+    record.share = spec.share.as_ref().map(|share| share.socket.clone());
     record.devices = spec.devices();
     let share = new.share.insert(Share::create(&dir)?);
     phases.stamp("share");
@@ -263,6 +264,7 @@ pub async fn devices(
         vm,
         network,
         scratch,
+        cold,
         forward_sockets: config.forward_sockets.clone(),
         _cgroup: cgroup,
         record,
@@ -291,8 +293,8 @@ async fn scratch(
     let file = scratch
         .file()
         .map_err(|source| SandboxError::Directory { path: scratch.path().to_owned(), source })?;
-    let disk = Disk { serial: SCRATCH_SERIAL, file: Arc::new(file), size: config.scratch.size };
-    spec.disks.push(disk);
+    let (serial, what) = (SCRATCH_SERIAL.to_owned(), show(config.scratch.size));
+    spec.disks.push(Disk { serial, file: Arc::new(file), readonly: false, what });
     let held = OnScratch {
         filesystem: config.scratch.filesystem,
         paths: config.scratch.paths.clone(),
@@ -425,7 +427,11 @@ fn silent(config: &Config, console: &Console) -> SandboxError {
     SandboxError::Silent { seconds: config.agent_timeout.as_secs(), console: console.tail() }
 }
 
+/// Without the names of the disks nobody could tell what a VMM says of them: it knows descriptors.
 fn died(reason: String, parts: &Parts) -> SandboxError {
+    let disks =
+        parts.cold.iter().map(|((path, _), name)| format!("; {name} is {}", path.display()));
+    let reason = reason + &disks.collect::<String>();
     SandboxError::Died { reason, console: parts.console.tail() }
 }
 

@@ -36,10 +36,10 @@ use ttrpc::asynchronous::ClientStreamReceiver;
 use crate::config::{Config, ConfigError};
 use crate::container::{Container, Exit, LOST};
 use crate::events::Publisher;
-use crate::storage::block::Shown;
 use crate::sys::lock;
 
 pub use directory::path as directory_path;
+use disks::First;
 pub use error::SandboxError;
 use launch::{Origin, Parts};
 use phases::Phases;
@@ -81,7 +81,7 @@ pub struct Sandbox {
     /// None until the sandbox API says what it is for.
     pod: watch::Sender<Option<Arc<Pod>>>,
     /// What the first container sees of the host; None until it is known.
-    shown: watch::Sender<Option<Shown>>,
+    first: watch::Sender<Option<First>>,
     host_pid: AtomicU32,
     /// How many numbers were given to containers of the pod.
     pids: AtomicU32,
@@ -114,7 +114,7 @@ impl Sandbox {
             phases: Phases::start(),
             state: watch::Sender::new(State::Starting),
             pod: watch::Sender::new(pod.map(Arc::new)),
-            shown: watch::Sender::new(None),
+            first: watch::Sender::new(None),
             host_pid: AtomicU32::new(0),
             pids: AtomicU32::new(0),
             containers: Mutex::default(),
@@ -152,7 +152,7 @@ impl Sandbox {
         let pod = self.pod().await?;
         let config = config?.with(&pod.annotations).map_err(SandboxError::Annotation)?;
         let (phases, log) = (&self.phases, &self.log);
-        let origin = Origin::Any { shown: self.shown(pod.clone()).boxed() };
+        let origin = Origin::Any { first: self.first(pod.clone()).boxed() };
         let (parts, control) =
             launch::devices(&config, &self.identity, &pod, origin, phases, log).await?;
         let connection = launch::agent(&parts, control, &config).await?;
@@ -304,16 +304,16 @@ impl Sandbox {
         known.ok().and_then(|pod| pod.clone()).ok_or(SandboxError::NotCreated)
     }
 
-    /// What its containers see of the host. containerd asks for the first of them at once; those of Kubernetes get
-    /// files in any case.
-    fn shown(&self, pod: Arc<Pod>) -> impl Future<Output = Shown> + use<> {
-        let mut shown = self.shown.subscribe();
+    /// What its first container sees of the host, for which containerd asks at once; nothing that is known by now of
+    /// those of Kubernetes, which come later.
+    fn first(&self, pod: Arc<Pod>) -> impl Future<Output = Option<First>> + use<> {
+        let mut first = self.first.subscribe();
         async move {
             if pod.in_kubernetes {
-                return Shown::Files;
+                return None;
             }
-            let known = shown.wait_for(Option::is_some).await;
-            known.ok().and_then(|known| *known).unwrap_or(Shown::Files)
+            let known = first.wait_for(Option::is_some).await;
+            known.ok().and_then(|known| known.clone())
         }
     }
 

@@ -31,9 +31,10 @@ pub struct Image {
 }
 
 /// What a container's root file system comes from.
-#[derive(Debug)]
+#[derive(Debug, Clone, Default)]
 pub enum Root {
     /// Files of the host.
+    #[default]
     Files,
     /// One image.
     Image(Image),
@@ -52,17 +53,18 @@ impl Root {
             None => layers(mounts).map_or(Root::Files, Root::Layers),
         })
     }
-}
 
-/// What a container sees of the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shown {
-    /// Files.
-    Files,
-    /// An image, and nothing else.
-    Image,
-    /// So many images of layers, and nothing else where the guest has the upper directory.
-    Layers(usize),
+    /// The images for the guest, the topmost first; none where it sees files. `lower` says that the guest has a
+    /// directory of its own above them.
+    #[must_use]
+    pub fn images(self, lower: bool) -> Vec<Image> {
+        match self {
+            Root::Image(image) if lower => vec![image.lower()],
+            Root::Image(image) => vec![image],
+            Root::Layers(layers) if lower => layers,
+            Root::Layers(_) | Root::Files => Vec::new(),
+        }
+    }
 }
 
 /// The images below an overlay whose lower directories are all of erofs, as containerd's snapshotter of that name has

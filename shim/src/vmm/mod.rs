@@ -21,7 +21,6 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::config::show;
 use crate::process::{HelperCommand, Process};
 
 pub use cloud_hypervisor::{Api, ApiError, VmInfo};
@@ -130,16 +129,18 @@ impl VmSpec {
 #[derive(Debug, Clone)]
 pub struct Disk {
     /// The name by which the guest knows it, at most 20 bytes (virtio 1.3, 5.2.6).
-    pub serial: &'static str,
-    /// Its bytes as they are.
+    pub serial: String,
+    /// Its bytes as they are: a file or a block device.
     pub file: Arc<File>,
-    /// In bytes.
-    pub size: u64,
+    /// Whether the guest can only read it.
+    pub readonly: bool,
+    /// What it is, in words for people.
+    pub what: String,
 }
 
 impl fmt::Display for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "virtio-blk {} of {}", self.serial, show(self.size))
+        write!(f, "virtio-blk {}, {}", self.serial, self.what)
     }
 }
 
@@ -151,9 +152,9 @@ fn inherit_disks(command: &mut HelperCommand, spec: &VmSpec) -> io::Result<Vec<R
 #[cfg(test)]
 impl Disk {
     /// One for tests.
-    fn sample(serial: &'static str) -> Disk {
+    fn sample(serial: &str, readonly: bool) -> Disk {
         let file = Arc::new(File::open("/dev/null").expect("open"));
-        Disk { serial, file, size: 1 << 30 }
+        Disk { serial: serial.to_owned(), file, readonly, what: "1GiB".to_owned() }
     }
 }
 

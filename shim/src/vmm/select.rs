@@ -283,6 +283,17 @@ impl Selection {
         }
     }
 
+    /// How many disks its VMs may have when they start, scratch disk included.
+    #[must_use]
+    pub fn disks(&self) -> usize {
+        match (self.vmm, self.machine) {
+            // Two of its places are left for networks.
+            (Vmm::Qemu, QemuMachine::Microvm) => 4,
+            (Vmm::Qemu, QemuMachine::Q35) => 16,
+            (Vmm::CloudHypervisor, _) => 20,
+        }
+    }
+
     /// How many disks can be plugged into its VMs while they run.
     #[must_use]
     pub fn places(&self) -> usize {

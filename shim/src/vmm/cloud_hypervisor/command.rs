@@ -133,7 +133,7 @@ impl Disk {
 /// The disks of a VM, which the VMM inherits under these numbers.
 pub(super) fn disks(spec: &VmSpec, inherited: &[RawFd]) -> impl Iterator<Item = Disk> {
     let pairs = spec.disks.iter().zip(inherited);
-    pairs.map(|(disk, fd)| Disk::new(disk.serial, memory::path(*fd), false))
+    pairs.map(|(disk, fd)| Disk::new(&disk.serial, memory::path(*fd), disk.readonly))
 }
 
 /// A network device. A queue is one way.
@@ -158,12 +158,12 @@ mod tests {
 
     fn inherited() -> Inherited {
         let taps = vec![vec![10, 11], vec![12, 13]];
-        Inherited { api: 7, events: 8, memory: 9, taps, disks: vec![14] }
+        Inherited { api: 7, events: 8, memory: 9, taps, disks: vec![14, 16] }
     }
 
     fn spec() -> VmSpec {
         let cmdline = vec!["a=b".to_owned(), "c".to_owned()];
-        let disks = vec![vmm::Disk::sample("scratch")];
+        let disks = vec![vmm::Disk::sample("scratch", false), vmm::Disk::sample("disk0", true)];
         VmSpec { cmdline, disks, ..VmSpec::sample("/run/b/1".as_ref()) }
     }
 
@@ -186,6 +186,8 @@ mod tests {
         is("--serial", "file=/run/b/1/console");
         is("--net", "id=net0,mac=02:62:75:6c:6b:00,num_queues=4,fd=[10,11]");
         is("--disk", "id=scratch,serial=scratch,path=/proc/self/fd/14,readonly=off,image_type=raw");
+        let last = "id=disk0,serial=disk0,path=/proc/self/fd/16,readonly=on,image_type=raw";
+        assert!(args.iter().any(|arg| arg == last));
         is("--api-socket", "fd=7");
         is("--event-monitor", "fd=8");
         assert!(!args.iter().any(|arg| arg == "--landlock"));

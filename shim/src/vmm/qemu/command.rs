@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use bulkhead_protocols::{address_text, device_address};
@@ -91,7 +92,7 @@ pub(super) fn arguments(spec: &VmSpec, platform: Platform, inherited: &Inherited
         add("-blockdev", image(disk, *fd).into());
         // An error of the host's is the guest's: it does not stop for it.
         let errors = "werror=report,rerror=report";
-        let serial = disk.serial;
+        let serial = &disk.serial;
         let device = format!("virtio-blk-{bus},drive={serial},serial={serial},{errors}");
         add("-device", device.into());
     }
@@ -122,10 +123,13 @@ pub(super) fn arguments(spec: &VmSpec, platform: Platform, inherited: &Inherited
     args
 }
 
-/// What a disk's bytes are. Nobody else has them: the shim has seen to that.
+/// What a disk's bytes are. QEMU locks them.
 fn image(disk: &Disk, fd: RawFd) -> String {
+    let is_block = disk.file.metadata().is_ok_and(|found| found.file_type().is_block_device());
+    let driver = if is_block { "host_device" } else { "file" };
+    let readonly = if disk.readonly { "on" } else { "off" };
     format!(
-        "driver=raw,node-name={},discard=unmap,file.driver=file,file.filename={},file.locking=off,file.discard=unmap",
+        "driver=raw,node-name={},read-only={readonly},discard=unmap,file.driver={driver},file.filename={},file.discard=unmap",
         disk.serial,
         memory::path(fd)
     )
@@ -199,7 +203,7 @@ mod tests {
     use super::*;
 
     fn spec() -> VmSpec {
-        let disks = vec![Disk::sample("scratch")];
+        let disks = vec![Disk::sample("scratch", false), Disk::sample("disk0", true)];
         VmSpec { disks, ..VmSpec::sample("/run/b/1".as_ref()) }
     }
 
@@ -208,7 +212,7 @@ mod tests {
         let platform = Platform { machine, accel, tsc_khz };
         let taps = vec![vec![10, 11], vec![12, 13]];
         let inherited =
-            Inherited { qmp: 7, vsock: 8, memory: 9, monitor: Some(15), taps, disks: vec![14] };
+            Inherited { qmp: 7, vsock: 8, memory: 9, monitor: Some(15), taps, disks: vec![14, 16] };
         let args = arguments(spec, platform, &inherited);
         let words: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
         words.join(" ") + " "
@@ -236,8 +240,9 @@ mod tests {
         has(&line, "virtio-net-device,netdev=net1,mac=02:62:75:6c:6b:01,mq=on");
         has(&line, "virtio-blk-device,drive=scratch,serial=scratch,werror=report,rerror=report");
         assert!(line.contains(
-            "node-name=scratch,discard=unmap,file.driver=file,file.filename=/proc/self/fd/14,"
+            "node-name=scratch,read-only=off,discard=unmap,file.driver=file,file.filename=/proc/self/fd/14,"
         ));
+        assert!(line.contains("node-name=disk0,read-only=on,discard=unmap,file.driver=file,"));
         has(&line, "socket,id=qmp,fd=7");
         has(&line, "socket,id=vsock,fd=8");
         has(&line, "-no-reboot");

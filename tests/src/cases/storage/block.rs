@@ -41,7 +41,11 @@ pub const CASES: &[Case] = &[
         "containerd's erofs snapshotter: the guest has the layers as disks, and its own above them",
         layers,
     ),
-    Case::bulkhead("storage.no_places", "a machine without places for disks says so", no_places),
+    Case::bulkhead(
+        "storage.no_places",
+        "a machine that takes no disks later has those of its first container, and says so",
+        no_places,
+    ),
 ];
 
 /// A containerd whose VMs have places for disks. The older one has no such snapshotter.
@@ -227,7 +231,7 @@ fn image_refused(t: &Test<'_>) -> Outcome {
     refused(t, &ward, Path::new("/no/such/image"), &["/no/such/image", "No such file"])?;
     let held = File::options().read(true).write(true).open(&file)?;
     fcntl_lock(&held, FlockOperation::NonBlockingLockExclusive)?;
-    refused(t, &ward, &file, &["refuses the disk: ", "lock"])
+    refused(t, &ward, &file, &["lock", "; disk0 is ", "/image"])
 }
 
 fn no_places(t: &Test<'_>) -> Outcome {
@@ -236,6 +240,15 @@ fn no_places(t: &Test<'_>) -> Outcome {
     }
     let Some(ward) = ward(t)? else { return Ok(()) };
     ward.configure("qemu_machine = \"microvm\"")?;
-    let said = ward.container().run(&BLOCKFILE, &["true"])?;
-    said.refused(&["no places for them (qemu_machine = \"microvm\")"]).map(drop)
+    // What the first container has is there when the VM starts.
+    let first = ward.container();
+    first.start_with(&[&["--null-io"], &BLOCKFILE[..]].concat(), &["sleep", "100000"])?;
+    let said = first.sh("awk '$2 == \"/\" { print $1 }' /proc/mounts")?;
+    ensure!(said.starts_with("/dev/vd"), "the root is on {said}");
+    let group = first.group_flags();
+    let flags = [&[&*group[0], &*group[1]], &BLOCKFILE[..]].concat();
+    let said = ward.container().run(&flags, &["true"])?;
+    said.refused(&["no places for them (qemu_machine = \"microvm\")"])?;
+    first.remove();
+    ward.nothing_left(&first.id)
 }

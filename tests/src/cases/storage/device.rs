@@ -33,7 +33,7 @@ struct Loop {
 
 impl Loop {
     fn new(t: &Test<'_>, size: u64) -> Outcome<Loop> {
-        let file = t.directory()?.join("disk");
+        let file = t.directory()?.join(t.unique());
         File::create(&file)?.set_len(size)?;
         let mut losetup = Command::new("/usr/sbin/losetup");
         losetup.args(["--find", "--show"]).arg(&file);
@@ -99,8 +99,16 @@ fn device_refused(t: &Test<'_>) -> Outcome {
     if t.bed.options.hypervisor == "qemu" {
         ward.configure("qemu_machine = \"microvm\"")?;
         let disk = Loop::new(t, SIZE)?;
-        let said = ward.container().run(&["--device", &disk.node], &["true"])?;
+        let first = ward.container();
+        let idle = ["--null-io", "--device", &*disk.node];
+        first.start_with(&idle, &["sleep", "100000"])?;
+        first.sh(&format!("test -b {}", disk.node))?;
+        let group = first.group_flags();
+        let other = Loop::new(t, SIZE)?;
+        let flags = [&*group[0], &*group[1], "--device", &*other.node];
+        let said = ward.container().run(&flags, &["true"])?;
         said.refused(&["takes no disk while it runs", "no places for them"])?;
+        first.remove();
     }
     Ok(())
 }

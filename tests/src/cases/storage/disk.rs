@@ -146,7 +146,7 @@ fn paths(t: &Test<'_>) -> Outcome {
     ensure!(seen == "ext2/ext3\next2/ext3\n0\n", "{seen}");
     ensure!(disk_of(&container).exists(), "{} is not there", disk_of(&container).display());
     let devices = container.inspect()?["devices"].to_string();
-    ensure!(devices.contains("virtio-blk scratch of 512MiB"), "{devices}");
+    ensure!(devices.contains("virtio-blk scratch, 512MiB"), "{devices}");
     Ok(())
 }
 
