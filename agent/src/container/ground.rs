@@ -89,7 +89,7 @@ impl Ground {
     /// Takes all of it away. What is in the directories may be much: it goes in a thread of its own, under other names.
     pub fn clear(&self) {
         let made = std::mem::take(&mut *lock(&self.0));
-        made.huge_pages.iter().for_each(hugepages::release);
+        hugepages::release(made.huge_pages);
         for target in made.mounts.iter().rev() {
             let unmounted =
                 umount2(target.as_str(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);

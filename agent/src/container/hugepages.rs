@@ -4,8 +4,10 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::thread;
 
 use bulkhead_protocols::agent::HugePages;
+use nix::sys::sysinfo::sysinfo;
 
 use crate::error::{Error, Result};
 use crate::sys::lock;
@@ -23,6 +25,17 @@ static TURN: Mutex<()> = Mutex::new(());
 /// much memory free in one piece.
 pub fn reserve(pages: &HugePages) -> Result<()> {
     let (size, count) = (pages.size >> 10, pages.count);
+    let short = |got: u64| {
+        Error::FailedPrecondition(format!(
+            "the guest has memory for {got} huge pages of {size} KiB, and {count} are wanted; its memory is the \
+             annotation io.bulkhead.memory"
+        ))
+    };
+    // Asked for more than there is at all, the kernel would take from everybody first.
+    let all = sysinfo().map_or(u64::MAX, |info| info.ram_total());
+    if count > all / pages.size.max(1) {
+        return Err(short(all / pages.size.max(1)));
+    }
     let _turn = lock(&TURN);
     let (before, after) = change(pages, |there| there.saturating_add(count)).map_err(|error| {
         let text = format!("linux.resources.hugepageLimits: no huge pages of {size} KiB: {error}");
@@ -31,20 +44,24 @@ pub fn reserve(pages: &HugePages) -> Result<()> {
     let got = after.saturating_sub(before);
     if got < count {
         let _ = change(pages, |_| before);
-        return Err(Error::FailedPrecondition(format!(
-            "the guest has memory for {got} huge pages of {size} KiB, and {count} are wanted; its memory is the \
-             annotation io.bulkhead.memory"
-        )));
+        return Err(short(got));
     }
     Ok(())
 }
 
-/// Gives them back to the guest.
-pub fn release(pages: &HugePages) {
-    let _turn = lock(&TURN);
-    if let Err(error) = change(pages, |there| there.saturating_sub(pages.count)) {
-        log::warn!("huge pages stay set aside: {error}");
+/// Gives them back to the guest, in a thread of its own: somebody else's may be on their way, which takes time.
+pub fn release(pages: Vec<HugePages>) {
+    if pages.is_empty() {
+        return;
     }
+    thread::spawn(move || {
+        let _turn = lock(&TURN);
+        for pages in pages {
+            if let Err(error) = change(&pages, |there| there.saturating_sub(pages.count)) {
+                log::warn!("huge pages stay set aside: {error}");
+            }
+        }
+    });
 }
 
 /// How many there were, and how many there are now.

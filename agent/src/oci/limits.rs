@@ -3,10 +3,25 @@
 //! Left to libcontainer they would hold during its own work, which fails with few descriptors or
 //! little memory.
 
-use libcontainer::oci_spec::runtime::{PosixRlimit, PosixRlimitType};
+use std::path::Path;
+
+use libcontainer::oci_spec::runtime::{LinuxResources, PosixRlimit, PosixRlimitType};
 use nix::errno::Errno;
 
 use super::failure::Failure;
+use crate::cgroup::{self, CONTAINERS};
+
+/// Leaves out that no huge pages of a size may be used which this kernel does not know: the kubelet says so of all sizes
+/// that its host knows.
+pub fn drop_unknown_sizes(resources: &mut LinuxResources) {
+    let known = |size: &str| {
+        let file = format!("{}/{CONTAINERS}/hugetlb.{size}.max", cgroup::ROOT);
+        Path::new(&file).exists()
+    };
+    if let Some(limits) = resources.hugepage_limits_mut() {
+        limits.retain(|limit| limit.limit() != 0 || known(limit.page_size()));
+    }
+}
 
 /// The limit of locked memory that a container inherits.
 ///

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::failure::Failure;
 use super::finish::Finish;
-use super::{SPEC, mounts};
+use super::{SPEC, limits, mounts};
 use crate::cgroup::CONTAINERS;
 use crate::setup::set_sysctl;
 
@@ -60,6 +60,7 @@ pub fn prepare(
         join_pid_namespace(&mut linux, pid_namespace)?;
     }
     adapt_propagation(&mut linux);
+    linux.resources_mut().iter_mut().for_each(limits::drop_unknown_sizes);
     spec.set_linux(Some(linux));
 
     mounts::adapt(&mut spec);

@@ -5,7 +5,7 @@ use libcgroups::common::{CgroupConfig, CgroupManager, ControllerOpt, create_cgro
 use libcontainer::oci_spec::runtime::{LinuxResources, Spec};
 
 use super::failure::Failure;
-use super::{RESOURCES, bundle, spec};
+use super::{RESOURCES, bundle, limits, spec};
 
 /// Applies the resources in the container's bundle.
 ///
@@ -19,6 +19,7 @@ pub fn run(container: &str) -> Result<(), Failure> {
     let cgroup_path = linux
         .and_then(|linux| linux.cgroups_path().clone())
         .ok_or_else(|| Failure::internal("the container has no cgroup"))?;
+    limits::drop_unknown_sizes(&mut resources);
     // Device rules are not updated; but libcgroups writes them in any case, and none would take all
     // devices away.
     let devices = linux.and_then(|linux| linux.resources().as_ref());

@@ -3,14 +3,19 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use bulkhead_protocols::agent::ConnectRequest;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::error::{Error, Result};
 use crate::stdio::{copy, send};
 use crate::streams::Streams;
+
+/// How long the host may take to dial the streams of a connection.
+const DIALLING: Duration = Duration::from_secs(60);
 
 /// Connects to a port of the guest, and copies both ways from then on until either side has enough.
 ///
@@ -41,12 +46,12 @@ pub fn carry(
 ) -> Result<()> {
     let (input, output) = (streams.announce(input)?, streams.announce(output)?);
     tokio::spawn(async move {
-        let Ok(input) = input.await else { return };
+        let Ok(Ok(input)) = timeout(DIALLING, input).await else { return };
         // Its end is the end of what the peer gets to read.
         copy(input, to).await;
     });
     tokio::spawn(async move {
-        let Ok(output) = output.await else { return };
+        let Ok(Ok(output)) = timeout(DIALLING, output).await else { return };
         send(from, output).await;
     });
     Ok(())

@@ -38,7 +38,11 @@ impl BlockDevice {
         let Some(linux) = spec.linux() else { return Ok(Vec::new()) };
         let mut found: Vec<BlockDevice> = Vec::new();
         for (index, device) in linux.devices().iter().flatten().enumerate() {
-            let Some((number, rule)) = number(device).zip(rule(linux, device)) else { continue };
+            let Some(number) = number(device) else { continue };
+            let mut rules = rules(linux, device).peekable();
+            if rules.peek().is_none() {
+                continue;
+            }
             // One device may have several names.
             if found.iter().any(|found| found.number == number) {
                 continue;
@@ -48,7 +52,7 @@ impl BlockDevice {
                 field: format!("linux.devices[{index}]"),
                 source: ShareError::Source { path, source },
             })?;
-            let writes = rule.access().as_deref().is_none_or(|access| access.contains('w'));
+            let writes = rules.any(|rule| rule.access().as_deref().is_none_or(|a| a.contains('w')));
             found.push(BlockDevice { path, number, read_only: !writes });
         }
         Ok(found)
@@ -57,10 +61,9 @@ impl BlockDevice {
 
 /// Leaves out the block devices that are not the container's: in the guest their numbers are other devices'.
 pub fn leave_out_others(linux: &mut Linux) {
-    let rules = linux.clone();
-    if let Some(devices) = linux.devices_mut() {
-        devices.retain(|device| number(device).is_none() || rule(&rules, device).is_some());
-    }
+    let mut devices = linux.devices_mut().take().unwrap_or_default();
+    devices.retain(|device| number(device).is_none() || rules(linux, device).next().is_some());
+    linux.set_devices(Some(devices));
 }
 
 /// The number of a block device; none of any other.
@@ -70,9 +73,13 @@ fn number(device: &LinuxDevice) -> Option<(u32, u32)> {
     is_block.then_some(number)
 }
 
-/// The rule that is for this device alone.
-fn rule<'a>(linux: &'a Linux, device: &LinuxDevice) -> Option<&'a LinuxDeviceCgroup> {
-    linux.resources().as_ref()?.devices().iter().flatten().find(|rule| {
+/// The rules that are for this device alone.
+fn rules<'a>(
+    linux: &'a Linux,
+    device: &'a LinuxDevice,
+) -> impl Iterator<Item = &'a LinuxDeviceCgroup> {
+    let resources = linux.resources().iter();
+    resources.flat_map(|resources| resources.devices().iter().flatten()).filter(|rule| {
         rule.allow()
             && rule.typ() == Some(LinuxDeviceType::B)
             && rule.major() == Some(device.major())

@@ -12,16 +12,14 @@ use super::spec::{SpecError, refused};
 use crate::bootstrap::short_name;
 use crate::storage::host::{self, HUGETLBFS};
 
-/// The size that every x86 processor has, as a spec writes it.
-const USUAL: &str = "2MB";
-
 /// Makes `mount` one of the guest's, if it shows a hugetlbfs of the host (`medium: HugePages`), and says what the guest
 /// is to mount for it: one with pages of the same size, and the same for all containers that name that one.
 pub fn volume(mount: &mut Mount) -> Option<agent::Mount> {
     let source = mount.source().clone()?;
     let found = host::find(&source).ok()?;
     let kind = fstatfs(&found).ok()?;
-    if kind.f_type != HUGETLBFS {
+    // A part of one (`subPath`) would be another one in the guest.
+    if kind.f_type != HUGETLBFS || host::sources_of("hugetlbfs", &[&source]).is_none() {
         return None;
     }
     let root = fs::metadata(host::by_descriptor(&found)).ok()?;
@@ -40,18 +38,15 @@ pub fn volume(mount: &mut Mount) -> Option<agent::Mount> {
     })
 }
 
-/// The pages that a container was promised. The kubelet forbids those of all other sizes that its host has; a guest may
-/// not even know them.
+/// The pages that a container was promised.
 ///
 /// # Errors
 /// [`SpecError::Refused`] for a size that is none.
-pub fn promised(linux: &mut Linux) -> Result<Vec<agent::HugePages>, SpecError> {
-    let resources = linux.resources_mut().as_mut();
-    let limits = resources.and_then(|resources| resources.hugepage_limits_mut().as_mut());
-    let Some(limits) = limits else { return Ok(Vec::new()) };
-    limits.retain(|limit| limit.limit() != 0 || limit.page_size() == USUAL);
+pub fn promised(linux: &Linux) -> Result<Vec<agent::HugePages>, SpecError> {
+    let resources = linux.resources().iter();
+    let limits = resources.flat_map(|resources| resources.hugepage_limits().iter().flatten());
     let mut promised = Vec::new();
-    for (index, limit) in limits.iter().enumerate() {
+    for (index, limit) in limits.enumerate() {
         let Some(size) = size(limit.page_size()) else {
             let field = format!("linux.resources.hugepageLimits[{index}].pageSize");
             return Err(refused(field, "it must be a number with KB, MB or GB"));
@@ -83,19 +78,17 @@ mod tests {
             serde_json::from_value(linux).unwrap()
         };
         let limit = |size: &str, limit: u64| serde_json::json!({"pageSize": size, "limit": limit});
-        let mut both = linux(serde_json::json!([
+        let both = linux(serde_json::json!([
             limit("2MB", (4 << 20) + 1),
             limit("1GB", 0),
             limit("64KB", 0)
         ]));
-        let found = promised(&mut both).unwrap();
+        let found = promised(&both).unwrap();
         let found: Vec<_> = found.iter().map(|pages| (pages.size, pages.count)).collect();
         assert_eq!(found, [(2 << 20, 3)]);
-        let left = both.resources().as_ref().unwrap().hugepage_limits().as_ref().unwrap().len();
-        assert_eq!(left, 1);
-        assert!(promised(&mut linux(serde_json::json!([limit("2MB", 0)]))).unwrap().is_empty());
+        assert!(promised(&linux(serde_json::json!([limit("2MB", 0)]))).unwrap().is_empty());
         for wrong in ["2MiB", "3MB", "MB", "2", ""] {
-            let error = promised(&mut linux(serde_json::json!([limit(wrong, 1)]))).unwrap_err();
+            let error = promised(&linux(serde_json::json!([limit(wrong, 1)]))).unwrap_err();
             assert!(error.to_string().contains("hugepageLimits[0].pageSize"), "{error}");
         }
     }

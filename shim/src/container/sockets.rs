@@ -1,32 +1,42 @@
 //! Sockets of the host that a container reaches: each connection to the guest's socket becomes one to the host's.
 
 use std::fs::Metadata;
-use std::io;
+use std::io::{self, ErrorKind::WouldBlock};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bulkhead_protocols::{SOCKETS_DIR, agent};
-use slog::{Logger, debug};
+use slog::{Logger, debug, warn};
 use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
+use tokio::time::sleep;
+use ttrpc::Code;
 
 use crate::guest::{Guest, GuestError, carry};
 use crate::storage::host;
 
-/// How many connections to one socket there may be at once; more wait in the guest.
-const CONNECTIONS: usize = 256;
+/// How many connections to all sockets of a sandbox there may be at once; more wait in the guest. A shim has one sandbox.
+static CONNECTIONS: Semaphore = Semaphore::const_new(256);
+
+/// How long to wait when the guest cannot accept a connection, or the server has too many that it has not accepted.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// How often a server is asked that has too many.
+const ATTEMPTS: u32 = 100;
 
 /// A socket of the host, and where the guest has its own for it.
 #[derive(Debug, Clone)]
 pub struct Socket {
-    /// On the host. Whoever listens there may do so anew.
+    /// On the host, without symbolic links. Whoever listens there may do so anew.
     host: PathBuf,
     /// In the guest, with the mode and the owner of the host's.
     pub guest: agent::Socket,
 }
 
 impl Socket {
-    /// The one at this path of the host, for the `number`th mount of a container.
+    /// The one at this path of the host, which has no symbolic links, for the `number`th mount of a container.
     pub fn new(host: PathBuf, found: &Metadata, container: &str, number: usize) -> Socket {
         let guest = agent::Socket {
             path: format!("{SOCKETS_DIR}/{container}/{number}"),
@@ -61,14 +71,12 @@ impl Drop for Forwarding {
     }
 }
 
-/// Takes one connection after the other from the guest, until it has no more.
+/// Takes one connection after the other from the guest, until its container is gone.
 async fn forward(socket: Socket, container: &str, guest: &Guest, log: &Logger) -> GuestError {
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
-        if connections.len() >= CONNECTIONS {
-            connections.join_next().await;
-        }
+        let place = CONNECTIONS.acquire().await.ok();
         let request = agent::AcceptRequest {
             container: container.to_owned(),
             path: socket.guest.path.clone(),
@@ -76,17 +84,26 @@ async fn forward(socket: Socket, container: &str, guest: &Guest, log: &Logger) -
             output: guest.new_stream(),
             ..Default::default()
         };
-        if let Err(error) = guest.accept(&request).await {
-            return error;
+        match guest.accept(&request).await {
+            Ok(()) => {}
+            Err(
+                error @ (GuestError::Lost(_) | GuestError::Refused { code: Code::NOT_FOUND, .. }),
+            ) => return error,
+            Err(error) => {
+                warn!(log, "a connection to {} is not accepted: {error}", socket.host.display());
+                sleep(PAUSE).await;
+                continue;
+            }
         }
         let (host, guest, log) = (socket.host.clone(), guest.clone(), log.clone());
         connections.spawn(async move {
+            let _place = place;
             let streams = tokio::try_join!(
                 guest.open_stream(request.input),
                 guest.open_stream(request.output)
             );
             // Without a connection the streams are closed again, and so is the guest's end.
-            match (streams, connect(host.clone()).await) {
+            match (streams, connect(&host).await) {
                 (Ok((input, output)), Ok(connection)) => {
                     let (from, to) = connection.into_split();
                     carry(from, to, input, output).await;
@@ -98,8 +115,19 @@ async fn forward(socket: Socket, container: &str, guest: &Guest, log: &Logger) -
     }
 }
 
-/// Connects to what the host has there now. By descriptor: paths of sockets are short (unix(7)).
-async fn connect(path: PathBuf) -> io::Result<UnixStream> {
-    let found = spawn_blocking(move || host::find(&path)).await.map_err(io::Error::other)??;
-    UnixStream::connect(host::by_descriptor(&found)).await
+/// Connects to what the host has there now. A guest may have the directory, too, and links in it lead nowhere. By
+/// descriptor: paths of sockets are short (unix(7)).
+async fn connect(path: &Path) -> io::Result<UnixStream> {
+    let owned = path.to_owned();
+    let found = spawn_blocking(move || host::find_exactly(&owned)).await;
+    let found = found.map_err(io::Error::other)??;
+    let mut attempts = 0..ATTEMPTS;
+    loop {
+        match UnixStream::connect(host::by_descriptor(&found)).await {
+            Err(error) if error.kind() == WouldBlock && attempts.next().is_some() => {
+                sleep(PAUSE).await;
+            }
+            connected => return connected,
+        }
+    }
 }

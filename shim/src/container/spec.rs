@@ -217,9 +217,9 @@ pub fn for_guest(
     let in_pod = neighbours.network.is_some();
     let mut sockets = Vec::new();
     for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
-        if let Some(found) = host_socket(mount, index, surroundings)? {
-            let source = mount.source().clone().unwrap_or_default();
-            let socket = Socket::new(bundle.join(source), &found, &id, index);
+        refuse_mount(mount, index)?;
+        if let Some((host, found)) = host_socket(mount, index, surroundings)? {
+            let socket = Socket::new(host, &found, &id, index);
             mount.set_source(Some(PathBuf::from(&socket.guest.path)));
             sockets.push(socket);
             continue;
@@ -408,11 +408,6 @@ fn guest_mount(
 ) -> Result<Option<Bound>, SpecError> {
     let options = mount.options().clone().unwrap_or_default();
     let fstype = mount.typ().clone().unwrap_or_default();
-    let unknown = ["tmpcopyup", "idmap", "ridmap"];
-    if let Some(option) = options.iter().find(|option| unknown.contains(&option.as_str())) {
-        let reason = format!("{option} is not supported");
-        return Err(refused(format!("mounts[{index}].options"), &reason));
-    }
     if !is_bind(mount) {
         return if GUEST_FILE_SYSTEMS.contains(&fstype.as_str()) {
             Ok(None)
@@ -424,22 +419,10 @@ fn guest_mount(
             ))
         };
     }
-    if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
-        return Err(refused(
-            format!("mounts[{index}].uidMappings"),
-            "idmapped mounts are not supported",
-        ));
-    }
     let field = format!("mounts[{index}].source");
     let Some(source) = mount.source().clone() else {
         return Err(refused(field, "a bind mount needs one"));
     };
-    if mount.destination().components().eq(Path::new("/dev").components()) {
-        return Err(refused(
-            format!("mounts[{index}]"),
-            "the container's /dev is made of the guest's devices",
-        ));
-    }
     // runc takes a relative source from the bundle.
     let source = bundle.join(source);
     if is_kernels(&source) {
@@ -466,25 +449,54 @@ fn guest_mount(
     Ok(Some(bound))
 }
 
-/// The socket of the host that a bind mount shows, if it is one and the container may reach it.
+/// What no mount may ask for, whatever it shows.
+fn refuse_mount(mount: &Mount, index: usize) -> Result<(), SpecError> {
+    let mut options = mount.options().iter().flatten();
+    let unknown = ["tmpcopyup", "idmap", "ridmap"];
+    if let Some(option) = options.find(|option| unknown.contains(&option.as_str())) {
+        let reason = format!("{option} is not supported");
+        return Err(refused(format!("mounts[{index}].options"), &reason));
+    }
+    if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
+        let reason = "idmapped mounts are not supported";
+        return Err(refused(format!("mounts[{index}].uidMappings"), reason));
+    }
+    let destination = Path::new("/").join(mount.destination());
+    if is_bind(mount) && destination.components().eq(Path::new("/dev").components()) {
+        let reason = "the container's /dev is made of the guest's devices";
+        return Err(refused(format!("mounts[{index}].destination"), reason));
+    }
+    Ok(())
+}
+
+/// The socket of the host that a bind mount shows, if it is one and the container may reach it: its path without
+/// symbolic links, and what it is.
 fn host_socket(
     mount: &Mount,
     index: usize,
     surroundings: &Surroundings<'_>,
-) -> Result<Option<fs::Metadata>, SpecError> {
+) -> Result<Option<(PathBuf, fs::Metadata)>, SpecError> {
     let Some(source) = mount.source().as_ref().filter(|_| is_bind(mount)) else { return Ok(None) };
     let source = surroundings.bundle.join(source);
     if is_kernels(&source) {
         return Ok(None);
     }
     let found = host::find(&source).and_then(|found| fs::metadata(host::by_descriptor(&found)));
-    let found = found.ok().filter(|found| found.file_type().is_socket());
-    if found.is_some() && !surroundings.sockets.contains(&source) {
+    let Some(found) = found.ok().filter(|found| found.file_type().is_socket()) else {
+        return Ok(None);
+    };
+    let field = format!("mounts[{index}].source");
+    let path = host::canonical(&source).map_err(|error| refused(&field, &error.to_string()))?;
+    // containerd may have followed links for Kubernetes already.
+    let is_it = |named: &PathBuf| {
+        *named == source || host::canonical(named).is_ok_and(|named| named == path)
+    };
+    if !surroundings.sockets.iter().any(is_it) {
         let reason = "a socket of the host is reached from a guest only if forward_sockets, or the annotation \
                       io.bulkhead.forward_sockets, names it";
-        return Err(refused(format!("mounts[{index}].source"), reason));
+        return Err(refused(field, reason));
     }
-    Ok(found)
+    Ok(Some((path, found)))
 }
 
 /// Whether a bind source is one of the kernel's own files, devices first of all.
@@ -614,7 +626,7 @@ mod tests {
                 "destination": "/a", "type": "bind", "source": "/etc", "options": ["rbind", "rshared"],
             });
         });
-        refuse("mounts[0] of", |s| {
+        refuse("mounts[0].destination of", |s| {
             s["mounts"][0] = serde_json::json!({
                 "destination": "/dev/", "type": "bind", "source": "/dev", "options": ["rbind"],
             });

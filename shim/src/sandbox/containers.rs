@@ -10,7 +10,7 @@ use slog::{info, warn};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::disks::First;
+use super::first::First;
 use super::running::Running;
 use super::{Pod, Sandbox, SandboxError, State};
 use crate::container::devices::BlockDevice;

@@ -1,94 +1,42 @@
 //! Disks of the containers: plugged in for one, and out again with it.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 
 use bulkhead_protocols::{DISK_BY_SERIAL, ROOTFS_DIR, agent};
+use futures::future::join_all;
 use slog::{info, warn};
 use tokio::task::spawn_blocking;
 
 use super::SandboxError;
+use super::first::Source;
 use super::running::Running;
 use crate::container::devices::BlockDevice;
-use crate::storage::block::{EROFS, Exposed, Image, Root};
-use crate::storage::host;
-use crate::storage::share::ShareError;
+use crate::storage::block::{EROFS, Exposed, Image};
 use crate::sys::lock;
-use crate::vmm::{Disk, Plug, PlugError, Selection, VmSpec};
+use crate::vmm::{Plug, PlugError};
 
-/// A block device or an image, and whether it may only be read.
-pub type Source = (PathBuf, bool);
-
-/// What the first container of a sandbox sees of the host, as far as the start of its VM depends on it.
-#[derive(Debug, Clone, Default)]
-pub struct First {
-    /// Its root file system.
-    pub root: Root,
-    /// Whether it may not write there.
-    pub read_only: bool,
-    /// Whether it sees other files.
-    pub binds: bool,
-    /// Its block devices.
-    pub devices: Vec<Source>,
-}
-
-impl First {
-    /// Gives the VM the disks that it will have, if there is room for them, and takes the share away if nothing is to
-    /// be seen there. `upper` says that the guest has what is written to the root file system. Returns their names.
-    ///
-    /// # Errors
-    /// A disk that cannot be opened.
-    pub fn cold(
-        self,
-        upper: bool,
-        selection: &Selection,
-        spec: &mut VmSpec,
-    ) -> Result<HashMap<Source, String>, SandboxError> {
-        let images = self.root.images(upper && !self.read_only);
-        let shows_files = self.binds || images.is_empty();
-        let count = images.len();
-        let images = images.into_iter().map(|image| (image.path, image.read_only));
-        let sources: Vec<_> = images.chain(self.devices).collect();
-        let fit = spec.disks.len() + sources.len() <= selection.disks();
-        if !shows_files && (fit || count <= selection.places()) {
-            spec.share = None;
-        }
-        let mut names = HashMap::new();
-        for (path, readonly) in sources.into_iter().filter(|_| fit) {
-            let serial = format!("disk{}", names.len());
-            let what = path.display().to_string();
-            let file = open(&path, readonly);
-            let file = file.map_err(|source| ShareError::Source { path: path.clone(), source })?;
-            spec.disks.push(Disk { serial: serial.clone(), file: Arc::new(file), readonly, what });
-            names.insert((path, readonly), serial);
-        }
-        Ok(names)
-    }
-}
-
-fn open(path: &Path, readonly: bool) -> io::Result<File> {
-    let found = host::find(path)?;
-    OpenOptions::new().read(true).write(!readonly).open(host::by_descriptor(&found))
-}
-
-/// The serial numbers of the disks that containers have.
+/// The disks that containers have, by their serial numbers.
 #[derive(Debug)]
 pub struct Disks {
     count: AtomicU32,
-    /// Those that the VM started with, until their container comes. They stay as long as the VM.
-    cold: Mutex<HashMap<Source, String>>,
-    of: Mutex<HashMap<String, Vec<String>>>,
+    /// Those that the VM started with and that are nobody's now.
+    free: Mutex<HashMap<Source, String>>,
+    of: Mutex<HashMap<String, Vec<(String, Source)>>>,
 }
 
 impl Disks {
     /// Those that the VM started with.
-    pub fn new(cold: HashMap<Source, String>) -> Disks {
-        let count = AtomicU32::new(cold.len().try_into().unwrap_or(u32::MAX));
-        Disks { count, cold: Mutex::new(cold), of: Mutex::default() }
+    pub fn new(first: HashMap<Source, String>) -> Disks {
+        let count = AtomicU32::new(first.len().try_into().unwrap_or(u32::MAX));
+        Disks { count, free: Mutex::new(first), of: Mutex::default() }
+    }
+
+    fn give(&self, container: &str, serial: &str, source: &Source) {
+        let disk = (serial.to_owned(), source.clone());
+        lock(&self.of).entry(container.to_owned()).or_default().push(disk);
     }
 }
 
@@ -161,8 +109,10 @@ impl Running {
         image: &Path,
         readonly: bool,
     ) -> Result<String, SandboxError> {
-        let cold = lock(&self.disks.cold).remove(&(image.to_owned(), readonly));
-        if let Some(serial) = cold {
+        let source = (image.to_owned(), readonly);
+        let first = lock(&self.disks.free).remove(&source);
+        if let Some(serial) = first {
+            self.disks.give(container, &serial, &source);
             return Ok(format!("{DISK_BY_SERIAL}{serial}"));
         }
         let serial = format!("disk{}", self.disks.count.fetch_add(1, Ordering::Relaxed));
@@ -175,7 +125,7 @@ impl Running {
         let path = exposed.path.clone();
         let disk = Plug { serial: serial.clone(), path, readonly };
         // Before it is there: a call that is not answered in time may still be carried out.
-        lock(&self.disks.of).entry(container.to_owned()).or_default().push(serial.clone());
+        self.disks.give(container, &serial, &source);
         if let Err(source) = self.parts.vm.plug(&disk).await {
             if let (PlugError::NoPlace(_), Some(serials)) =
                 (&source, lock(&self.disks.of).get_mut(container))
@@ -188,12 +138,19 @@ impl Running {
         Ok(format!("{DISK_BY_SERIAL}{serial}"))
     }
 
-    /// Takes the disks of a container that is gone out of the VM: whoever gave them wants them back.
+    /// Takes the disks of a container that is gone out of the VM: whoever gave them wants them back. One that the VM
+    /// started with may have to stay, for the container to come again.
     pub async fn unplug(&self, container: &str) {
-        let serials = lock(&self.disks.of).remove(container).unwrap_or_default();
-        for serial in serials {
-            match self.parts.vm.unplug(&serial).await {
+        let disks = lock(&self.disks.of).remove(container).unwrap_or_default();
+        let unplugged = disks.iter().map(|(serial, _)| self.parts.vm.unplug(serial));
+        let unplugged = join_all(unplugged).await;
+        for ((serial, source), unplugged) in disks.iter().zip(unplugged) {
+            match unplugged {
                 Ok(()) => self.parts.forget_device(&format!("virtio-blk {serial}, ")),
+                Err(error) if self.parts.first.get(source) == Some(serial) => {
+                    info!(self.log, "{} stays in the VM: {error}", source.0.display());
+                    lock(&self.disks.free).insert(source.clone(), serial.clone());
+                }
                 Err(error) => warn!(self.log, "{error}"; "container" => container),
             }
         }

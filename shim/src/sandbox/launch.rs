@@ -16,7 +16,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::console::Console;
-use super::disks::{First, Source};
+use super::first::{First, Source};
 use super::phases::Phases;
 use super::{Identity, Pod, SandboxError, directory};
 use crate::cgroup::Cgroup;
@@ -57,7 +57,7 @@ pub struct Parts {
     /// The disk that ends with the sandbox, and what is in it, if it has one.
     pub scratch: Option<(Scratch, OnScratch)>,
     /// The disks that the VM started with for its first container, by what they are on the host.
-    pub cold: HashMap<Source, String>,
+    pub first: HashMap<Source, String>,
     /// Sockets of the host that its containers may reach.
     pub forward_sockets: Vec<PathBuf>,
     /// The sandbox's place in the host's control groups.
@@ -179,7 +179,6 @@ pub async fn devices(
     let failed = |source| SandboxError::Directory { path: dir.clone(), source };
     let selection = Selection::of(config)?;
     info!(log, "hypervisor chosen: {selection}");
-    let virtiofsd = config.files.virtiofsd()?;
     let mut spec = spec(config, &dir)?;
     directory::create(&dir).map_err(failed)?;
     let mut new = NewDirectory { path: dir.clone(), share: None, kept: false };
@@ -201,12 +200,12 @@ pub async fn devices(
     };
     // Until the record is written again, the lock on the disk tells whose it is.
     record.scratch = scratch.as_ref().map(|(scratch, _)| scratch.path().to_owned());
-    let (share, mut cold) = (spec.share.clone(), HashMap::new());
+    let (share, mut disks) = (spec.share.clone(), HashMap::new());
     let template = match origin {
         Origin::Any { first } => {
             let upper = scratch.as_ref().is_some_and(|(_, held)| held.upper);
             if let Some(first) = first.await {
-                cold = first.cold(upper, &selection, &mut spec)?;
+                disks = first.take_along(upper, &selection, &mut spec).await?;
             }
             None
         }
@@ -232,14 +231,10 @@ pub async fn devices(
     record.devices = spec.devices();
     let share = new.share.insert(Share::create(&dir)?);
     phases.stamp("share");
-    let daemon = spec.share.as_ref().map(|device| Virtiofsd {
-        program: &virtiofsd,
-        dir: share.served(),
-        socket: &device.socket,
-        cache: config.virtiofsd_cache,
-        threads: config.virtiofsd_threads,
-    });
-    let virtiofsd = daemon.map(|daemon| daemon.start()).transpose()?;
+    let virtiofsd = match &spec.share {
+        Some(device) => Some(serve(config, share.served(), &device.socket)?),
+        None => None,
+    };
     if virtiofsd.is_some() {
         phases.stamp("virtiofsd");
     }
@@ -252,6 +247,8 @@ pub async fn devices(
     let vm = timeout(config.agent_timeout, selection.start(&spec, wires, template)).await;
     let vm = vm.map_err(|_| silent(config, &console))??;
     phases.stamp("vmm");
+    // The VMM has them; the host may want them back before the VM ends.
+    spec.disks.iter_mut().for_each(|disk| disk.file = None);
     new.kept = true;
     let share = new.share.take().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
     let record = Mutex::new(record);
@@ -264,7 +261,7 @@ pub async fn devices(
         vm,
         network,
         scratch,
-        cold,
+        first: disks,
         forward_sockets: config.forward_sockets.clone(),
         _cgroup: cgroup,
         record,
@@ -272,6 +269,13 @@ pub async fn devices(
     };
     parts.record_phases(phases);
     Ok((parts, control))
+}
+
+/// Starts the daemon that serves the share.
+fn serve(config: &Config, dir: &Path, socket: &Path) -> Result<Daemon, SandboxError> {
+    let program = config.files.virtiofsd()?;
+    let (cache, threads) = (config.virtiofsd_cache, config.virtiofsd_threads);
+    Ok(Virtiofsd { program: &program, dir, socket, cache, threads }.start()?)
 }
 
 /// Makes the sandbox's scratch disk, and a disk of the VM of it. A pod has one, since it is not known yet which of its
@@ -294,7 +298,7 @@ async fn scratch(
         .file()
         .map_err(|source| SandboxError::Directory { path: scratch.path().to_owned(), source })?;
     let (serial, what) = (SCRATCH_SERIAL.to_owned(), show(config.scratch.size));
-    spec.disks.push(Disk { serial, file: Arc::new(file), readonly: false, what });
+    spec.disks.push(Disk { serial, file: Some(Arc::new(file)), readonly: false, what });
     let held = OnScratch {
         filesystem: config.scratch.filesystem,
         paths: config.scratch.paths.clone(),
@@ -430,7 +434,7 @@ fn silent(config: &Config, console: &Console) -> SandboxError {
 /// Without the names of the disks nobody could tell what a VMM says of them: it knows descriptors.
 fn died(reason: String, parts: &Parts) -> SandboxError {
     let disks =
-        parts.cold.iter().map(|((path, _), name)| format!("; {name} is {}", path.display()));
+        parts.first.iter().map(|((path, _), name)| format!("; {name} is {}", path.display()));
     let reason = reason + &disks.collect::<String>();
     SandboxError::Died { reason, console: parts.console.tail() }
 }

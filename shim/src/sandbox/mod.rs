@@ -11,6 +11,7 @@ mod containers;
 mod directory;
 mod disks;
 mod error;
+mod first;
 mod launch;
 mod phases;
 mod pod;
@@ -39,8 +40,8 @@ use crate::events::Publisher;
 use crate::sys::lock;
 
 pub use directory::path as directory_path;
-use disks::First;
 pub use error::SandboxError;
+use first::First;
 use launch::{Origin, Parts};
 use phases::Phases;
 pub use pod::{Pod, PodError};

@@ -45,7 +45,7 @@ impl Running {
         };
         let following = parts.network.start(&guest);
         let (volumes, log) = (OnceLock::new(), log.clone());
-        let disks = Disks::new(parts.cold.clone());
+        let disks = Disks::new(parts.first.clone());
         Ok(Self { parts, guest, following, _forward: forward, volumes, disks, log })
     }
 

@@ -1,7 +1,8 @@
 //! Root file systems that a snapshotter has on a block device or in an image file: the guest mounts them itself.
 
-use std::fs;
-use std::os::unix::fs::FileTypeExt;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
 use super::host;
@@ -73,6 +74,15 @@ fn layers(mounts: &[Mount]) -> Option<Vec<Image>> {
     let [Mount { fstype, options, .. }] = mounts else { return None };
     let lower = options.iter().find_map(|option| option.strip_prefix("lowerdir="));
     let lower: Vec<_> = lower.filter(|_| fstype == "overlay")?.split(':').map(Path::new).collect();
+    // What is in the upper directory already would be missing.
+    let upper = options.iter().find_map(|option| option.strip_prefix("upperdir="));
+    if upper.is_some_and(|upper| fs::read_dir(upper).map_or(true, |mut dir| dir.next().is_some())) {
+        return None;
+    }
+    let images = host::sources_of(EROFS, &lower)?;
+    if !images.iter().all(|image| is_whole(image).unwrap_or(false)) {
+        return None;
+    }
     let image = |path| Image {
         path,
         fstype: EROFS.to_owned(),
@@ -80,7 +90,17 @@ fn layers(mounts: &[Mount]) -> Option<Vec<Image>> {
         read_only: true,
         by_host: true,
     };
-    Some(host::sources_of(EROFS, &lower)?.into_iter().map(image).collect())
+    Some(images.into_iter().map(image).collect())
+}
+
+/// Whether a file system of erofs has its data on no other device: `extra_devices` of its superblock (fs/erofs/erofs_fs.h
+/// of Linux), which has the magic number that is first.
+fn is_whole(image: &Path) -> io::Result<bool> {
+    const SUPERBLOCK: u64 = 1024;
+    let mut superblock = [0; 88];
+    let file = File::open(host::by_descriptor(&host::find(image)?))?;
+    file.read_exact_at(&mut superblock, SUPERBLOCK)?;
+    Ok(superblock[..4] == 0xe0f5_e1e2_u32.to_le_bytes() && superblock[86..] == [0, 0])
 }
 
 impl Image {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use nix::sched::{CloneFlags, setns, unshare};
-use rustix::fs::{CWD, Mode, OFlags, open as open_file};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, open as open_file, openat2};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
@@ -34,6 +34,17 @@ pub fn remember() -> io::Result<()> {
 /// What is at a path: not opened itself, but found again by its descriptor.
 pub fn find(path: &Path) -> io::Result<OwnedFd> {
     within(|| open_file(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()))
+}
+
+/// The path of what is at a path, without symbolic links.
+pub fn canonical(path: &Path) -> io::Result<PathBuf> {
+    fs::read_link(by_descriptor(&find(path)?))
+}
+
+/// What is at a path that is canonical: no symbolic link is followed, whoever has put it there.
+pub fn find_exactly(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    within(|| openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS))
 }
 
 /// A copy of the mount at a path, with those below it if it is `recursive`; it is mounted nowhere yet.

@@ -130,8 +130,8 @@ impl VmSpec {
 pub struct Disk {
     /// The name by which the guest knows it, at most 20 bytes (virtio 1.3, 5.2.6).
     pub serial: String,
-    /// Its bytes as they are: a file or a block device.
-    pub file: Arc<File>,
+    /// Its bytes as they are: a file or a block device. None once the VMM has it.
+    pub file: Option<Arc<File>>,
     /// Whether the guest can only read it.
     pub readonly: bool,
     /// What it is, in words for people.
@@ -146,14 +146,15 @@ impl fmt::Display for Disk {
 
 /// Hands the VM's disks over to its VMM; they have the returned numbers there.
 fn inherit_disks(command: &mut HelperCommand, spec: &VmSpec) -> io::Result<Vec<RawFd>> {
-    spec.disks.iter().map(|disk| Ok(command.inherit(disk.file.try_clone()?))).collect()
+    let files = spec.disks.iter().filter_map(|disk| disk.file.as_ref());
+    files.map(|file| Ok(command.inherit(file.try_clone()?))).collect()
 }
 
 #[cfg(test)]
 impl Disk {
     /// One for tests.
     fn sample(serial: &str, readonly: bool) -> Disk {
-        let file = Arc::new(File::open("/dev/null").expect("open"));
+        let file = Some(Arc::new(File::open("/dev/null").expect("open")));
         Disk { serial: serial.to_owned(), file, readonly, what: "1GiB".to_owned() }
     }
 }

@@ -289,19 +289,8 @@ impl Selection {
         match (self.vmm, self.machine) {
             // Two of its places are left for networks.
             (Vmm::Qemu, QemuMachine::Microvm) => 4,
-            (Vmm::Qemu, QemuMachine::Q35) => 16,
-            (Vmm::CloudHypervisor, _) => 20,
-        }
-    }
-
-    /// How many disks can be plugged into its VMs while they run.
-    #[must_use]
-    pub fn places(&self) -> usize {
-        match (self.vmm, self.machine) {
-            (Vmm::Qemu, QemuMachine::Microvm) => 0,
-            (Vmm::Qemu, QemuMachine::Q35) => super::qemu::PORTS,
-            // Its bus has 32, of which the other devices take some.
-            (Vmm::CloudHypervisor, _) => 24,
+            (Vmm::Qemu, QemuMachine::Q35) => 8,
+            (Vmm::CloudHypervisor, _) => 16,
         }
     }
 
@@ -311,7 +300,9 @@ impl Selection {
         match (self.vmm, self.machine) {
             // It has eight places for virtio devices, and the share and vsock are two.
             (Vmm::Qemu, QemuMachine::Microvm) => 6usize.saturating_sub(disks),
-            (Vmm::Qemu, QemuMachine::Q35) | (Vmm::CloudHypervisor, _) => 16,
+            // A bus has 32 places, of which other devices and root ports take some.
+            (Vmm::Qemu, QemuMachine::Q35) => 16.min(18usize.saturating_sub(disks)),
+            (Vmm::CloudHypervisor, _) => 16.min(26usize.saturating_sub(disks)),
         }
     }
 

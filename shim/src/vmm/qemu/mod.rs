@@ -16,8 +16,6 @@ use crate::config::QemuMachine;
 use crate::process::{Ended, HelperCommand, Status};
 use crate::version::Version;
 
-pub(super) use plug::PORTS;
-
 /// The process's name in records and messages.
 const ROLE: &str = "qemu";
 

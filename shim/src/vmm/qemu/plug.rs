@@ -17,7 +17,7 @@ use super::ROLE;
 use crate::vmm::plug::{EJECTION, Plug, PlugError, Plugs};
 
 /// Places for disks: root ports, one for each.
-pub(in crate::vmm) const PORTS: usize = 8;
+pub(super) const PORTS: usize = 8;
 
 /// More than any answer needs, in bytes.
 const LONGEST: u64 = 64 << 10;

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::Command;
 
+use containerd_shim_protos::api::Mount;
 use serde_json::json;
 
 use super::block;
@@ -21,6 +22,11 @@ pub const CASES: &[Case] = &[
         "storage.device_refused",
         "a device that is not there, or for which there is no place, is refused",
         device_refused,
+    ),
+    Case::bulkhead(
+        "storage.device_root",
+        "a root file system on a block device, as devmapper has it, is the guest's to mount",
+        root,
     ),
     Case::bulkhead("storage.others", "the host's other disks are not the guest's", others),
 ];
@@ -111,6 +117,32 @@ fn device_refused(t: &Test<'_>) -> Outcome {
         first.remove();
     }
     Ok(())
+}
+
+fn root(t: &Test<'_>) -> Outcome {
+    let Some(ward) = block::ward(t)? else { return Ok(()) };
+    let disk = Loop::new(t, SIZE)?;
+    let mut mkfs = Command::new("/usr/sbin/mkfs.ext4");
+    mkfs.args(["-q", "-F", "-d"]).arg(t.root_file_system()?).arg(&disk.node);
+    command::run(mkfs, Input::Null, t.deadline(20))?.ok()?;
+    let script = "grep -q '^/dev/vd[a-z] / ext4 rw' /proc/mounts && echo seen > /new";
+    let shim = block::shim(t, &ward, |spec| spec["process"]["args"] = json!(["sh", "-c", script]))?;
+    shim.create_with(|request| {
+        request.rootfs = vec![Mount {
+            type_: "ext4".to_owned(),
+            source: disk.node.clone(),
+            ..Default::default()
+        }];
+    })?;
+    shim.start_process("")?;
+    let status = shim.wait("")?.exit_status;
+    ensure!(status == 0, "the script says {status}");
+    shim.delete("")?;
+    shim.shutdown()?;
+    // Where it lies by then: until it is unmounted, the journal has it.
+    let kept = block::debugfs(t, &disk.file, "cat new")?;
+    ensure!(kept == "seen\n", "the device has {kept:?}");
+    ward.nothing_left(&shim.id)
 }
 
 fn others(t: &Test<'_>) -> Outcome {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::Shutdown;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -17,6 +17,11 @@ use crate::runner::Case;
 /// The tests of this file.
 pub const CASES: &[Case] = &[
     Case::any("storage.socket", "a socket of the host is reached, and found again", socket),
+    Case::bulkhead(
+        "storage.socket_swapped",
+        "a link that the guest puts in the place of a socket leads nowhere",
+        swapped,
+    ),
     Case::bulkhead(
         "storage.socket_refused",
         "a socket that nobody has named is not reached",
@@ -86,6 +91,34 @@ fn socket(t: &Test<'_>) -> Outcome {
     let said = container.sh("echo again | nc.openbsd -N -U /run/host.sock")?;
     ensure!(said == "again\n", "{said:?}");
     stop(&path)
+}
+
+fn swapped(t: &Test<'_>) -> Outcome {
+    let dir = t.directory()?;
+    let (public, secret) = (dir.join("public"), dir.join("secret.sock"));
+    fs::create_dir(&public)?;
+    let path = public.join("x.sock");
+    serve(&path)?;
+    serve(&secret)?;
+    // By another name, as Kubernetes has paths before containerd resolves them.
+    symlink("public", dir.join("named"))?;
+    let named = dir.join("named/x.sock").display().to_string();
+    let mounts = [
+        format!("--mount=type=bind,src={},dst=/run/x.sock,options=rbind", path.display()),
+        format!("--mount=type=bind,src={},dst=/public,options=rbind", public.display()),
+    ];
+    let mounts = mounts.each_ref().map(String::as_str);
+    let container = alone_of(t.programs()?, &[("forward_sockets", &named)], &mounts)?;
+    let ask = "echo hello | nc.openbsd -N -U /run/x.sock";
+    ensure!(container.sh(ask)? == "hello\n", "the socket is not reached");
+    container.sh(&format!(
+        "mv /public/x.sock /public/y.sock; ln -s {} /public/x.sock",
+        secret.display()
+    ))?;
+    ensure!(container.sh(ask)?.is_empty(), "the link was followed");
+    fs::remove_file(&path)?;
+    stop(&public.join("y.sock"))?;
+    stop(&secret)
 }
 
 fn refused(t: &Test<'_>) -> Outcome {
