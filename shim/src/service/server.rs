@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bulkhead_protocols::agent_ttrpc::create_sandbox;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use oci_spec::runtime::{Process, Spec};
 use slog::{Logger, info, warn};
 use thiserror::Error;
@@ -61,6 +62,7 @@ pub fn serve(args: &Args) -> Result<(), ServeError> {
     let socket = address.as_pathname().map(PathBuf::from);
     let socket =
         socket.ok_or_else(|| ServeError::Listener(io::ErrorKind::AddrNotAvailable.into()))?;
+    raise_descriptors();
     // Both want a process with one thread.
     enter_mount_namespace().map_err(ServeError::Namespace)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -126,6 +128,14 @@ async fn run(
         warn!(log, "ends with events that containerd did not take");
     }
     Ok(())
+}
+
+/// containerd's children have the limit that it was started with, often 1024; a connection takes several. Without it there
+/// are fewer of them.
+fn raise_descriptors() {
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    }
 }
 
 /// containerd protects itself from the host's OOM killer, and its children with it. What runs for

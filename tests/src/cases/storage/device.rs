@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use containerd_shim_protos::api::Mount;
+use k8s_cri::v1::Device;
 use serde_json::json;
 
 use super::block;
@@ -18,6 +19,11 @@ use crate::runner::Case;
 /// The tests of this file.
 pub const CASES: &[Case] = &[
     Case::bulkhead("storage.device", "a block device is the container's, byte for byte", device),
+    Case::any(
+        "storage.device_pod",
+        "containers of a pod have a block volume one after the other (volumeDevices)",
+        pod,
+    ),
     Case::bulkhead(
         "storage.device_refused",
         "a device that is not there, or for which there is no place, is refused",
@@ -83,6 +89,29 @@ fn device(t: &Test<'_>) -> Outcome {
     ensure!(kept == "kept\n", "the file system has {kept:?}");
     container.remove();
     ward.nothing_left(&container.id)
+}
+
+fn pod(t: &Test<'_>) -> Outcome {
+    let disk = Loop::new(t, SIZE)?;
+    let volume = |permissions: &str| Device {
+        container_path: "/dev/xvda".to_owned(),
+        host_path: disk.node.clone(),
+        permissions: permissions.to_owned(),
+    };
+    t.on_own_node(|node| {
+        node.configure("qemu_machine = \"q35\"")?;
+        let pod = t.pod_on(node).run()?;
+        let with = |name, permissions| {
+            pod.container(name).with(|config| config.devices.push(volume(permissions))).start()
+        };
+        let one = with("one", "mrw")?;
+        one.sh("printf 'of the first' | dd of=/dev/xvda bs=1 seek=40000000 conv=notrunc 2>&-")?;
+        one.stop(0)?;
+        one.remove()?;
+        let two = with("two", "r")?;
+        two.prints("dd if=/dev/xvda bs=1 skip=40000000 count=12 2>&-", "of the first")?;
+        two.sh("! dd if=/dev/zero of=/dev/xvda count=1 2>&-").map(drop)
+    })
 }
 
 fn device_refused(t: &Test<'_>) -> Outcome {
