@@ -58,14 +58,13 @@ impl Guest {
     async fn create_reserved(
         &self,
         container: &Arc<Container>,
-        mut request: CreateRequest,
+        request: CreateRequest,
     ) -> Result<u32> {
         let (shared, own) = (Arc::clone(&self.shared), Arc::clone(container));
         let (mounts, directories) = (request.mounts, request.directories);
         let (own_mounts, volumes) = (request.own_mounts, request.volumes);
         let (submounts, disks) = (request.submounts, request.devices);
-        let huge_pages = request.huge_pages;
-        let spec = std::mem::take(&mut request.spec);
+        let (huge_pages, spec) = (request.huge_pages, request.spec);
         let spec = aside(move || {
             shared.mount(&mounts)?;
             own.enter(&shared.submounts, submounts);

@@ -1,6 +1,7 @@
 //! Huge pages: the guest has them in its own memory, where a container is promised some.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 
@@ -12,17 +13,16 @@ use super::spec::{SpecError, refused};
 use crate::bootstrap::short_name;
 use crate::storage::host::{self, HUGETLBFS};
 
-/// Makes `mount` one of the guest's, if it shows a hugetlbfs of the host (`medium: HugePages`), and says what the guest
-/// is to mount for it: one with pages of the same size, and the same for all containers that name that one.
-pub fn volume(mount: &mut Mount) -> Option<agent::Mount> {
+/// Makes `mount` one of the guest's, if what it shows is a hugetlbfs of the host (`medium: HugePages`), and says what
+/// the guest is to mount for it: one with pages of the same size, and the same for all containers that name that one.
+pub fn volume(mount: &mut Mount, shown: &OwnedFd) -> Option<agent::Mount> {
     let source = mount.source().clone()?;
-    let found = host::find(&source).ok()?;
-    let kind = fstatfs(&found).ok()?;
+    let kind = fstatfs(shown).ok()?;
     // A part of one (`subPath`) would be another one in the guest.
-    if kind.f_type != HUGETLBFS || host::sources_of("hugetlbfs", &[&source]).is_none() {
+    if kind.f_type != HUGETLBFS || host::sources_of(HUGETLBFS, &[&source]).is_none() {
         return None;
     }
-    let root = fs::metadata(host::by_descriptor(&found)).ok()?;
+    let root = fs::metadata(host::by_descriptor(shown)).ok()?;
     let target = format!("{SHARED_DIR}/{}", short_name(&[&source.to_string_lossy()]));
     mount.set_source(Some(PathBuf::from(&target)));
     Some(agent::Mount {

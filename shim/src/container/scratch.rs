@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use bulkhead_protocols::{DISK_BY_SERIAL, ROOTFS_DIR, SCRATCH_DIR, SCRATCH_SERIAL, agent};
 use oci_spec::runtime::{Mount, Spec};
-use rustix::fs::fstatfs;
 
+use super::spec::read_only;
 use crate::config::Filesystem;
 use crate::storage::host::{self, HUGETLBFS, TMPFS};
 
@@ -41,6 +41,11 @@ pub struct Held {
 }
 
 impl OnScratch {
+    /// Whether it takes what a container with this spec writes to its root file system.
+    pub fn takes_upper(&self, spec: &Spec) -> bool {
+        self.upper && !read_only(spec)
+    }
+
     /// Puts aside what the container writes to its root file system, which is at `rootfs` in the guest. Returns where
     /// it is then.
     pub fn upper(&self, rootfs: &str, container: &str, held: &mut Held) -> String {
@@ -181,7 +186,7 @@ impl Volume {
             (host, parts.collect())
         };
         let found = host::find(&host).ok()?;
-        let kind = fstatfs(&found).ok()?.f_type;
+        let kind = host::type_of(&found)?;
         // A volume that is one of these, the pod wants in memory.
         let on_disk = fs::metadata(host::by_descriptor(&found)).ok()?.is_dir()
             && kind != TMPFS

@@ -5,6 +5,7 @@
 //! Rules: the OCI runtime specification 1.2, `config.md` and `config-linux.md`.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -194,8 +195,7 @@ pub fn for_guest(
         submounts.push(rootfs.clone());
     }
     if let Some(scratch) = scratch
-        && scratch.upper
-        && !read_only(&spec)
+        && scratch.takes_upper(&spec)
     {
         rootfs = scratch.upper(&rootfs, &id, &mut held);
     }
@@ -218,7 +218,12 @@ pub fn for_guest(
     let mut sockets = Vec::new();
     for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
         refuse_mount(mount, index)?;
-        if let Some((host, found)) = host_socket(mount, index, surroundings)? {
+        // Of what cannot be found the error comes below.
+        let shown = mount.source().as_ref().filter(|_| is_bind(mount));
+        let shown = shown.and_then(|source| host::find(&bundle.join(source)).ok());
+        if let Some(shown) = &shown
+            && let Some((host, found)) = host_socket(mount, index, shown, surroundings)?
+        {
             let socket = Socket::new(host, &found, &id, index);
             mount.set_source(Some(PathBuf::from(&socket.guest.path)));
             sockets.push(socket);
@@ -234,8 +239,8 @@ pub fn for_guest(
         {
             continue;
         }
-        if is_bind(mount)
-            && let Some(shared) = hugepages::volume(mount)
+        if let Some(shown) = &shown
+            && let Some(shared) = hugepages::volume(mount, shown)
         {
             mounts.push(shared);
             continue;
@@ -474,22 +479,24 @@ fn refuse_mount(mount: &Mount, index: usize) -> Result<(), SpecError> {
 fn host_socket(
     mount: &Mount,
     index: usize,
+    shown: &OwnedFd,
     surroundings: &Surroundings<'_>,
 ) -> Result<Option<(PathBuf, fs::Metadata)>, SpecError> {
-    let Some(source) = mount.source().as_ref().filter(|_| is_bind(mount)) else { return Ok(None) };
+    let Some(source) = mount.source() else { return Ok(None) };
     let source = surroundings.bundle.join(source);
-    if is_kernels(&source) {
-        return Ok(None);
-    }
-    let found = host::find(&source).and_then(|found| fs::metadata(host::by_descriptor(&found)));
+    let found = fs::metadata(host::by_descriptor(shown));
     let Some(found) = found.ok().filter(|found| found.file_type().is_socket()) else {
         return Ok(None);
     };
+    if is_kernels(&source) {
+        return Ok(None);
+    }
     let field = format!("mounts[{index}].source");
-    let path = host::canonical(&source).map_err(|error| refused(&field, &error.to_string()))?;
+    let path = host::path_of(shown).map_err(|error| refused(&field, &error.to_string()))?;
     // containerd may have followed links for Kubernetes already.
     let is_it = |named: &PathBuf| {
-        *named == source || host::canonical(named).is_ok_and(|named| named == path)
+        let named_path = || host::path_of(&host::find(named)?);
+        *named == source || named_path().is_ok_and(|named| named == path)
     };
     if !surroundings.sockets.iter().any(is_it) {
         let reason = "a socket of the host is reached from a guest only if forward_sockets, or the annotation \

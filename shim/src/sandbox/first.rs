@@ -63,7 +63,7 @@ impl First {
         for (file, source) in opened.await.map_err(|_| SandboxError::Interrupted)? {
             let serial = format!("disk{}", names.len());
             let what = source.0.display().to_string();
-            let (file, readonly) = (Some(Arc::new(file)), source.1);
+            let (file, readonly) = (Arc::new(file), source.1);
             spec.disks.push(Disk { serial: serial.clone(), file, readonly, what });
             names.insert(source, serial);
         }

@@ -171,7 +171,7 @@ pub async fn devices(
     config: &Config,
     identity: &Identity,
     pod: &Pod,
-    origin: Origin,
+    mut origin: Origin,
     phases: &Phases,
     log: &Logger,
 ) -> Result<(Parts, Control), SandboxError> {
@@ -201,17 +201,12 @@ pub async fn devices(
     // Until the record is written again, the lock on the disk tells whose it is.
     record.scratch = scratch.as_ref().map(|(scratch, _)| scratch.path().to_owned());
     let (share, mut disks) = (spec.share.clone(), HashMap::new());
-    let template = match origin {
-        Origin::Any { first } => {
-            let upper = scratch.as_ref().is_some_and(|(_, held)| held.upper);
-            if let Some(first) = first.await {
-                disks = first.take_along(upper, &selection, &mut spec).await?;
-            }
-            None
-        }
-        Origin::Boot => Some(None),
-        Origin::Template(template) => Some(Some(template)),
-    };
+    if let Origin::Any { first } = &mut origin
+        && let Some(first) = first.await
+    {
+        let upper = scratch.as_ref().is_some_and(|(_, held)| held.upper);
+        disks = first.take_along(upper, &selection, &mut spec).await?;
+    }
     let (path, queues) = (pod.network.clone(), spec.network_queues());
     let limit = selection.network_devices(spec.disks.len());
     // Whoever finds the record finds what is left in the pod's namespace, too.
@@ -222,7 +217,11 @@ pub async fn devices(
     let wires = Wires { taps: joined.taps, namespace: joined.namespace };
     phases.stamp("network");
 
-    let template = template.unwrap_or_else(|| fitting(&selection, &config.state_dir, &spec, log));
+    let template = match origin {
+        Origin::Any { .. } => fitting(&selection, &config.state_dir, &spec, log),
+        Origin::Boot => None,
+        Origin::Template(template) => Some(template),
+    };
     if template.is_some() {
         // Its guest knows the share's device already.
         spec.share = share;
@@ -231,11 +230,9 @@ pub async fn devices(
     record.devices = spec.devices();
     let share = new.share.insert(Share::create(&dir)?);
     phases.stamp("share");
-    let virtiofsd = match &spec.share {
-        Some(device) => Some(serve(config, share.served(), &device.socket)?),
-        None => None,
-    };
-    if virtiofsd.is_some() {
+    let mut virtiofsd = None;
+    if let Some(device) = &spec.share {
+        virtiofsd = Some(serve(config, share.served(), &device.socket)?);
         phases.stamp("virtiofsd");
     }
     let control = if template.is_some() {
@@ -248,7 +245,7 @@ pub async fn devices(
     let vm = vm.map_err(|_| silent(config, &console))??;
     phases.stamp("vmm");
     // The VMM has them; the host may want them back before the VM ends.
-    spec.disks.iter_mut().for_each(|disk| disk.file = None);
+    spec.disks.clear();
     new.kept = true;
     let share = new.share.take().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
     let record = Mutex::new(record);
@@ -298,7 +295,7 @@ async fn scratch(
         .file()
         .map_err(|source| SandboxError::Directory { path: scratch.path().to_owned(), source })?;
     let (serial, what) = (SCRATCH_SERIAL.to_owned(), show(config.scratch.size));
-    spec.disks.push(Disk { serial, file: Some(Arc::new(file)), readonly: false, what });
+    spec.disks.push(Disk { serial, file: Arc::new(file), readonly: false, what });
     let held = OnScratch {
         filesystem: config.scratch.filesystem,
         paths: config.scratch.paths.clone(),

@@ -74,13 +74,13 @@ fn layers(mounts: &[Mount]) -> Option<Vec<Image>> {
     let [Mount { fstype, options, .. }] = mounts else { return None };
     let lower = options.iter().find_map(|option| option.strip_prefix("lowerdir="));
     let lower: Vec<_> = lower.filter(|_| fstype == "overlay")?.split(':').map(Path::new).collect();
+    let images = host::sources_of(host::EROFS.into(), &lower)?;
+    if !images.iter().all(|image| is_whole(image).unwrap_or(false)) {
+        return None;
+    }
     // What is in the upper directory already would be missing.
     let upper = options.iter().find_map(|option| option.strip_prefix("upperdir="));
     if upper.is_some_and(|upper| fs::read_dir(upper).map_or(true, |mut dir| dir.next().is_some())) {
-        return None;
-    }
-    let images = host::sources_of(EROFS, &lower)?;
-    if !images.iter().all(|image| is_whole(image).unwrap_or(false)) {
         return None;
     }
     let image = |path| Image {
@@ -100,7 +100,7 @@ fn is_whole(image: &Path) -> io::Result<bool> {
     let mut superblock = [0; 88];
     let file = File::open(host::by_descriptor(&host::find(image)?))?;
     file.read_exact_at(&mut superblock, SUPERBLOCK)?;
-    Ok(superblock[..4] == 0xe0f5_e1e2_u32.to_le_bytes() && superblock[86..] == [0, 0])
+    Ok(superblock[..4] == host::EROFS.to_le_bytes() && superblock[86..] == [0, 0])
 }
 
 impl Image {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use nix::sched::{CloneFlags, setns, unshare};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, open as open_file, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstatfs, open as open_file, openat2};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
@@ -19,6 +19,9 @@ pub const TMPFS: i64 = 0x0102_1994;
 
 /// `HUGETLBFS_MAGIC` of linux/magic.h.
 pub const HUGETLBFS: i64 = 0x9584_58f6;
+
+/// `EROFS_SUPER_MAGIC_V1` of linux/magic.h; the number that a superblock starts with, too.
+pub const EROFS: u32 = 0xe0f5_e1e2;
 
 /// The mount namespace in which containerd started the shim.
 static HOST: OnceLock<OwnedFd> = OnceLock::new();
@@ -36,9 +39,9 @@ pub fn find(path: &Path) -> io::Result<OwnedFd> {
     within(|| open_file(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()))
 }
 
-/// The path of what is at a path, without symbolic links.
-pub fn canonical(path: &Path) -> io::Result<PathBuf> {
-    fs::read_link(by_descriptor(&find(path)?))
+/// Where the file of a descriptor is, without symbolic links.
+pub fn path_of(file: &OwnedFd) -> io::Result<PathBuf> {
+    fs::read_link(by_descriptor(file))
 }
 
 /// What is at a path that is canonical: no symbolic link is followed, whoever has put it there.
@@ -61,13 +64,17 @@ pub fn mounted_at(path: &Path) -> Option<PathBuf> {
     mounts(&table()?).filter(|mount| mount.point == path).last().map(|mount| mount.root)
 }
 
-/// What the file systems of this type are on that are mounted right at these paths, as a whole. None unless all are.
-pub fn sources_of(fstype: &str, paths: &[&Path]) -> Option<Vec<PathBuf>> {
+/// What the file systems of this type (statfs(2)) are on that are mounted right at these paths, as a whole. None unless
+/// all are; where the first one is not, the host's mounts, of which there may be thousands, are not read.
+pub fn sources_of(magic: i64, paths: &[&Path]) -> Option<Vec<PathBuf>> {
+    let is_one = |path: &&Path| find(path).is_ok_and(|found| type_of(&found) == Some(magic));
+    if !paths.iter().all(is_one) {
+        return None;
+    }
     let mounted: Vec<_> = mounts(&table()?).collect();
     let source = |path: &&Path| {
         let mount = mounted.iter().rfind(|mount| mount.point == *path)?;
-        let whole = mount.fstype == Path::new(fstype) && mount.root == Path::new("/");
-        whole.then(|| mount.source.clone())
+        (mount.root == Path::new("/")).then(|| mount.source.clone())
     };
     paths.iter().map(source).collect()
 }
@@ -75,6 +82,11 @@ pub fn sources_of(fstype: &str, paths: &[&Path]) -> Option<Vec<PathBuf>> {
 /// The host's mounts: the table is of the namespace of the thread that reads it.
 fn table() -> Option<Vec<u8>> {
     within(|| fs::read("/proc/thread-self/mountinfo").map_err(|_| Errno::IO)).ok()
+}
+
+/// The type of the file system that has the file of a descriptor (statfs(2)).
+pub fn type_of(file: &OwnedFd) -> Option<i64> {
+    Some(fstatfs(file).ok()?.f_type)
 }
 
 /// The name by which the file of a descriptor can be used.

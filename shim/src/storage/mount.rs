@@ -207,8 +207,6 @@ pub(super) struct Mounted {
     pub(super) root: PathBuf,
     /// Where.
     pub(super) point: PathBuf,
-    /// The file system's type.
-    pub(super) fstype: PathBuf,
     /// What the file system is on.
     pub(super) source: PathBuf,
 }
@@ -219,9 +217,10 @@ pub(super) fn mounts(table: &[u8]) -> impl Iterator<Item = Mounted> {
         let mut fields = line.split(|byte| *byte == b' ').skip(3);
         let mut next = || fields.next().map(unescape);
         let (root, point) = (next()?, next()?);
-        // Optional fields end with a hyphen.
+        // Optional fields end with a hyphen; after it is the type.
         while next()? != Path::new("-") {}
-        Some(Mounted { root, point, fstype: next()?, source: next()? })
+        let source = fields.nth(1).map(unescape)?;
+        Some(Mounted { root, point, source })
     })
 }
 

@@ -49,7 +49,7 @@ const KERNEL_PARAMS: [&str; 7] = [
 /// More pairs of queues for a network device than these are worth nothing.
 const MAX_QUEUES: u32 = 8;
 
-/// What a VM is made of. All of it is there before the VMM starts: nothing is plugged later.
+/// What a VM is made of when its VMM starts; disks may come and go later.
 #[derive(Debug, Clone)]
 pub struct VmSpec {
     /// The sandbox's own directory; the VMM's sockets go there, and nothing else does.
@@ -68,7 +68,7 @@ pub struct VmSpec {
     pub nested: bool,
     /// How many network devices it has.
     pub network_devices: usize,
-    /// Its disks.
+    /// Its disks, until the VMM has them.
     pub disks: Vec<Disk>,
     /// A named pipe that takes the guest's serial console. The sandbox has it open for reading
     /// before the VM starts, for opening it for writing waits for a reader.
@@ -130,8 +130,8 @@ impl VmSpec {
 pub struct Disk {
     /// The name by which the guest knows it, at most 20 bytes (virtio 1.3, 5.2.6).
     pub serial: String,
-    /// Its bytes as they are: a file or a block device. None once the VMM has it.
-    pub file: Option<Arc<File>>,
+    /// Its bytes as they are: a file or a block device.
+    pub file: Arc<File>,
     /// Whether the guest can only read it.
     pub readonly: bool,
     /// What it is, in words for people.
@@ -146,15 +146,14 @@ impl fmt::Display for Disk {
 
 /// Hands the VM's disks over to its VMM; they have the returned numbers there.
 fn inherit_disks(command: &mut HelperCommand, spec: &VmSpec) -> io::Result<Vec<RawFd>> {
-    let files = spec.disks.iter().filter_map(|disk| disk.file.as_ref());
-    files.map(|file| Ok(command.inherit(file.try_clone()?))).collect()
+    spec.disks.iter().map(|disk| Ok(command.inherit(disk.file.try_clone()?))).collect()
 }
 
 #[cfg(test)]
 impl Disk {
     /// One for tests.
     fn sample(serial: &str, readonly: bool) -> Disk {
-        let file = Some(Arc::new(File::open("/dev/null").expect("open")));
+        let file = Arc::new(File::open("/dev/null").expect("open"));
         Disk { serial: serial.to_owned(), file, readonly, what: "1GiB".to_owned() }
     }
 }

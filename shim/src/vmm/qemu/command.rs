@@ -125,8 +125,7 @@ pub(super) fn arguments(spec: &VmSpec, platform: Platform, inherited: &Inherited
 
 /// What a disk's bytes are. QEMU locks them.
 fn image(disk: &Disk, fd: RawFd) -> String {
-    let found = disk.file.as_ref().and_then(|file| file.metadata().ok());
-    let is_block = found.is_some_and(|found| found.file_type().is_block_device());
+    let is_block = disk.file.metadata().is_ok_and(|found| found.file_type().is_block_device());
     let driver = if is_block { "host_device" } else { "file" };
     let readonly = if disk.readonly { "on" } else { "off" };
     format!(

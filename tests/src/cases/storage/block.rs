@@ -158,10 +158,8 @@ fn layers(t: &Test<'_>) -> Outcome {
     }
     // What the host has above the layers is the container's without it; the share is there then.
     let third = t.programs_on(&ward.node)?;
-    let devices = {
-        third.start_with(&flags, &["sleep", "100000"])?;
-        third.inspect()?["devices"].to_string()
-    };
+    third.start_with(&flags, &["sleep", "100000"])?;
+    let devices = third.inspect()?["devices"].to_string();
     ensure!(devices.contains("virtiofs") && !devices.contains("blk disk"), "{devices}");
     third.sh("test -x /usr/bin/git; echo kept > /new")?;
     for container in [&one, &two, &third] {

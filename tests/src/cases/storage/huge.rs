@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 
+use super::share::probe;
 use crate::bed::Test;
 use crate::cases::api::shim_of;
 use crate::ensure;
@@ -44,7 +45,7 @@ impl Drop for Volume {
 
 /// A shim with a container that is promised so much.
 fn shim(t: &Test<'_>, volume: &Path, bytes: u64, args: &[&str]) -> Outcome<Shim> {
-    let probe = t.bed.options.target.join("guest/bulkhead-probe");
+    let probe = probe(t);
     let change = |spec: &mut Value| {
         if let Some(mounts) = spec["mounts"].as_array_mut() {
             mounts.push(spec::mount("/huge", "bind", &volume.to_string_lossy(), &["rbind"]));

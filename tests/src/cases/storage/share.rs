@@ -36,7 +36,7 @@ pub const CASES: &[Case] = &[
 const CHECKS: [&str; 5] = ["names", "nodes", "data", "random", "locks"];
 
 /// The program that asks.
-fn probe(t: &Test<'_>) -> PathBuf {
+pub fn probe(t: &Test<'_>) -> PathBuf {
     t.bed.options.target.join("guest/bulkhead-probe")
 }
 
