@@ -56,7 +56,7 @@ pub(super) fn arguments(spec: &VmSpec, platform: Platform, inherited: &Inherited
     add("-M", machine_type(machine).into());
     add("-accel", accelerator(accel).into());
     add("-cpu", processor(accel, spec.nested).into());
-    add("-smp", spec.vcpus.to_string().into());
+    add("-smp", processors(accel, spec.vcpus).into());
     add("-m", format!("{}B", spec.memory).into());
     // vhost-user devices need memory that another process can map.
     add(
@@ -121,6 +121,16 @@ pub(super) fn arguments(spec: &VmSpec, platform: Platform, inherited: &Inherited
         args.push(flag.into());
     }
     args
+}
+
+/// How many processors there are. A guest that can have but one is executed without KVM as if nothing else saw its
+/// memory: a locked instruction orders nothing then, so that now and then the guest or a device misses the other's
+/// notice, and both wait for ever. A place for a second processor is enough to have it executed as it is written.
+fn processors(accel: Accel, vcpus: u32) -> String {
+    match accel {
+        Accel::Kvm => vcpus.to_string(),
+        Accel::Tcg => format!("{vcpus},maxcpus={}", vcpus.max(2)),
+    }
 }
 
 /// What a disk's bytes are. QEMU locks them.
@@ -226,7 +236,7 @@ mod tests {
     fn microvm_takes_devices_without_a_bus() {
         let line = line(&spec(), QemuMachine::Microvm, Accel::Tcg);
         let base = KERNEL_PARAMS.join(" ");
-        has(&line, "-smp 2");
+        has(&line, "-smp 2,maxcpus=2");
         has(&line, "-m 268435456B");
         has(
             &line,
@@ -254,6 +264,7 @@ mod tests {
         let line = line(&spec(), QemuMachine::Q35, Accel::Kvm);
         has(&line, &format!("-append {} a=b", KERNEL_PARAMS.join(" ")));
         has(&line, "-accel kvm");
+        has(&line, "-smp 2");
         has(&line, "-cpu host,-vmx,-svm");
         has(&line, "virtio-blk-pci,drive=scratch,serial=scratch,werror=report,rerror=report");
         has(&line, "vhost-user-vsock-pci,chardev=vsock");
@@ -261,6 +272,13 @@ mod tests {
         has(&line, "pvpanic-pci");
         has(&line, "socket,id=monitor,fd=15");
         has(&line, "pcie-root-port,id=port7,chassis=8,slot=8");
+    }
+
+    #[test]
+    fn a_processor_that_is_translated_is_never_the_only_possible_one() {
+        let spec = VmSpec { vcpus: 1, ..spec() };
+        has(&line(&spec, QemuMachine::Microvm, Accel::Tcg), "-smp 1,maxcpus=2");
+        has(&line(&spec, QemuMachine::Microvm, Accel::Kvm), "-smp 1");
     }
 
     #[test]
