@@ -11,6 +11,8 @@ rm -rf "$logs"
 mkdir -p "$logs"
 
 e2e=(target/debug/bulkhead-e2e --profile "${PROFILE:-debug}")
+# Without KVM everything is several times slower.
+qemu=(--hypervisor qemu --patience 3)
 
 # Where hardware virtualization is usable, cloud-hypervisor's tests need no machine around them.
 hardware_kvm() { grep -qwE 'vmx|svm' /proc/cpuinfo && [[ -w /dev/kvm ]]; }
@@ -20,9 +22,9 @@ part_unit() { cargo test --locked --workspace; }
 # runc first: a test that it fails is a wrong test.
 part_runc-2() { "${e2e[@]}" --runtime runc --containerd 2 --megabytes 64 --skip diff. ; }
 part_runc-1.6() { "${e2e[@]}" --runtime runc --containerd 1.6 --megabytes 64 --skip diff. ; }
-part_qemu-2() { "${e2e[@]}" --containerd 2 --hypervisor qemu --megabytes "${MEGABYTES:-256}"; }
-part_qemu-2-sandbox() { "${e2e[@]}" --containerd 2 --hypervisor qemu --sandboxer shim pods. ; }
-part_qemu-1.6() { "${e2e[@]}" --containerd 1.6 --hypervisor qemu --megabytes 64 --skip diff. ; }
+part_qemu-2() { "${e2e[@]}" --containerd 2 "${qemu[@]}" --megabytes "${MEGABYTES:-256}"; }
+part_qemu-2-sandbox() { "${e2e[@]}" --containerd 2 "${qemu[@]}" --sandboxer shim pods. ; }
+part_qemu-1.6() { "${e2e[@]}" --containerd 1.6 "${qemu[@]}" --megabytes 64 --skip diff. ; }
 part_cloud-hypervisor() {
     if command -v cloud-hypervisor >/dev/null && hardware_kvm; then
         "${e2e[@]}" --containerd 2 --hypervisor cloud-hypervisor
@@ -46,6 +48,16 @@ counts() {
         END { print passed + 0, failed + 0, skipped + 0 }' "$logs/$1.log"
 }
 
+# failures PART: what its log says of them, so that the last lines of a run are enough to know.
+failures() {
+    echo "--- $1, in $logs/$1.log:"
+    awk '
+        /FAILED|panicked at|^error/ { left = 10 }
+        left > 0 && lines < 60 { print substr($0, 1, 400); left--; lines++ }
+        { last[NR % 15] = $0 }
+        END { if (!lines) for (i = NR > 15 ? NR - 14 : 1; i <= NR; i++) print last[i % 15] }' "$logs/$1.log"
+}
+
 read -ra parts <<<"${PARTS:-lint unit runc-2 runc-1.6 qemu-2 qemu-2-sandbox qemu-1.6 cloud-hypervisor}"
 
 # The test bed has one processor, so it takes one of this machine's and leaves the others to the rest.
@@ -62,6 +74,10 @@ done
 
 total=(0 0 0)
 echo
+for part in "${parts[@]}"; do
+    read -r code _ <"$logs/$part.outcome"
+    [[ $code == 0 ]] || failures "$part"
+done
 printf '%-18s %7s %7s %7s %7s   %s\n' part passed failed skipped seconds outcome
 for part in "${parts[@]}"; do
     read -r code seconds <"$logs/$part.outcome"
@@ -71,7 +87,7 @@ for part in "${parts[@]}"; do
     # So does lint pass as a whole.
     [[ $code != 0 || $((passed + skipped)) != 0 ]] || passed=1
     printf '%-18s %7s %7s %7s %7s   %s\n' "$part" "$passed" "$failed" "$skipped" "$seconds" \
-        "$([[ $code == 0 ]] && echo ok || echo "FAILED: $logs/$part.log")"
+        "$([[ $code == 0 ]] && echo ok || echo FAILED)"
     total=($((total[0] + passed)) $((total[1] + failed)) $((total[2] + skipped)))
 done
 echo
