@@ -21,7 +21,7 @@ flock 8
 # For the kernel, the agent, virtiofsd, the VMs, the test image, the CRI client of the tests, and what they do with
 # networks and files.
 packages=(
-    bc binutils bison flex gcc libc6-dev libelf-dev make perl xz-utils
+    bc binutils bison flex gcc libc6-dev libelf-dev make perl xz-utils zstd
     libcap-ng-dev libseccomp-dev pkg-config zlib1g-dev
     btrfs-progs busybox-static cpio e2fsprogs erofs-utils iproute2 kmod qemu-system-x86 xfsprogs
     protobuf-compiler
