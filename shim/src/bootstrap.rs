@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::args::Args;
-use crate::container::spec::{self, SpecError};
+use crate::container::{SpecError, spec};
 
 /// The descriptor on which the server finds its listening socket.
 pub const LISTENER_FD: i32 = 3;

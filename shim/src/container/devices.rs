@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Spec};
 use rustix::fs::{major, minor};
 
-use super::spec::SpecError;
+use super::error::SpecError;
 use crate::storage::host;
 use crate::storage::share::ShareError;
 

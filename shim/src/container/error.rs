@@ -1,8 +1,9 @@
 //! What can go wrong with a container.
 
+use std::path::PathBuf;
+
 use thiserror::Error;
 
-use super::spec::SpecError;
 use super::stdio::StdioError;
 use crate::guest::GuestError;
 use crate::storage::share::ShareError;
@@ -42,4 +43,47 @@ pub enum ContainerError {
     /// The agent refused, or does not answer.
     #[error(transparent)]
     Guest(#[from] GuestError),
+}
+
+/// A spec that cannot be carried out.
+#[derive(Debug, Error)]
+pub enum SpecError {
+    /// The file cannot be read or is no spec.
+    #[error("{path}: {reason}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A field that every container needs.
+    #[error("{field} is missing from the OCI spec")]
+    Missing {
+        /// Its path in the document.
+        field: &'static str,
+    },
+    /// A field asks for what a container in a microVM cannot have.
+    #[error("{field} of the OCI spec: {reason}")]
+    Refused {
+        /// Its path in the document.
+        field: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A field names something on the host that is not there or cannot be mounted.
+    #[error("{field} of the OCI spec: {source}")]
+    Source {
+        /// Its path in the document.
+        field: String,
+        /// What happened.
+        source: ShareError,
+    },
+    /// The changed spec cannot be written down.
+    #[error("the guest's OCI spec cannot be encoded: {0}")]
+    Encode(#[from] serde_json::Error),
+}
+
+/// A field that a guest cannot honour.
+pub fn refused(field: impl Into<String>, reason: &str) -> SpecError {
+    SpecError::Refused { field: field.into(), reason: reason.to_owned() }
 }

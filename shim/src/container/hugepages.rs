@@ -9,7 +9,7 @@ use bulkhead_protocols::{SHARED_DIR, agent};
 use oci_spec::runtime::{Linux, Mount};
 use rustix::fs::fstatfs;
 
-use super::spec::{SpecError, refused};
+use super::error::{SpecError, refused};
 use crate::bootstrap::short_name;
 use crate::storage::host::{self, HUGETLBFS};
 

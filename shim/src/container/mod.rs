@@ -5,6 +5,7 @@ mod error;
 mod hugepages;
 mod namespaces;
 mod process;
+mod refuse;
 pub mod scratch;
 mod shm;
 mod sockets;
@@ -35,7 +36,7 @@ use crate::guest::{Guest, GuestError};
 use crate::storage::share::ContainerTree;
 use crate::sys::lock;
 
-pub use error::ContainerError;
+pub use error::{ContainerError, SpecError};
 pub use namespaces::Neighbours;
 pub use process::{Exit, Process, Status};
 use sockets::Forwarding;

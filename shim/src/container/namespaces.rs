@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use bulkhead_protocols::agent::ContainerRef;
 use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType};
 
-use super::spec::{SpecError, refused};
+use super::error::{SpecError, refused};
 
 /// Kinds that a container must not have in common with the host: what a spec without them gets in Kubernetes' words.
 const NEEDED: [(LinuxNamespaceType, &str, &str); 5] = [

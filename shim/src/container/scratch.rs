@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use bulkhead_protocols::{DISK_BY_SERIAL, ROOTFS_DIR, SCRATCH_DIR, SCRATCH_SERIAL, agent};
 use oci_spec::runtime::{Mount, Spec};
 
-use super::spec::read_only;
 use crate::config::Filesystem;
 use crate::storage::host::{self, HUGETLBFS, TMPFS};
 
@@ -41,9 +40,9 @@ pub struct Held {
 }
 
 impl OnScratch {
-    /// Whether it takes what a container with this spec writes to its root file system.
-    pub fn takes_upper(&self, spec: &Spec) -> bool {
-        self.upper && !read_only(spec)
+    /// Whether it takes what a container writes to its root file system, which may be read-only.
+    pub fn takes_upper(&self, read_only: bool) -> bool {
+        self.upper && !read_only
     }
 
     /// Puts aside what the container writes to its root file system, which is at `rootfs` in the guest. Returns where

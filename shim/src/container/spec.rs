@@ -10,16 +10,17 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use bulkhead_protocols::agent::{self, ContainerRef};
-use oci_spec::runtime::{Linux, LinuxSeccomp, LinuxSeccompAction, Mount, Process, Spec};
-use thiserror::Error;
+use oci_spec::runtime::{Mount, Process, Spec};
 
 use super::devices;
+use super::error::{SpecError, refused};
 use super::hugepages;
 use super::namespaces::Neighbours;
+use super::refuse::{self, is_bind};
 use super::scratch::{Held, OnScratch};
 use super::shm;
 use super::sockets::Socket;
-use crate::storage::share::{Bound, ContainerTree, ShareError};
+use crate::storage::share::{Bound, ContainerTree};
 use crate::storage::volume::Volume;
 use crate::storage::{host, mount};
 
@@ -37,44 +38,6 @@ const DEFAULT_PROFILE: &str = "cri-containerd.apparmor.d";
 
 /// Directories of the host whose content means the kernel: the guest has its own.
 const KERNEL_DIRECTORIES: [&str; 3] = ["/dev", "/proc", "/sys"];
-
-/// A spec that cannot be carried out.
-#[derive(Debug, Error)]
-pub enum SpecError {
-    /// The file cannot be read or is no spec.
-    #[error("{path}: {reason}")]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// A field that every container needs.
-    #[error("{field} is missing from the OCI spec")]
-    Missing {
-        /// Its path in the document.
-        field: &'static str,
-    },
-    /// A field asks for what a container in a microVM cannot have.
-    #[error("{field} of the OCI spec: {reason}")]
-    Refused {
-        /// Its path in the document.
-        field: String,
-        /// Why not.
-        reason: String,
-    },
-    /// A field names something on the host that is not there or cannot be mounted.
-    #[error("{field} of the OCI spec: {source}")]
-    Source {
-        /// Its path in the document.
-        field: String,
-        /// What happened.
-        source: ShareError,
-    },
-    /// The changed spec cannot be written down.
-    #[error("the guest's OCI spec cannot be encoded: {0}")]
-    Encode(#[from] serde_json::Error),
-}
 
 /// Whether the bundle has a spec. One without is that of a pod which containerd drives by the sandbox API.
 pub fn is_there(bundle: &Path) -> bool {
@@ -124,9 +87,9 @@ fn annotation<'a>(spec: &'a Spec, name: &str) -> Option<&'a str> {
 
 /// Requires that a pod's sandbox asks for nothing that a VM cannot be.
 pub fn check_sandbox(spec: &Spec) -> Result<(), SpecError> {
-    refuse_document(spec)?;
+    refuse::document(spec)?;
     let linux = spec.linux().as_ref().ok_or(SpecError::Missing { field: "linux" })?;
-    refuse_linux(linux)?;
+    refuse::linux(linux)?;
     Neighbours::check_sandbox(linux)
 }
 
@@ -181,12 +144,12 @@ pub fn for_guest(
     surroundings: &Surroundings<'_>,
 ) -> Result<GuestSpec, SpecError> {
     let Surroundings { bundle, neighbours, follows, scratch, images, devices, .. } = surroundings;
-    refuse_document(&spec)?;
+    refuse::document(&spec)?;
     let Some(process) = spec.process_mut() else {
         return Err(SpecError::Missing { field: "process" });
     };
     drop_default_profile(process);
-    refuse_process(process)?;
+    refuse::process(process)?;
     let (mut mounts, mut volumes) = (Vec::new(), Vec::new());
     let (id, mut held) = (tree.id(), Held::default());
     let mut submounts = Vec::new();
@@ -195,7 +158,7 @@ pub fn for_guest(
         submounts.push(rootfs.clone());
     }
     if let Some(scratch) = scratch
-        && scratch.takes_upper(&spec)
+        && scratch.takes_upper(read_only(&spec))
     {
         rootfs = scratch.upper(&rootfs, &id, &mut held);
     }
@@ -208,7 +171,7 @@ pub fn for_guest(
     let Some(linux) = spec.linux_mut() else {
         return Err(SpecError::Missing { field: "linux" });
     };
-    refuse_linux(linux)?;
+    refuse::linux(linux)?;
     let pid_namespace = neighbours.apply(linux)?;
     devices::leave_out_others(linux);
     let huge_pages = hugepages::promised(linux)?;
@@ -217,7 +180,7 @@ pub fn for_guest(
     let in_pod = neighbours.network.is_some();
     let mut sockets = Vec::new();
     for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
-        refuse_mount(mount, index)?;
+        refuse::mount(mount, index)?;
         // Of what cannot be found the error comes below.
         let shown = mount.source().as_ref().filter(|_| is_bind(mount));
         let shown = shown.and_then(|source| host::find(&bundle.join(source)).ok());
@@ -287,7 +250,7 @@ pub fn exec_for_guest(document: Vec<u8>) -> Result<Vec<u8>, SpecError> {
             reason: format!("no OCI process: {error}"),
         })?;
     let changed = drop_default_profile(&mut process);
-    refuse_process(&process)?;
+    refuse::process(&process)?;
     if changed { Ok(serde_json::to_vec(&process)?) } else { Ok(document) }
 }
 
@@ -299,104 +262,6 @@ fn drop_default_profile(process: &mut Process) -> bool {
         process.set_apparmor_profile(None);
     }
     is_default
-}
-
-/// What a guest cannot honour.
-pub fn refused(field: impl Into<String>, reason: &str) -> SpecError {
-    SpecError::Refused { field: field.into(), reason: reason.to_owned() }
-}
-
-fn refuse_document(spec: &Spec) -> Result<(), SpecError> {
-    let hooks = spec.hooks().as_ref().is_some_and(|hooks| {
-        #[allow(deprecated)] // prestart is deprecated, and still asked for
-        [
-            hooks.prestart(),
-            hooks.create_runtime(),
-            hooks.create_container(),
-            hooks.start_container(),
-            hooks.poststart(),
-            hooks.poststop(),
-        ]
-        .into_iter()
-        .flatten()
-        .any(|list| !list.is_empty())
-    });
-    let rules = [
-        (hooks, "hooks", "a program of the host cannot act on a container in a guest"),
-        (spec.solaris().is_some(), "solaris", "the guest runs Linux"),
-        (spec.windows().is_some(), "windows", "the guest runs Linux"),
-        (spec.vm().is_some(), "vm", "the VM is the runtime's own; see its configuration file"),
-    ];
-    first_broken(&rules, "")
-}
-
-fn refuse_process(process: &Process) -> Result<(), SpecError> {
-    let set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
-    let no_lsm = "the guest's kernel has no such security module";
-    let rules = [
-        (process.args().as_ref().is_none_or(Vec::is_empty), "args", "must name a program"),
-        (set(process.apparmor_profile()), "apparmorProfile", no_lsm),
-        (set(process.selinux_label()), "selinuxLabel", no_lsm),
-        (!process.cwd().is_absolute(), "cwd", "must be an absolute path"),
-    ];
-    first_broken(&rules, "process.")
-}
-
-fn refuse_linux(linux: &Linux) -> Result<(), SpecError> {
-    let mapped = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
-    let resources = linux.resources().as_ref();
-    let rules = [
-        (mapped(linux.uid_mappings()), "uidMappings", "user namespaces are not supported"),
-        (mapped(linux.gid_mappings()), "gidMappings", "user namespaces are not supported"),
-        (
-            linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()),
-            "mountLabel",
-            "the guest's kernel has no such security module",
-        ),
-        (linux.intel_rdt().is_some(), "intelRdt", "a guest has no resctrl file system"),
-        (linux.memory_policy().is_some(), "memoryPolicy", "a guest has one memory node"),
-        (
-            linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty()),
-            "netDevices",
-            "devices of the host cannot be moved into a guest",
-        ),
-        (
-            linux.seccomp().as_ref().is_some_and(notifies),
-            "seccomp",
-            "its listener is on the host, out of the guest's reach",
-        ),
-        (
-            resources.is_some_and(|resources| resources.network().is_some()),
-            "resources.network",
-            "cgroup v2, which the guest has, knows no network classes",
-        ),
-        (
-            resources.is_some_and(|resources| resources.rdma().is_some()),
-            "resources.rdma",
-            "a guest has no RDMA devices",
-        ),
-    ];
-    first_broken(&rules, "linux.")
-}
-
-/// Whether a seccomp profile asks another program.
-fn notifies(seccomp: &LinuxSeccomp) -> bool {
-    let mut rules = seccomp.syscalls().iter().flatten();
-    seccomp.listener_path().is_some()
-        || rules.any(|rule| rule.action() == LinuxSeccompAction::ScmpActNotify)
-}
-
-fn first_broken(rules: &[(bool, &str, &str)], prefix: &str) -> Result<(), SpecError> {
-    match rules.iter().find(|(broken, ..)| *broken) {
-        Some((_, field, reason)) => Err(refused(format!("{prefix}{field}"), reason)),
-        None => Ok(()),
-    }
-}
-
-fn is_bind(mount: &Mount) -> bool {
-    let options = mount.options().as_deref().unwrap_or_default();
-    mount.typ().as_deref() == Some("bind")
-        || options.iter().any(|option| option == "bind" || option == "rbind")
 }
 
 fn is_read_only(mount: &Mount) -> bool {
@@ -452,26 +317,6 @@ fn guest_mount(
     let bound = bound.map_err(|source| SpecError::Source { field, source })?;
     mount.set_source(Some(PathBuf::from(&bound.guest)));
     Ok(Some(bound))
-}
-
-/// What no mount may ask for, whatever it shows.
-fn refuse_mount(mount: &Mount, index: usize) -> Result<(), SpecError> {
-    let mut options = mount.options().iter().flatten();
-    let unknown = ["tmpcopyup", "idmap", "ridmap"];
-    if let Some(option) = options.find(|option| unknown.contains(&option.as_str())) {
-        let reason = format!("{option} is not supported");
-        return Err(refused(format!("mounts[{index}].options"), &reason));
-    }
-    if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
-        let reason = "idmapped mounts are not supported";
-        return Err(refused(format!("mounts[{index}].uidMappings"), reason));
-    }
-    let destination = Path::new("/").join(mount.destination());
-    if is_bind(mount) && destination.components().eq(Path::new("/dev").components()) {
-        let reason = "the container's /dev is made of the guest's devices";
-        return Err(refused(format!("mounts[{index}].destination"), reason));
-    }
-    Ok(())
 }
 
 /// The socket of the host that a bind mount shows, if it is one and the container may reach it: its path without

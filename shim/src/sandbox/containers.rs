@@ -103,7 +103,8 @@ impl Sandbox {
     ) -> Result<Container, SandboxError> {
         let Wanted { new, document, root, devices } = wanted;
         let scratch = running.parts.scratch.as_ref();
-        let lower = scratch.is_some_and(|(_, scratch)| scratch.takes_upper(&document));
+        let lower =
+            scratch.is_some_and(|(_, scratch)| scratch.takes_upper(spec::read_only(&document)));
         let images = running.plug(&new.id, root.images(lower)).await?;
         let shown = images.is_empty() || spec::binds(&document);
         if shown && running.parts.virtiofsd.is_none() {
@@ -232,7 +233,7 @@ fn prepare(
     let root = spec::root(&document, &new.bundle)?;
     let scratch = running.parts.scratch.as_ref().map(|(_, held)| held);
     let read_only = spec::read_only(&document);
-    let lower = scratch.is_some_and(|scratch| scratch.takes_upper(&document));
+    let lower = scratch.is_some_and(|scratch| scratch.takes_upper(read_only));
     let rootfs = if images.is_empty() {
         let mounts = spec::rootfs_mounts(&new.rootfs);
         tree.rootfs(&mounts, &root, read_only, lower).map_err(ContainerError::Rootfs)?

@@ -4,8 +4,7 @@
 use bulkhead_protocols::chain;
 use ttrpc::{Code, get_status};
 
-use crate::container::ContainerError;
-use crate::container::spec::SpecError;
+use crate::container::{ContainerError, SpecError};
 use crate::guest::GuestError;
 use crate::sandbox::{PodError, SandboxError};
 

@@ -1,0 +1,126 @@
+//! What the OCI spec of a container may not ask for, since a guest cannot honour it.
+//!
+//! A rule a line, and nothing of the host is looked at. Rules: the OCI runtime specification 1.2.
+
+use std::path::Path;
+
+use oci_spec::runtime::{Linux, LinuxSeccomp, LinuxSeccompAction, Mount, Process, Spec};
+
+use super::error::{SpecError, refused};
+
+/// What no document may ask for, be it a pod's or a container's.
+pub fn document(spec: &Spec) -> Result<(), SpecError> {
+    let hooks = spec.hooks().as_ref().is_some_and(|hooks| {
+        #[allow(deprecated)] // prestart is deprecated, and still asked for
+        [
+            hooks.prestart(),
+            hooks.create_runtime(),
+            hooks.create_container(),
+            hooks.start_container(),
+            hooks.poststart(),
+            hooks.poststop(),
+        ]
+        .into_iter()
+        .flatten()
+        .any(|list| !list.is_empty())
+    });
+    let rules = [
+        (hooks, "hooks", "a program of the host cannot act on a container in a guest"),
+        (spec.solaris().is_some(), "solaris", "the guest runs Linux"),
+        (spec.windows().is_some(), "windows", "the guest runs Linux"),
+        (spec.vm().is_some(), "vm", "the VM is the runtime's own; see its configuration file"),
+    ];
+    first_broken(&rules, "")
+}
+
+/// What no process may ask for, the first one or an exec.
+pub fn process(process: &Process) -> Result<(), SpecError> {
+    let set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+    let no_lsm = "the guest's kernel has no such security module";
+    let rules = [
+        (process.args().as_ref().is_none_or(Vec::is_empty), "args", "must name a program"),
+        (set(process.apparmor_profile()), "apparmorProfile", no_lsm),
+        (set(process.selinux_label()), "selinuxLabel", no_lsm),
+        (!process.cwd().is_absolute(), "cwd", "must be an absolute path"),
+    ];
+    first_broken(&rules, "process.")
+}
+
+/// What the part of the document about Linux may not ask for.
+pub fn linux(linux: &Linux) -> Result<(), SpecError> {
+    let mapped = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    let resources = linux.resources().as_ref();
+    let rules = [
+        (mapped(linux.uid_mappings()), "uidMappings", "user namespaces are not supported"),
+        (mapped(linux.gid_mappings()), "gidMappings", "user namespaces are not supported"),
+        (
+            linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()),
+            "mountLabel",
+            "the guest's kernel has no such security module",
+        ),
+        (linux.intel_rdt().is_some(), "intelRdt", "a guest has no resctrl file system"),
+        (linux.memory_policy().is_some(), "memoryPolicy", "a guest has one memory node"),
+        (
+            linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty()),
+            "netDevices",
+            "devices of the host cannot be moved into a guest",
+        ),
+        (
+            linux.seccomp().as_ref().is_some_and(notifies),
+            "seccomp",
+            "its listener is on the host, out of the guest's reach",
+        ),
+        (
+            resources.is_some_and(|resources| resources.network().is_some()),
+            "resources.network",
+            "cgroup v2, which the guest has, knows no network classes",
+        ),
+        (
+            resources.is_some_and(|resources| resources.rdma().is_some()),
+            "resources.rdma",
+            "a guest has no RDMA devices",
+        ),
+    ];
+    first_broken(&rules, "linux.")
+}
+
+/// Whether a seccomp profile asks another program.
+fn notifies(seccomp: &LinuxSeccomp) -> bool {
+    let mut rules = seccomp.syscalls().iter().flatten();
+    seccomp.listener_path().is_some()
+        || rules.any(|rule| rule.action() == LinuxSeccompAction::ScmpActNotify)
+}
+
+fn first_broken(rules: &[(bool, &str, &str)], prefix: &str) -> Result<(), SpecError> {
+    match rules.iter().find(|(broken, ..)| *broken) {
+        Some((_, field, reason)) => Err(refused(format!("{prefix}{field}"), reason)),
+        None => Ok(()),
+    }
+}
+
+/// What no mount may ask for, whatever it shows.
+pub fn mount(mount: &Mount, index: usize) -> Result<(), SpecError> {
+    let mut options = mount.options().iter().flatten();
+    let unknown = ["tmpcopyup", "idmap", "ridmap"];
+    if let Some(option) = options.find(|option| unknown.contains(&option.as_str())) {
+        let reason = format!("{option} is not supported");
+        return Err(refused(format!("mounts[{index}].options"), &reason));
+    }
+    if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
+        let reason = "idmapped mounts are not supported";
+        return Err(refused(format!("mounts[{index}].uidMappings"), reason));
+    }
+    let destination = Path::new("/").join(mount.destination());
+    if is_bind(mount) && destination.components().eq(Path::new("/dev").components()) {
+        let reason = "the container's /dev is made of the guest's devices";
+        return Err(refused(format!("mounts[{index}].destination"), reason));
+    }
+    Ok(())
+}
+
+/// Whether a mount shows something that is there already.
+pub fn is_bind(mount: &Mount) -> bool {
+    let options = mount.options().as_deref().unwrap_or_default();
+    mount.typ().as_deref() == Some("bind")
+        || options.iter().any(|option| option == "bind" || option == "rbind")
+}
