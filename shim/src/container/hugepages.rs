@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bulkhead_protocols::{SHARED_DIR, agent};
 use oci_spec::runtime::{Linux, Mount};
@@ -19,7 +19,7 @@ pub fn volume(mount: &mut Mount, shown: &OwnedFd) -> Option<agent::Mount> {
     let source = mount.source().clone()?;
     let kind = fstatfs(shown).ok()?;
     // A part of one (`subPath`) would be another one in the guest.
-    if kind.f_type != HUGETLBFS || host::sources_of(HUGETLBFS, &[&source]).is_none() {
+    if kind.f_type != HUGETLBFS || host::mounted_at(&source)? != Path::new("/") {
         return None;
     }
     let root = fs::metadata(host::by_descriptor(shown)).ok()?;

@@ -8,6 +8,9 @@ use oci_spec::runtime::{Linux, LinuxSeccomp, LinuxSeccompAction, Mount, Process,
 
 use super::error::{SpecError, refused};
 
+/// Of what SELinux or AppArmor would have to do.
+const NO_LSM: &str = "the guest's kernel has no such security module";
+
 /// What no document may ask for, be it a pod's or a container's.
 pub fn document(spec: &Spec) -> Result<(), SpecError> {
     let hooks = spec.hooks().as_ref().is_some_and(|hooks| {
@@ -36,11 +39,10 @@ pub fn document(spec: &Spec) -> Result<(), SpecError> {
 /// What no process may ask for, the first one or an exec.
 pub fn process(process: &Process) -> Result<(), SpecError> {
     let set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
-    let no_lsm = "the guest's kernel has no such security module";
     let rules = [
         (process.args().as_ref().is_none_or(Vec::is_empty), "args", "must name a program"),
-        (set(process.apparmor_profile()), "apparmorProfile", no_lsm),
-        (set(process.selinux_label()), "selinuxLabel", no_lsm),
+        (set(process.apparmor_profile()), "apparmorProfile", NO_LSM),
+        (set(process.selinux_label()), "selinuxLabel", NO_LSM),
         (!process.cwd().is_absolute(), "cwd", "must be an absolute path"),
     ];
     first_broken(&rules, "process.")
@@ -53,11 +55,7 @@ pub fn linux(linux: &Linux) -> Result<(), SpecError> {
     let rules = [
         (mapped(linux.uid_mappings()), "uidMappings", "user namespaces are not supported"),
         (mapped(linux.gid_mappings()), "gidMappings", "user namespaces are not supported"),
-        (
-            linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()),
-            "mountLabel",
-            "the guest's kernel has no such security module",
-        ),
+        (linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()), "mountLabel", NO_LSM),
         (linux.intel_rdt().is_some(), "intelRdt", "a guest has no resctrl file system"),
         (linux.memory_policy().is_some(), "memoryPolicy", "a guest has one memory node"),
         (

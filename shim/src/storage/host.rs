@@ -65,7 +65,7 @@ pub fn mounted_at(path: &Path) -> Option<PathBuf> {
 }
 
 /// What the file systems of this type (statfs(2)) are on that are mounted right at these paths, as a whole. None unless
-/// all are; where the first one is not, the host's mounts, of which there may be thousands, are not read.
+/// all are; where one is of another type, the host's mounts, of which there may be thousands, are not read.
 pub fn sources_of(magic: i64, paths: &[&Path]) -> Option<Vec<PathBuf>> {
     let is_one = |path: &&Path| find(path).is_ok_and(|found| type_of(&found) == Some(magic));
     if !paths.iter().all(is_one) {

@@ -35,8 +35,8 @@ pub use template::{Template, TemplateError};
 /// there, and to reset at once on a panic, in case it cannot reach the panic device. The rest is time. With a single
 /// vCPU it would take the lock prefixes out of its own code, at 8,000 places, for less than that costs; the end of an
 /// RCU grace period, for which mounts and control groups wait, would take it several ticks; and a timer that is
-/// late, since the host is busy, is no reason to give up. An interface that nobody has made is none. Of each processor's
-/// own memory it would reserve 2 MiB at a time otherwise, and 4 MiB more to keep accounts of them.
+/// late, since the host is busy, is no reason to give up. An interface that nobody has made is none. Of each
+/// processor's own memory it would reserve 2 MiB at a time otherwise, and 4 MiB more to keep accounts of them.
 const KERNEL_PARAMS: [&str; 8] = [
     "console=ttyS0",
     "loglevel=3",
