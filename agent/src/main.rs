@@ -21,7 +21,6 @@ mod stamps;
 mod stdio;
 mod streams;
 mod sys;
-mod template;
 mod virtio;
 
 use std::process::ExitCode;

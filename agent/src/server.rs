@@ -33,7 +33,7 @@ use crate::sandbox::{forward, volume};
 use crate::stamps::Stamps;
 use crate::streams::Streams;
 use crate::sys::lock;
-use crate::{diagnostics, setup, shutdown, template};
+use crate::{diagnostics, setup, shutdown};
 
 /// Why the host can't be served.
 #[derive(Debug, thiserror::Error)]
@@ -41,9 +41,6 @@ pub enum Error {
     /// The host does not listen, or the guest has no vsock.
     #[error("cannot reach the host on vsock port {CONTROL_PORT}")]
     Dial(#[source] io::Error),
-    /// The guest can't wait for a sandbox.
-    #[error("cannot wait as a template")]
-    Template(#[source] io::Error),
     /// No streams.
     #[error("cannot listen for streams")]
     Streams(#[source] io::Error),
@@ -61,8 +58,7 @@ pub enum Error {
     PowerOff(#[source] nix::Error),
 }
 
-/// Dials the host, or waits to be dialled where this is a template, and serves it until the connection ends; the VM
-/// ends with it.
+/// Dials the host, and serves it until the connection ends; the VM ends with it.
 ///
 /// # Errors
 /// What has kept the agent from serving.
@@ -83,14 +79,8 @@ pub async fn run(stamps: Arc<Stamps>) -> Result<(), Error> {
     tokio::spawn(Arc::clone(&watcher).run());
 
     let network = Network::take();
-    let stream = if template::wanted().map_err(Error::Template)? {
-        let stream = template::wait().await.map_err(Error::Template)?;
-        stamps.restart();
-        stream
-    } else {
-        let address = VsockAddr::new(VMADDR_CID_HOST, CONTROL_PORT);
-        VsockStream::connect(address).await.map_err(Error::Dial)?
-    };
+    let address = VsockAddr::new(VMADDR_CID_HOST, CONTROL_PORT);
+    let stream = VsockStream::connect(address).await.map_err(Error::Dial)?;
     stamps.mark("dialled");
     let (over, ended) = oneshot::channel();
     let connection = Connection { stream, over: Some(over) };

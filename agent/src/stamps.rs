@@ -9,36 +9,24 @@ use crate::sys::lock;
 
 /// The phases passed so far, in order.
 #[derive(Debug, Default)]
-pub struct Stamps(Mutex<Passed>);
-
-#[derive(Debug, Default)]
-struct Passed {
-    /// What the clock showed when the start began.
-    zero_us: u64,
-    phases: Vec<(&'static str, u64)>,
-}
+pub struct Stamps(Mutex<Vec<(&'static str, u64)>>);
 
 impl Stamps {
     /// Notes that `phase` is over now.
     pub fn mark(&self, phase: &'static str) {
-        let mut passed = lock(&self.0);
-        let since = uptime_us().saturating_sub(passed.zero_us);
-        passed.phases.push((phase, since));
-    }
-
-    /// The start begins now: what came before was a template's.
-    pub fn restart(&self) {
-        *lock(&self.0) = Passed { zero_us: uptime_us(), phases: Vec::new() };
+        lock(&self.0).push((phase, uptime_us()));
     }
 
     /// All stamps, in the form that the wire carries.
     pub fn to_wire(&self) -> Vec<Stamp> {
-        let stamp = |&(phase, uptime_us): &(&str, u64)| Stamp {
-            phase: phase.to_owned(),
-            uptime_us,
-            ..Default::default()
-        };
-        lock(&self.0).phases.iter().map(stamp).collect()
+        lock(&self.0)
+            .iter()
+            .map(|&(phase, uptime_us)| Stamp {
+                phase: phase.to_owned(),
+                uptime_us,
+                ..Default::default()
+            })
+            .collect()
     }
 }
 
@@ -65,16 +53,5 @@ mod tests {
         assert_eq!(wire[1].phase, "mounts");
         assert!(wire[0].uptime_us > 0);
         assert!(wire[0].uptime_us <= wire[1].uptime_us);
-    }
-
-    #[test]
-    fn a_start_that_begins_anew_counts_from_there() {
-        let stamps = Stamps::default();
-        stamps.mark("kernel");
-        stamps.restart();
-        stamps.mark("dialled");
-        let wire = stamps.to_wire();
-        assert_eq!(wire.len(), 1);
-        assert!(wire[0].uptime_us < uptime_us(), "{wire:?}");
     }
 }

@@ -12,7 +12,6 @@ Usage: bulkhead COMMAND
   list [--json]            show the sandboxes of this host
   inspect ID [--json]      show one sandbox: VMM, guest, processes, phases of its start
   gc [--dry-run]           end and remove the sandboxes whose shim is gone
-  template create|remove   make the guest that sandboxes start from, or remove it
 
   -n, --namespace NAME     with inspect: containerd's namespace, where an id is in several
   -h, --help               show this
@@ -49,10 +48,6 @@ pub enum Command {
         /// Only say what would be removed.
         dry_run: bool,
     },
-    /// Make the host's template.
-    TemplateCreate,
-    /// Remove it.
-    TemplateRemove,
     /// Show the usage.
     Help,
     /// Show the version.
@@ -91,13 +86,9 @@ fn parse(mut parser: Parser) -> Result<Args, lexopt::Error> {
         ["list"] => Command::List,
         ["inspect", id] => Command::Inspect { id: id.to_owned() },
         ["gc"] => Command::Gc { dry_run },
-        ["template", "create"] => Command::TemplateCreate,
-        ["template", "remove"] => Command::TemplateRemove,
         ["inspect"] => return Err("inspect needs an id".into()),
-        ["template"] => return Err("template needs create or remove".into()),
-        ["template", other] => return Err(format!("template has no {other:?}").into()),
         [] => return Err("a command is missing".into()),
-        ["check" | "list" | "inspect" | "gc" | "template", .., last] => {
+        ["check" | "list" | "inspect" | "gc", .., last] => {
             return Err(format!("{last:?} is one argument too many").into());
         }
         [other, ..] => return Err(format!("{other:?} is no command").into()),
@@ -150,9 +141,6 @@ mod tests {
         assert_eq!(refused(""), "a command is missing");
         assert_eq!(refused("destroy"), "\"destroy\" is no command");
         assert_eq!(refused("inspect"), "inspect needs an id");
-        assert_eq!(refused("template"), "template needs create or remove");
-        assert_eq!(refused("template delete"), "template has no \"delete\"");
-        assert_eq!(refused("template create a"), "\"a\" is one argument too many");
         assert_eq!(refused("inspect a b"), "\"b\" is one argument too many");
         assert_eq!(refused("check --json"), "--json does not go with check");
         assert_eq!(refused("list --dry-run"), "--dry-run does not go with list");

@@ -1,5 +1,5 @@
 //! `bulkhead`, the operator's tool: whether this host can run sandboxes, which ones it runs, what
-//! one of them consists of, the removal of what a dead shim left over, and the template that they start from.
+//! one of them consists of, and the removal of what a dead shim left over.
 
 #![forbid(unsafe_code)]
 
@@ -18,8 +18,6 @@ use std::process::ExitCode;
 use bulkhead_protocols::chain;
 use bulkhead_shim::config::{Config, ConfigError};
 use bulkhead_shim::record::{self, Entry, RecordError};
-use bulkhead_shim::sandbox::template::{self, CreateError};
-use bulkhead_shim::vmm::Template;
 use thiserror::Error;
 
 use args::{Args, Command};
@@ -39,9 +37,6 @@ enum CommandError {
     /// The sandbox that is asked for is not there.
     #[error(transparent)]
     Find(#[from] find::FindError),
-    /// There is no template.
-    #[error(transparent)]
-    Template(#[from] CreateError),
     /// The answer cannot be written.
     #[error("the answer cannot be written")]
     Output(#[from] io::Error),
@@ -78,19 +73,6 @@ fn run(args: &Args) -> Result<ExitCode, CommandError> {
             inspect::run(&entry, args.json, &mut out)?;
         }
         Command::Gc { dry_run } => return Ok(gc::run(&entries()?, *dry_run, &mut out)?),
-        Command::TemplateCreate => {
-            let path = template::create(&Config::load()?)?;
-            writeln!(
-                out,
-                "{} is there; sandboxes of this configuration start from it",
-                path.display()
-            )?;
-        }
-        Command::TemplateRemove => {
-            let removed =
-                Template::remove(&Config::load()?.state_dir).map_err(CreateError::from)?;
-            writeln!(out, "{}", if removed { "removed" } else { "there is none" })?;
-        }
     }
     Ok(ExitCode::SUCCESS)
 }

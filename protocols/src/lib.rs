@@ -64,10 +64,6 @@ pub const STREAM_WINDOW: usize = 48 << 10;
 /// For how many bytes that it has handed on the shim sends one byte of acknowledgement.
 pub const STREAM_ACK: usize = 16 << 10;
 
-/// The word on the kernel's command line that makes a guest a template: it dials [`CONTROL_PORT`] to say that it is
-/// ready, and is then dialled on it by the host that wakes it.
-pub const TEMPLATE_PARAM: &str = "bulkhead.template";
-
 /// The hardware address with which the VM's network device of this number comes. It tells the guest which device is
 /// which, and is no interface's: the agent gives each the address that the pod's interface has on the host.
 #[must_use]

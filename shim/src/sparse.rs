@@ -10,20 +10,20 @@ use nix::unistd::{Whence, lseek};
 /// How much is copied at once, in bytes.
 const CHUNK: u64 = 2 << 20;
 
-/// Copies everything from an offset of one file to an offset of another, but for holes.
+/// Copies what is in one file into another, but for holes.
 ///
 /// # Errors
 /// What the system says.
-pub fn copy_data(from: &File, start: u64, to: &File, to_start: u64) -> io::Result<()> {
+pub fn copy_data(from: &File, to: &File) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK as usize];
-    let mut hole = start;
+    let mut hole = 0;
     while let Some(mut at) = seek(from, hole, Whence::SeekData)? {
         // After data there is always a hole; the end of the file counts as one (lseek(2)).
         hole = seek(from, at, Whence::SeekHole)?.unwrap_or(at);
         while at < hole {
             let piece = &mut buffer[..CHUNK.min(hole - at) as usize];
             from.read_exact_at(piece, at)?;
-            to.write_all_at(piece, at - start + to_start)?;
+            to.write_all_at(piece, at)?;
             at += piece.len() as u64;
         }
     }

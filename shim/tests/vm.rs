@@ -131,7 +131,7 @@ async fn boot_with(init: Option<&str>, prepare: impl FnOnce(&mut VmSpec)) -> Gue
     let started = Instant::now();
     let namespace = File::open("/proc/self/ns/net").expect("namespace").into();
     let wires = Wires { taps: Vec::new(), namespace };
-    let vm = selection.start(&spec, wires, None).await.expect("start");
+    let vm = selection.start(&spec, wires).await.expect("start");
     eprintln!("VMM spawned after {:?}", started.elapsed());
     Guest { vm, virtiofsd, console, share, started, _dir: dir }
 }

@@ -31,21 +31,6 @@ pub enum Subject {
     Any,
     /// What only a runtime with a VM can show.
     Bulkhead,
-    /// What of that only cloud-hypervisor has.
-    CloudHypervisor,
-}
-
-impl Subject {
-    /// Whether the command line has chosen one of them.
-    fn includes(self, options: &Options) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Bulkhead => options.runtime == Runtime::Bulkhead,
-            Self::CloudHypervisor => {
-                options.runtime == Runtime::Bulkhead && options.hypervisor == "cloud-hypervisor"
-            }
-        }
-    }
 }
 
 impl Case {
@@ -65,15 +50,6 @@ impl Case {
         run: fn(&Test<'_>) -> Outcome,
     ) -> Self {
         Self { name, relies_on, subject: Subject::Bulkhead, alone: false, run }
-    }
-
-    /// A test of what only cloud-hypervisor has.
-    pub const fn cloud_hypervisor(
-        name: &'static str,
-        relies_on: &'static str,
-        run: fn(&Test<'_>) -> Outcome,
-    ) -> Self {
-        Self { name, relies_on, subject: Subject::CloudHypervisor, alone: false, run }
     }
 }
 
@@ -108,7 +84,7 @@ pub fn select<'c>(cases: &[&'c Case], options: &Options) -> (VecDeque<&'c Case>,
     let chosen: VecDeque<&Case> = named
         .iter()
         .filter(|case| !holds(&options.skipped, case))
-        .filter(|case| case.subject.includes(options))
+        .filter(|case| case.subject == Subject::Any || options.runtime == Runtime::Bulkhead)
         .map(|case| **case)
         .collect();
     let skipped = named.len() - chosen.len();

@@ -4,7 +4,6 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 use bulkhead_shim::config::{AssetError, Config, ConfigError};
-use bulkhead_shim::sandbox::template::{self, CreateError};
 use bulkhead_shim::version::{Version, VersionError};
 use bulkhead_shim::vmm::{Host, KvmProblem, SelectError, Selection};
 use nix::unistd::{AccessFlags, Uid, access};
@@ -64,8 +63,6 @@ pub struct Facts {
     pub kernel: Result<PathBuf, AssetError>,
     /// The guest's initramfs.
     pub initramfs: Result<PathBuf, AssetError>,
-    /// Whether there is a template for the shim's sandboxes.
-    pub template: Result<bool, CreateError>,
     /// The shim.
     pub shim: Shim,
     /// containerd's program and version.
@@ -91,7 +88,6 @@ impl Facts {
             virtiofsd: Program::probe(config.files.virtiofsd()),
             kernel: config.files.kernel(),
             initramfs: config.files.initramfs(),
-            template: template::find(&config).map(|found| found.is_some()),
             shim: shim(),
             containerd: on_path("containerd").map(|path| {
                 let version = Version::of(&path);

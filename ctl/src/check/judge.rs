@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use bulkhead_protocols::chain;
 use bulkhead_shim::config::AssetError;
 use bulkhead_shim::info::RUNTIME;
-use bulkhead_shim::sandbox::template::CreateError;
 use bulkhead_shim::storage::virtiofsd;
 use bulkhead_shim::version::Version;
 use bulkhead_shim::vmm::{KvmProblem, Vmm};
@@ -71,7 +70,6 @@ pub fn judge(facts: &Facts) -> Vec<Line> {
     ));
     lines.push(image("guest kernel", &facts.kernel));
     lines.push(image("guest initramfs", &facts.initramfs));
-    lines.extend(template(facts));
     lines.push(shim(&facts.shim));
     lines.push(containerd(facts));
     lines.push(handler(&facts.handler));
@@ -178,19 +176,6 @@ fn image(what: &'static str, image: &Result<PathBuf, AssetError>) -> Line {
     }
 }
 
-/// The template, where the VMM can start from one; what keeps a sandbox from starting at all is said elsewhere.
-fn template(facts: &Facts) -> Option<Line> {
-    let chosen = facts.selection.as_ref().ok().map(|selection| selection.vmm);
-    let says = match (&facts.template, chosen) {
-        (Ok(true), _) => return Some(line(Level::Ok, "template", "sandboxes start from it", None)),
-        (Ok(false), Some(Vmm::CloudHypervisor)) => "none: every guest boots".to_owned(),
-        (Err(error @ CreateError::Template(_)), _) => chain(error),
-        (Ok(false) | Err(_), _) => return None,
-    };
-    let advice = "`bulkhead template create` makes one: sandboxes then start without a boot";
-    Some(line(Level::Note, "template", says, Some(advice)))
-}
-
 fn shim(shim: &Shim) -> Line {
     match shim {
         Shim::OnPath(path) => line(Level::Ok, "shim", path.display().to_string(), None),
@@ -246,7 +231,7 @@ mod tests {
     use std::io;
 
     use bulkhead_shim::config::Config;
-    use bulkhead_shim::vmm::{Host, Selection, TemplateError};
+    use bulkhead_shim::vmm::{Host, Selection};
 
     use super::*;
 
@@ -278,7 +263,6 @@ mod tests {
             virtiofsd: there("virtiofsd", 1, 13),
             kernel: Ok(PathBuf::from("/k")),
             initramfs: Ok(PathBuf::from("/i")),
-            template: Ok(true),
             shim: Shim::OnPath(PathBuf::from("/bin/shim")),
             containerd: Some((
                 PathBuf::from("/bin/containerd"),
@@ -338,7 +322,6 @@ mod tests {
             shim: Shim::Missing,
             containerd: None,
             handler: Handler::NoFile,
-            template: Err(TemplateError::Unsupported { vmm: "qemu" }.into()),
             ..good()
         };
         let lines = judge(&facts);
@@ -377,15 +360,6 @@ mod tests {
         let version = Ok(Version { major: 1, minor: 5 });
         let old = Facts { containerd: Some((PathBuf::from("/c"), version)), ..good() };
         assert_eq!(fails(&old), ["containerd"]);
-    }
-
-    #[test]
-    fn a_host_without_a_template_is_told_of_it_where_its_vmm_has_them() {
-        let line = |facts: &Facts| template(facts).map(|line| (line.level, line.says));
-        let without = Facts { template: Ok(false), ..good() };
-        assert_eq!(line(&without), Some((Level::Note, "none: every guest boots".to_owned())));
-        let selection = select(Err(KvmProblem::NoExtension), true, true);
-        assert_eq!(line(&Facts { selection, ..without }), None);
     }
 
     #[test]

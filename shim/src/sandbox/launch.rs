@@ -8,8 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bulkhead_protocols::agent::{Mount, SetupRequest};
-use bulkhead_protocols::{CONTROL_PORT, SCRATCH_SERIAL, SHARE_DIR, SHARE_TAG, chain, hybrid_vsock};
-use futures::future::BoxFuture;
+use bulkhead_protocols::{CONTROL_PORT, SCRATCH_SERIAL, SHARE_DIR, SHARE_TAG, hybrid_vsock};
 use slog::{Logger, info, warn};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::spawn_blocking;
@@ -30,7 +29,7 @@ use crate::storage::scratch::Scratch;
 use crate::storage::share::Share;
 use crate::storage::virtiofsd::{Daemon, Virtiofsd};
 use crate::sys::lock;
-use crate::vmm::{self, Disk, Selection, Template, Vm, VmSpec, Wires};
+use crate::vmm::{self, Disk, Selection, Vm, VmSpec, Wires};
 
 /// Bytes of the host's entropy that a guest starts with.
 const ENTROPY: usize = 64;
@@ -42,8 +41,6 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub struct Parts {
     /// What the VM is made of.
     pub spec: VmSpec,
-    /// The VMM that runs it.
-    pub selection: Selection,
     /// The tree that the guest sees.
     pub share: Share,
     /// The guest's console.
@@ -128,29 +125,8 @@ impl Drop for NewDirectory {
     }
 }
 
-/// What a guest comes from.
-pub enum Origin {
-    /// The host's template where it has one that fits, else a boot.
-    Any {
-        /// What its first container sees of the host, once that is known.
-        first: BoxFuture<'static, Option<First>>,
-    },
-    /// A boot.
-    Boot,
-    /// This template.
-    Template(Template),
-}
-
-/// How the control connection comes about.
-pub enum Control {
-    /// The agent of a guest that boots dials this.
-    Accept(UnixListener),
-    /// The agent of a guest that is woken is dialled.
-    Dial,
-}
-
 /// What a VM with this configuration is made of.
-pub fn spec(config: &Config, dir: &Path) -> Result<VmSpec, SandboxError> {
+fn spec(config: &Config, dir: &Path) -> Result<VmSpec, SandboxError> {
     Ok(VmSpec {
         dir: dir.to_owned(),
         kernel: config.files.kernel()?,
@@ -166,15 +142,16 @@ pub fn spec(config: &Config, dir: &Path) -> Result<VmSpec, SandboxError> {
     })
 }
 
-/// Starts the VM and its daemon; a guest that boots does so while this returns.
+/// Starts the VM and its daemon; the guest boots while this returns. `first` is what the first container sees of the
+/// host, once that is known. The listener is the one that the agent will dial.
 pub async fn devices(
     config: &Config,
     identity: &Identity,
     pod: &Pod,
-    mut origin: Origin,
+    first: impl Future<Output = Option<First>>,
     phases: &Phases,
     log: &Logger,
-) -> Result<(Parts, Control), SandboxError> {
+) -> Result<(Parts, UnixListener), SandboxError> {
     let dir = directory::path(&config.state_dir, &identity.namespace, &identity.id);
     let failed = |source| SandboxError::Directory { path: dir.clone(), source };
     let selection = Selection::of(config)?;
@@ -193,17 +170,11 @@ pub async fn devices(
     if let Err(error) = record.write(&dir) {
         warn!(log, "{error}");
     }
-    // A template has none: who is woken from it gets one then.
-    let scratch = match origin {
-        Origin::Any { .. } => scratch(config, identity, pod, &mut spec).await?,
-        Origin::Boot | Origin::Template(_) => None,
-    };
+    let scratch = scratch(config, identity, pod, &mut spec).await?;
     // Until the record is written again, the lock on the disk tells whose it is.
     record.scratch = scratch.as_ref().map(|(scratch, _)| scratch.path().to_owned());
-    let (share, mut disks) = (spec.share.clone(), HashMap::new());
-    if let Origin::Any { first } = &mut origin
-        && let Some(first) = first.await
-    {
+    let mut disks = HashMap::new();
+    if let Some(first) = first.await {
         let upper = scratch.as_ref().is_some_and(|(_, held)| held.upper);
         disks = first.take_along(upper, &selection, &mut spec).await?;
     }
@@ -217,15 +188,6 @@ pub async fn devices(
     let wires = Wires { taps: joined.taps, namespace: joined.namespace };
     phases.stamp("network");
 
-    let template = match origin {
-        Origin::Any { .. } => fitting(&selection, &config.state_dir, &spec, log),
-        Origin::Boot => None,
-        Origin::Template(template) => Some(template),
-    };
-    if template.is_some() {
-        // Its guest knows the share's device already.
-        spec.share = share;
-    }
     record.share = spec.share.as_ref().map(|share| share.socket.clone());
     record.devices = spec.devices();
     let share = new.share.insert(Share::create(&dir)?);
@@ -235,13 +197,9 @@ pub async fn devices(
         virtiofsd = Some(serve(config, share.served(), &device.socket)?);
         phases.stamp("virtiofsd");
     }
-    let control = if template.is_some() {
-        Control::Dial
-    } else {
-        let path = hybrid_vsock::host_port(&spec.vsock(), CONTROL_PORT);
-        Control::Accept(UnixListener::bind(path).map_err(failed)?)
-    };
-    let vm = timeout(config.agent_timeout, selection.start(&spec, wires, template)).await;
+    let control = hybrid_vsock::host_port(&spec.vsock(), CONTROL_PORT);
+    let listener = UnixListener::bind(control).map_err(failed)?;
+    let vm = timeout(config.agent_timeout, selection.start(&spec, wires)).await;
     let vm = vm.map_err(|_| silent(config, &console))??;
     phases.stamp("vmm");
     // The VMM has them; the host may want them back before the VM ends.
@@ -251,7 +209,6 @@ pub async fn devices(
     let record = Mutex::new(record);
     let parts = Parts {
         spec,
-        selection,
         share,
         console,
         virtiofsd,
@@ -265,7 +222,7 @@ pub async fn devices(
         log: log.clone(),
     };
     parts.record_phases(phases);
-    Ok((parts, control))
+    Ok((parts, listener))
 }
 
 /// Starts the daemon that serves the share.
@@ -314,49 +271,25 @@ fn join(path: &str, log: &Logger) -> Option<Cgroup> {
         .ok()
 }
 
-/// The host's template; what keeps it from being used is no reason not to start.
-fn fitting(
-    selection: &Selection,
-    state_dir: &Path,
-    spec: &VmSpec,
-    log: &Logger,
-) -> Option<Template> {
-    selection.template(state_dir, spec).unwrap_or_else(|error| {
-        warn!(log, "the guest boots, since the template cannot be used: {}", chain(&error));
-        None
-    })
-}
-
 /// Waits for the agent.
 pub async fn agent(
     parts: &Parts,
-    control: Control,
+    listener: UnixListener,
     config: &Config,
 ) -> Result<UnixStream, SandboxError> {
-    let vsock = parts.vm.vsock();
-    let connection = async {
-        match control {
-            Control::Accept(listener) => {
-                let (connection, _) = listener.accept().await?;
-                // Nobody else may speak for the agent.
-                drop(listener);
-                let _ = std::fs::remove_file(hybrid_vsock::host_port(vsock, CONTROL_PORT));
-                Ok(connection)
-            }
-            Control::Dial => hybrid_vsock::connect(vsock, CONTROL_PORT).await,
-        }
-    };
-    tokio::select! {
-        reason = over(parts) => Err(died(reason, parts)),
-        connection = timeout(config.agent_timeout, connection) => match connection {
-            Ok(Ok(connection)) => Ok(connection),
-            Ok(Err(source)) => {
-                let path = vsock.to_owned();
-                Err(last_words(parts, SandboxError::Directory { path, source }).await)
-            }
-            Err(_) => Err(silent(config, &parts.console)),
+    let control = hybrid_vsock::host_port(parts.vm.vsock(), CONTROL_PORT);
+    let connection = tokio::select! {
+        reason = over(parts) => return Err(died(reason, parts)),
+        accepted = timeout(config.agent_timeout, listener.accept()) => match accepted {
+            Ok(Ok((connection, _))) => connection,
+            Ok(Err(source)) => return Err(SandboxError::Directory { path: control, source }),
+            Err(_) => return Err(silent(config, &parts.console)),
         },
-    }
+    };
+    // Nobody else may speak for the agent.
+    drop(listener);
+    let _ = std::fs::remove_file(control);
+    Ok(connection)
 }
 
 /// Why the agent cannot be talked to is better known by the VMM, if that has ended.

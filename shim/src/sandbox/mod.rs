@@ -16,7 +16,6 @@ mod launch;
 mod phases;
 mod pod;
 mod running;
-pub mod template;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -26,7 +25,6 @@ use std::time::{Duration, SystemTime};
 
 use bulkhead_protocols::agent::{self, event};
 use bulkhead_protocols::chain;
-use futures::FutureExt;
 use futures::future::join_all;
 use slog::{Logger, error, info, warn};
 use tokio::sync::watch;
@@ -42,7 +40,7 @@ use crate::sys::lock;
 pub use directory::path as directory_path;
 pub use error::SandboxError;
 use first::First;
-use launch::{Origin, Parts};
+use launch::Parts;
 use phases::Phases;
 pub use pod::{Pod, PodError};
 use running::Running;
@@ -153,10 +151,10 @@ impl Sandbox {
         let pod = self.pod().await?;
         let config = config?.with(&pod.annotations).map_err(SandboxError::Annotation)?;
         let (phases, log) = (&self.phases, &self.log);
-        let origin = Origin::Any { first: self.first(pod.clone()).boxed() };
-        let (parts, control) =
-            launch::devices(&config, &self.identity, &pod, origin, phases, log).await?;
-        let connection = launch::agent(&parts, control, &config).await?;
+        let first = self.first(pod.clone());
+        let (parts, listener) =
+            launch::devices(&config, &self.identity, &pod, first, phases, log).await?;
+        let connection = launch::agent(&parts, listener, &config).await?;
         self.phases.stamp("agent");
         pod.write_files(&parts.spec.dir)?;
         let guest =

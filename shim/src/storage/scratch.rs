@@ -200,7 +200,7 @@ fn copy(from: &File, to: &File) -> io::Result<()> {
         return Ok(());
     }
     to.set_len(from.metadata()?.len())?;
-    copy_data(from, 0, to, 0)
+    copy_data(from, to)
 }
 
 fn format(filesystem: Filesystem, path: &Path) -> Result<(), ScratchError> {

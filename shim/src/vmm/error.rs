@@ -25,10 +25,7 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
-    /// The template cannot be laid out for this VM.
-    #[error("the template cannot be used; `bulkhead template remove` removes it")]
-    Template(#[source] io::Error),
-    /// A disk cannot be plugged in.
+    /// A disk cannot be handed over to the VMM.
     #[error("{role} does not take the VM's disks: {reason}")]
     Disk {
         /// The VMM.

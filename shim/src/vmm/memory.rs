@@ -14,7 +14,7 @@ use rustix::mount::{
 /// It is made of huge pages where the host can give them: a guest that starts touches tens of
 /// megabytes, and of 4 KiB pages each one is a fault that the host handles. memfd_create(2) gives such
 /// pages only where the host was told to (`shmem_enabled`); a tmpfs decides for itself (`huge=within_size`
-/// in the kernel's transhuge.rst), for what is copied into it too. It is mounted nowhere, and ends with its only file.
+/// in the kernel's transhuge.rst). It is mounted nowhere, and ends with its only file.
 ///
 /// # Errors
 /// What the kernel says.
@@ -36,7 +36,6 @@ fn on_tmpfs(bytes: u64) -> rustix::io::Result<OwnedFd> {
     }
     fsconfig_create(&context)?;
     let root = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
-    // With a name, though nobody else can see it: of a file without one cloud-hypervisor's snapshots have a copy.
     let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC;
     openat(&root, "memory", flags, Mode::RUSR | Mode::WUSR)
 }

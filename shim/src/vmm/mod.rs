@@ -10,7 +10,6 @@ mod plug;
 mod processor;
 mod qemu;
 mod select;
-mod template;
 
 use std::fmt;
 use std::fs::File;
@@ -29,7 +28,6 @@ pub use exit::VmExit;
 pub use net::Wires;
 pub use plug::{Plug, PlugError};
 pub use select::{Accel, Host, KvmProblem, SelectError, Selection, Vmm};
-pub use template::{Template, TemplateError};
 
 /// What every guest's kernel is told, before the sandbox's own parameters: the console, what is worth to be shown
 /// there, and to reset at once on a panic, in case it cannot reach the panic device. The rest is time. With a single

@@ -7,9 +7,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::{
-    StartError, Template, TemplateError, Vm, VmSpec, Wires, cloud_hypervisor, processor, qemu,
-};
+use super::{StartError, Vm, VmSpec, Wires, cloud_hypervisor, processor, qemu};
 use crate::config::{AssetError, Config, Hypervisor, QemuMachine};
 use crate::version::Version;
 
@@ -254,23 +252,14 @@ impl Selection {
         })
     }
 
-    /// Starts a VM, whose guest is woken from a template or else boots. It returns once the VMM's process runs, and
-    /// where the guest is woken, once that is done; whether the guest comes up shows when its agent can be talked to,
+    /// Starts a VM. It returns once the VMM's process runs; whether the guest comes up shows when its agent dials in,
     /// or when the VM ends.
     ///
     /// # Errors
     /// [`StartError`]; nothing runs then.
-    pub async fn start(
-        &self,
-        spec: &VmSpec,
-        wires: Wires,
-        template: Option<Template>,
-    ) -> Result<Box<dyn Vm>, StartError> {
+    pub async fn start(&self, spec: &VmSpec, wires: Wires) -> Result<Box<dyn Vm>, StartError> {
         match &self.vsock_daemon {
-            None => {
-                let started = cloud_hypervisor::start(&self.program, spec, wires, template);
-                Ok(Box::new(started.await?))
-            }
+            None => Ok(Box::new(cloud_hypervisor::start(&self.program, spec, wires)?)),
             Some(daemon) => {
                 let settings = qemu::Settings {
                     program: &self.program,
@@ -304,39 +293,6 @@ impl Selection {
             (Vmm::Qemu, QemuMachine::Q35) => 16.min(18usize.saturating_sub(disks)),
             (Vmm::CloudHypervisor, _) => 16.min(26usize.saturating_sub(disks)),
         }
-    }
-
-    /// Whether this VMM can keep a guest, and wake others from it.
-    #[must_use]
-    pub fn has_templates(&self) -> bool {
-        self.vmm == Vmm::CloudHypervisor
-    }
-
-    /// Stops a VM for good, and makes a template of its guest in its sandbox's directory.
-    ///
-    /// # Errors
-    /// [`TemplateError`]
-    pub fn keep(&self, vm: &dyn Vm, spec: &VmSpec) -> Result<Template, TemplateError> {
-        let (snapshot, memory) = match self.vmm {
-            Vmm::CloudHypervisor => cloud_hypervisor::take(vm, spec)?,
-            Vmm::Qemu => return Err(TemplateError::Unsupported { vmm: self.vmm.name() }),
-        };
-        Template::write(&self.program, spec, snapshot, &memory)
-    }
-
-    /// The host's template, if it has one and this VMM can wake it.
-    ///
-    /// # Errors
-    /// [`TemplateError`]; a template of something else is one.
-    pub fn template(
-        &self,
-        state_dir: &Path,
-        spec: &VmSpec,
-    ) -> Result<Option<Template>, TemplateError> {
-        if !self.has_templates() {
-            return Ok(None);
-        }
-        Template::open(state_dir, &self.program, spec)
     }
 }
 

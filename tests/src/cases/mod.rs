@@ -13,7 +13,6 @@ mod run;
 mod specs;
 mod storage;
 mod streams;
-mod template;
 mod terminal;
 mod tool;
 
@@ -38,7 +37,6 @@ pub fn all() -> Vec<&'static Case> {
             events::CASES,
             exec::CASES,
             terminal::CASES,
-            template::CASES,
             tool::CASES,
             run::CASES,
         ])

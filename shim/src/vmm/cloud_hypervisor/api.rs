@@ -1,5 +1,5 @@
 //! A client of cloud-hypervisor's API: HTTP/1.1 on a Unix socket. A VM starts and ends without
-//! it; `bulkhead inspect` asks it what the VM consists of, and a template is made with it.
+//! it; `bulkhead inspect` asks it what the VM consists of, and disks come and go by it.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use thiserror::Error;
 
 use super::command::Disk;
@@ -104,22 +104,6 @@ impl Api {
         let body = self.call("GET", CALL, "")?;
         serde_json::from_slice(&body)
             .map_err(|error| ApiError::Malformed { call: CALL, what: error.to_string() })
-    }
-
-    /// Stops the VM's processors and devices.
-    ///
-    /// # Errors
-    /// [`ApiError`]
-    pub fn pause(&self) -> Result<(), ApiError> {
-        self.call("PUT", "vm.pause", "").map(drop)
-    }
-
-    /// Writes the state of a paused VM into the directory that `to` names.
-    ///
-    /// # Errors
-    /// [`ApiError`]
-    pub fn snapshot(&self, to: &Value) -> Result<(), ApiError> {
-        self.call("PUT", "vm.snapshot", &to.to_string()).map(drop)
     }
 
     /// Plugs a disk in.
@@ -335,13 +319,10 @@ mod tests {
     #[test]
     fn what_is_done_is_answered_without_a_body() {
         let done = |mut stream: UnixStream| drop(stream.write_all(b"HTTP/1.1 204 \r\n\r\n"));
-        let (paused, request) = served(Api::pause, done);
-        paused.expect("paused");
-        assert!(request.starts_with("PUT /api/v1/vm.pause HTTP/1.1\r\n"), "{request}");
-        let to = serde_json::json!({"destination_url": "file:///d"});
-        let (kept, request) = served(|api| api.snapshot(&to), done);
-        kept.expect("kept");
-        assert!(request.contains("\r\nContent-Length: 31\r\n"), "{request}");
+        let (removed, request) = served(|api| api.remove_device("disk1"), done);
+        removed.expect("removed");
+        assert!(request.starts_with("PUT /api/v1/vm.remove-device HTTP/1.1\r\n"), "{request}");
+        assert!(request.contains("\r\nContent-Length: 14\r\n"), "{request}");
     }
 
     #[test]

@@ -69,7 +69,14 @@ pub(super) fn arguments(spec: &VmSpec, inherited: &Inherited, landlock: bool) ->
         args.push("--disk".into());
         args.extend(disks);
     }
-    args.extend(own(inherited));
+    args.extend([
+        "--seccomp".into(),
+        "true".into(),
+        "--api-socket".into(),
+        format!("fd={}", inherited.api).into(),
+        "--event-monitor".into(),
+        format!("fd={}", inherited.events).into(),
+    ]);
     if landlock {
         // Its own rules cover every file above but not the directory where it binds the vsock.
         args.push("--landlock".into());
@@ -77,31 +84,6 @@ pub(super) fn arguments(spec: &VmSpec, inherited: &Inherited, landlock: bool) ->
         args.push(option("path=", &spec.dir, ",access=rw"));
     }
     args
-}
-
-/// The arguments for a VM that is woken from a snapshot, which has all the rest.
-pub(super) fn waking(snapshot: &str, inherited: &Inherited, landlock: bool) -> Vec<OsString> {
-    let taps = (0..).zip(&inherited.taps);
-    let taps: Vec<_> = taps.map(|(n, queues)| format!("net{n}@[{}]", list(queues, ","))).collect();
-    let restore = format!("source_url={snapshot},resume=true,net_fds=[{}]", taps.join(","));
-    let mut args: Vec<OsString> = vec!["--restore".into(), restore.into()];
-    args.extend(own(inherited));
-    if landlock {
-        args.push("--landlock".into());
-    }
-    args
-}
-
-/// What concerns the VMM itself.
-fn own(inherited: &Inherited) -> [OsString; 6] {
-    [
-        "--seccomp".into(),
-        "true".into(),
-        "--api-socket".into(),
-        format!("fd={}", inherited.api).into(),
-        "--event-monitor".into(),
-        format!("fd={}", inherited.events).into(),
-    ]
 }
 
 /// A disk as the VMM's API has it (DiskConfig of its cloud-hypervisor.yaml).
@@ -131,7 +113,7 @@ impl Disk {
 }
 
 /// The disks of a VM, which the VMM inherits under these numbers.
-pub(super) fn disks(spec: &VmSpec, inherited: &[RawFd]) -> impl Iterator<Item = Disk> {
+fn disks(spec: &VmSpec, inherited: &[RawFd]) -> impl Iterator<Item = Disk> {
     let pairs = spec.disks.iter().zip(inherited);
     pairs.map(|(disk, fd)| Disk::new(&disk.serial, memory::path(*fd), disk.readonly))
 }
@@ -191,17 +173,6 @@ mod tests {
         is("--api-socket", "fd=7");
         is("--event-monitor", "fd=8");
         assert!(!args.iter().any(|arg| arg == "--landlock"));
-    }
-
-    #[test]
-    fn a_vm_that_is_woken_has_all_from_its_snapshot() {
-        let args = waking("file:///run/b/1/snapshot", &inherited(), true);
-        let restore =
-            "source_url=file:///run/b/1/snapshot,resume=true,net_fds=[net0@[10,11],net1@[12,13]]";
-        assert_eq!(value(&args, "--restore").as_deref(), Some(restore));
-        assert_eq!(value(&args, "--event-monitor").as_deref(), Some("fd=8"));
-        assert_eq!(value(&args, "--kernel"), None);
-        assert!(args.iter().any(|arg| arg == "--landlock"));
     }
 
     #[test]

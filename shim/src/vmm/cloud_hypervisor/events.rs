@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use crate::vmm::VmExit;
 
@@ -17,14 +17,6 @@ struct Event {
     source: String,
     event: String,
     properties: Option<HashMap<String, Value>>,
-}
-
-/// What of the reports somebody waits for.
-pub(super) struct Told {
-    /// The guest runs.
-    pub(super) running: oneshot::Sender<()>,
-    /// Devices that are out.
-    pub(super) removed: watch::Sender<HashSet<String>>,
 }
 
 /// What the VMM reports.
@@ -41,21 +33,20 @@ impl<R: AsyncRead + Unpin> Events<R> {
         Self { stream, text: Vec::new(), booted: false }
     }
 
-    /// Reads until an event ends the VM; nothing where the stream ends, or is no such stream.
-    pub(super) async fn first_exit(mut self, told: Told) -> Option<VmExit> {
-        let mut running = Some(told.running);
+    /// Reads until an event ends the VM; nothing where the stream ends, or is no such stream. Tells `removed` of devices
+    /// that are out.
+    pub(super) async fn first_exit(
+        mut self,
+        removed: watch::Sender<HashSet<String>>,
+    ) -> Option<VmExit> {
         loop {
             let event = self.next().await?;
             match (event.source.as_str(), event.event.as_str()) {
-                ("vm", "booted" | "resumed") => {
-                    self.booted = true;
-                    // Nobody waits where the guest tells of itself.
-                    running.take().map(|running| running.send(()));
-                }
+                ("vm", "booted") => self.booted = true,
                 ("vm", "device-removed") => {
                     let id = event.properties.as_ref().and_then(|properties| properties.get("id"));
                     let id = id.and_then(Value::as_str).unwrap_or_default().to_owned();
-                    told.removed.send_if_modified(|removed| removed.insert(id));
+                    removed.send_if_modified(|removed| removed.insert(id));
                 }
                 // "crash_loaded" too: there is no other kernel that could take over here.
                 ("guest", "panic") => return Some(VmExit::GuestPanic),
@@ -103,8 +94,7 @@ mod tests {
     }
 
     async fn first_exit(stream: impl AsyncRead + Unpin) -> Option<VmExit> {
-        let told = Told { running: oneshot::channel().0, removed: watch::Sender::default() };
-        Events::new(stream).first_exit(told).await
+        Events::new(stream).first_exit(watch::Sender::default()).await
     }
 
     async fn read(text: &str) -> Option<VmExit> {
@@ -124,18 +114,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_guest_that_is_woken_is_told_of() {
-        let text = event("vm", "restored") + &event("vm", "resumed") + &event("vm", "shutdown");
-        let (running, mut told) = oneshot::channel();
+    async fn a_device_that_is_out_is_told_of() {
+        let text = event("vm", "booted") + &event("vm", "shutdown");
         let removed = "{\"source\": \"vm\", \"event\": \"device-removed\", \"properties\": {\"id\": \"disk1\"}}";
         let text = removed.to_owned() + &text;
         let sender = watch::Sender::default();
         let seen = sender.subscribe();
-        let told_of = Told { running, removed: sender };
-        let exit = Events::new(text.as_bytes()).first_exit(told_of).await;
+        let exit = Events::new(text.as_bytes()).first_exit(sender).await;
         assert!(seen.borrow().contains("disk1"));
         assert_eq!(exit, Some(VmExit::GuestPowerOff));
-        assert_eq!(told.try_recv(), Ok(()));
     }
 
     #[tokio::test]

@@ -5,11 +5,8 @@ mod command;
 mod events;
 mod landlock;
 mod plug;
-mod snapshot;
 
-use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::Duration;
@@ -17,17 +14,15 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use tokio::net::unix::pipe;
-use tokio::sync::{oneshot, watch};
-use tokio::task::spawn_blocking;
+use tokio::sync::watch;
 
 pub use api::{API_SOCKET, Api, ApiError, VmInfo};
 
 use super::machine::Machine;
-use super::template::{Snapshot, Template, TemplateError};
-use super::{StartError, Vm, VmExit, VmSpec, Wires, inherit_disks, memory};
+use super::{StartError, VmExit, VmSpec, Wires, inherit_disks, memory};
 use crate::process::{Ended, HelperCommand, Status};
 use crate::version::Version;
-use events::{Events, Told};
+use events::Events;
 use plug::Hotplug;
 
 /// The process's name in records and messages.
@@ -40,13 +35,8 @@ pub const OLDEST: Version = Version { major: 52, minor: 0 };
 /// How long the VMM may take to plug in a disk.
 const PLUG: Duration = Duration::from_secs(30);
 
-/// Starts a VM. One that is woken from a template runs when this returns, or has ended.
-pub(super) async fn start(
-    program: &Path,
-    spec: &VmSpec,
-    wires: Wires,
-    template: Option<Template>,
-) -> Result<Machine, StartError> {
+/// Starts a VM.
+pub(super) fn start(program: &Path, spec: &VmSpec, wires: Wires) -> Result<Machine, StartError> {
     let socket = |what, path: &Path| {
         let path = path.to_owned();
         move |source: io::Error| StartError::Socket { what, path, source }
@@ -60,7 +50,7 @@ pub(super) async fn start(
     };
     let (events, event_writer) = event_pipe().map_err(socket("event pipe", &spec.dir))?;
 
-    let (memory, snapshot) = guest(spec, template).await.map_err(StartError::Memory)?;
+    let memory = memory::file(spec.memory).map_err(StartError::Memory)?;
     let disk = |error: io::Error| StartError::Disk { role: ROLE, reason: error.to_string() };
     let mut command = HelperCommand::new(ROLE, program);
     let inherited = command::Inherited {
@@ -71,53 +61,15 @@ pub(super) async fn start(
         disks: inherit_disks(&mut command, spec).map_err(disk)?,
     };
     command.network(wires.namespace);
-    let landlock = landlock::usable();
-    command.args(match &snapshot {
-        None => command::arguments(spec, &inherited, landlock),
-        Some(snapshot) => {
-            let placed = snapshot::place(snapshot, spec, &inherited, landlock);
-            let url = placed.map_err(StartError::Template)?;
-            command::waking(&url, &inherited, landlock)
-        }
-    });
+    command.args(command::arguments(spec, &inherited, landlock::usable()));
     let vmm = command.spawn()?;
 
     let program = program.to_owned();
     let judge = move |ended| judge(&program, ended);
-    let (running, runs) = oneshot::channel();
     let removed = watch::Sender::default();
     let hotplug = Hotplug::new(Api::new(&api_path, PLUG), removed.subscribe());
-    let events = Events::new(events).first_exit(Told { running, removed });
-    let machine = Machine::new(vmm, Vec::new(), spec.vsock(), events, judge);
-    if snapshot.is_some() {
-        // An error means that there will be no more events: the VM has ended, or soon will.
-        let _ = runs.await;
-        // A template has no disk.
-        for disk in command::disks(spec, &inherited.disks) {
-            let plugged = hotplug.call(move |api| api.add_disk(&disk)).await;
-            plugged.map_err(|error| StartError::Disk { role: ROLE, reason: error.to_string() })?;
-        }
-    }
-    Ok(machine.with(hotplug))
-}
-
-/// A file for the guest's memory, and the state that goes with what is in it, if a template is.
-async fn guest(
-    spec: &VmSpec,
-    template: Option<Template>,
-) -> io::Result<(OwnedFd, Option<Snapshot>)> {
-    let memory = memory::file(spec.memory)?;
-    let Some(template) = template else { return Ok((memory, None)) };
-    let memory = File::from(memory);
-    // Tens of megabytes: a thread of its own, so that calls are answered meanwhile.
-    let copy = move || template.copy_memory(&memory).map(|()| (memory, template.snapshot));
-    let (memory, snapshot) = spawn_blocking(copy).await.map_err(io::Error::other)??;
-    Ok((memory.into(), Some(snapshot)))
-}
-
-/// Stops a VM for good. Returns its state, and the file that is its guest's memory.
-pub(super) fn take(vm: &dyn Vm, spec: &VmSpec) -> Result<(Snapshot, File), TemplateError> {
-    snapshot::take(vm.pid(), spec)
+    let events = Events::new(events).first_exit(removed);
+    Ok(Machine::new(vmm, Vec::new(), spec.vsock(), events, judge).with(hotplug))
 }
 
 /// What the VMM's end means where its events say nothing.

@@ -26,7 +26,7 @@ impl Hotplug {
     }
 
     /// The VMM answers one call after another, in its own time: a thread waits for it.
-    pub(super) async fn call(
+    async fn call(
         &self,
         call: impl FnOnce(&Api) -> Result<(), ApiError> + Send + 'static,
     ) -> Result<(), PlugError> {

@@ -5,8 +5,6 @@ mod network;
 mod pods;
 mod storage;
 
-use std::fs;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -15,7 +13,6 @@ use bulkhead_tests::command::{self, Input};
 use bulkhead_tests::failure::Outcome;
 use bulkhead_tests::measure::{self, median};
 use bulkhead_tests::options::{Options, Runtime, USAGE};
-use bulkhead_tests::product;
 use serde_json::{Value, json};
 
 /// How often each time is taken.
@@ -104,17 +101,15 @@ fn seconds(times: &[Duration]) -> f64 {
 struct Way {
     name: &'static str,
     runtime: Runtime,
-    /// Whether the host has a template meanwhile.
-    template: bool,
     first_byte: Vec<Duration>,
     end: Vec<Duration>,
     phases: Vec<(String, Vec<f64>)>,
 }
 
 impl Way {
-    fn new(name: &'static str, runtime: Runtime, template: bool) -> Self {
+    fn new(name: &'static str, runtime: Runtime) -> Self {
         let (first_byte, end) = (Vec::new(), Vec::new());
-        Self { name, runtime, template, first_byte, end, phases: Vec::new() }
+        Self { name, runtime, first_byte, end, phases: Vec::new() }
     }
 
     /// Starts one, and takes the times unless they don't count.
@@ -139,21 +134,13 @@ impl Way {
 
 /// `ctr run --rm`: to the first byte, to the end, and its phases.
 fn cold_start(t: &Test<'_>, results: &mut Results) -> Outcome {
-    let mut ways = vec![Way::new("boot", Runtime::Bulkhead, false)];
-    let template = Template::of(t)?;
-    if template.is_some() {
-        ways.push(Way::new("template", Runtime::Bulkhead, true));
-    }
-    ways.push(Way::new("runc", Runtime::Runc, false));
+    let mut ways = [Way::new("boot", Runtime::Bulkhead), Way::new("runc", Runtime::Runc)];
     // The first of each fills the page cache, and doesn't count.
     for round in 0..=ROUNDS {
         for way in &mut ways {
-            template.iter().try_for_each(|template| template.show(way.template))?;
             way.once(t, round > 0)?;
         }
     }
-    // What follows is what a host with a template has.
-    template.iter().try_for_each(|template| template.show(true))?;
     let Some((runc, ours)) = ways.split_last() else { return Ok(()) };
     for way in ours {
         let name = format!("ctr run ({}), to the first byte", way.name);
@@ -165,26 +152,6 @@ fn cold_start(t: &Test<'_>, results: &mut Results) -> Outcome {
         }
     }
     Ok(())
-}
-
-/// The host's template, which can be out of sight.
-struct Template(PathBuf);
-
-impl Template {
-    /// Makes it, where the VMM has templates.
-    fn of(t: &Test<'_>) -> Outcome<Option<Self>> {
-        if t.bed.options.hypervisor != "cloud-hypervisor" {
-            return Ok(None);
-        }
-        t.bed.containerd.bulkhead(&["template", "create"])?.ok()?;
-        Ok(Some(Self(product::state_dir(t.bed.containerd.dir()).join("template"))))
-    }
-
-    fn show(&self, shown: bool) -> Outcome {
-        let hidden = self.0.with_extension("hidden");
-        let (from, to) = if shown { (&hidden, &self.0) } else { (&self.0, &hidden) };
-        if from.exists() { Ok(fs::rename(from, to)?) } else { Ok(()) }
-    }
 }
 
 /// What costs a sandbox that is there: exec, a second container, memory.
@@ -244,7 +211,7 @@ fn memory(containers: &[Container<'_>; 2], results: &mut Results) -> Outcome {
     }
     let guest = ours.iter().map(|process| process.guest).max_by_key(|guest| guest.resident);
     let guest = guest.unwrap_or_default();
-    // What was copied from a template and not used since is in no process, but on the host.
+    // What no process has mapped is on the host all the same.
     let unused = guest.held.saturating_sub(guest.resident);
     results.single("  idle: guest memory not mapped", "MiB", mib(unused));
     let pss = |list: &[measure::Process]| list.iter().map(|process| process.pss).sum::<u64>();
