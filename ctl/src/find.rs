@@ -79,6 +79,7 @@ pub mod tests {
             devices: vec!["vsock on /v".to_owned()],
             network: None,
             scratch: None,
+            alias: None,
             cgroups: Vec::new(),
             phases: Vec::new(),
         };

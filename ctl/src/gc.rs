@@ -1,4 +1,4 @@
-//! `bulkhead gc`: ends and removes what a dead shim left over.
+//! `bulkhead gc`: ends and removes what a dead shim left over, and spares where there are to be none.
 
 use std::fs;
 use std::io::{self, Write};
@@ -16,9 +16,14 @@ const SETTLED: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// Those of `out`.
-pub fn run(entries: &[Entry], dry_run: bool, out: &mut impl Write) -> io::Result<ExitCode> {
+pub fn run(
+    entries: &[Entry],
+    spares: bool,
+    dry_run: bool,
+    out: &mut impl Write,
+) -> io::Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
-    for entry in entries.iter().filter(|e| left_over(e, age(e))) {
+    for entry in entries.iter().filter(|e| left_over(e, spares, age(e))) {
         let name = name(entry);
         if dry_run {
             writeln!(out, "would remove {name}")?;
@@ -35,10 +40,10 @@ pub fn run(entries: &[Entry], dry_run: bool, out: &mut impl Write) -> io::Result
     Ok(code)
 }
 
-/// Whether nobody takes care of it.
-fn left_over(entry: &Entry, age: Duration) -> bool {
+/// Whether nobody takes care of it, or will ever need it. `spares` says whether the host is to have spares.
+fn left_over(entry: &Entry, spares: bool, age: Duration) -> bool {
     match &entry.record {
-        Ok(record) => !record.shim.is_alive(),
+        Ok(record) => !record.shim.is_alive() || (record.is_spare() && !spares),
         Err(_) => age >= SETTLED,
     }
 }
@@ -72,19 +77,24 @@ mod tests {
     #[test]
     fn a_sandbox_is_kept_as_long_as_its_shim_lives() {
         let mut entry = entry("default", "web");
-        assert!(left_over(&entry, Duration::ZERO));
+        assert!(left_over(&entry, true, Duration::ZERO));
         if let Ok(record) = &mut entry.record {
             record.shim = ProcessId::own("shim").expect("stat");
         }
-        assert!(!left_over(&entry, Duration::MAX));
+        assert!(!left_over(&entry, false, Duration::MAX));
+        if let Ok(record) = &mut entry.record {
+            record.namespace = Record::SPARE.to_owned();
+        }
+        assert!(!left_over(&entry, true, Duration::MAX));
+        assert!(left_over(&entry, false, Duration::MAX));
     }
 
     #[test]
     fn a_directory_without_a_record_may_be_a_sandbox_that_is_just_made() {
         let record = Record::read("/nowhere".as_ref());
         let entry = Entry { directory: "/nowhere".into(), record };
-        assert!(!left_over(&entry, Duration::from_secs(5)));
-        assert!(left_over(&entry, Duration::from_secs(61)));
+        assert!(!left_over(&entry, true, Duration::from_secs(5)));
+        assert!(left_over(&entry, true, Duration::from_secs(61)));
         assert_eq!(age(&entry), Duration::ZERO);
     }
 
@@ -93,7 +103,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let entry = Entry { directory: dir.path().to_owned(), ..entry("default", "web") };
         let mut out = Vec::new();
-        run(&[entry], true, &mut out).expect("write");
+        run(&[entry], true, true, &mut out).expect("write");
         assert_eq!(String::from_utf8_lossy(&out), "would remove web (in default)\n");
         assert!(dir.path().exists());
     }

@@ -8,9 +8,13 @@ use serde_json::{Value, json};
 
 use crate::text;
 
-/// Whether a sandbox's shim is there.
+/// Whether a sandbox's shim is there, and what for.
 pub fn state(record: &Record) -> &'static str {
-    if record.shim.is_alive() { "running" } else { "left over" }
+    match (record.shim.is_alive(), record.is_spare()) {
+        (true, true) => "spare",
+        (true, false) => "running",
+        (false, _) => "left over",
+    }
 }
 
 /// Shows all sandboxes.

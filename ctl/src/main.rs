@@ -18,6 +18,7 @@ use std::process::ExitCode;
 use bulkhead_protocols::chain;
 use bulkhead_shim::config::{Config, ConfigError};
 use bulkhead_shim::record::{self, Entry, RecordError};
+use bulkhead_shim::spare::Place;
 use thiserror::Error;
 
 use args::{Args, Command};
@@ -72,7 +73,15 @@ fn run(args: &Args) -> Result<ExitCode, CommandError> {
             let entry = find::find(entries()?, id, args.namespace.as_deref())?;
             inspect::run(&entry, args.json, &mut out)?;
         }
-        Command::Gc { dry_run } => return Ok(gc::run(&entries()?, *dry_run, &mut out)?),
+        Command::Gc { dry_run } => {
+            let config = Config::load()?;
+            let entries = record::list(&config.state_dir)?;
+            let code = gc::run(&entries, config.spares > 0, *dry_run, &mut out)?;
+            if config.spares == 0 && !dry_run {
+                Place::remove_all(&config);
+            }
+            return Ok(code);
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

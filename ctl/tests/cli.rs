@@ -64,6 +64,7 @@ impl Host {
             devices: Vec::new(),
             network: None,
             scratch: None,
+            alias: None,
             cgroups: Vec::new(),
             phases: Vec::new(),
         };

@@ -14,6 +14,8 @@ pub enum Action {
     Delete,
     /// Be the server. `Start` runs this.
     Serve,
+    /// Have a guest boot, and wait until a sandbox needs it. `Start` runs this.
+    Spare,
     /// Print the version.
     Version,
     /// Print what the runtime is, as a `containerd.types.RuntimeInfo`.
@@ -49,7 +51,7 @@ pub enum ArgsError {
     #[error("flag -{0} needs a value")]
     NoValue(String),
     /// There is no action, or another one.
-    #[error("{0:?} is no action; known are start, delete and serve")]
+    #[error("{0:?} is no action; known are start, delete, serve and spare")]
     UnknownAction(String),
     /// The action cannot do without this flag.
     #[error("flag -{0} is missing")]
@@ -80,6 +82,7 @@ impl Args {
                     "start" => Action::Start,
                     "delete" => Action::Delete,
                     "serve" => Action::Serve,
+                    "spare" => Action::Spare,
                     _ => return Err(ArgsError::UnknownAction(argument)),
                 });
                 break;
@@ -115,7 +118,7 @@ impl Args {
             }
         }
         args.action = action.ok_or_else(|| ArgsError::UnknownAction(String::new()))?;
-        if matches!(args.action, Action::Start | Action::Delete | Action::Serve) {
+        if matches!(args.action, Action::Start | Action::Delete | Action::Serve | Action::Spare) {
             if args.namespace.is_empty() {
                 return Err(ArgsError::Missing("namespace"));
             }

@@ -3,24 +3,27 @@
 //! containerd up to 2.2 takes the bare address; from 2.3 on it writes a `BootstrapParams` message to
 //! stdin and reads a `BootstrapResult`. The document is `core/runtime/v2/README.md` in containerd.
 
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{self, PipeWriter, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use protobuf::Message;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::args::Args;
+use crate::config::Config;
 use crate::container::{SpecError, spec};
+use crate::record::Record;
+use crate::spare::{Claim, Likeness, Place};
 
-/// The descriptor on which the server finds its listening socket.
-pub const LISTENER_FD: i32 = 3;
+/// The first of the descriptors that `start` hands over: a server's listening socket and what it closes once its first
+/// container runs, or a spare's lock.
+pub const FIRST_FD: i32 = 3;
 
 /// Where containerd's shims have their sockets.
 const SOCKET_DIR: &str = "/run/containerd/s";
@@ -77,7 +80,7 @@ pub fn start(args: &Args) -> Result<(), BootstrapError> {
 
     if group == args.id {
         let listener = listen(&path)?;
-        spawn_server(args, listener).map_err(|source| {
+        serve(args, listener).map_err(|source| {
             // Nobody will ever listen on it.
             let _ = std::fs::remove_file(&path);
             BootstrapError::Spawn(source)
@@ -154,31 +157,82 @@ fn listen(path: &Path) -> Result<UnixListener, BootstrapError> {
     }
 }
 
-fn spawn_server(args: &Args, listener: UnixListener) -> io::Result<()> {
-    let listener = OwnedFd::from(listener);
-    let mut command = Command::new(std::env::current_exe()?);
-    command
-        .arg("-namespace")
-        .arg(&args.namespace)
-        .arg("-id")
-        .arg(&args.id)
-        .arg("-address")
-        .arg(&args.address)
-        .arg("-bundle")
-        .arg(&args.bundle);
-    if args.debug {
-        command.arg("-debug");
+/// Has a server serve on this socket: a spare, or a new process. Spares that are missing are then started.
+fn serve(args: &Args, listener: UnixListener) -> io::Result<()> {
+    // Whoever serves says what is wrong with the configuration.
+    let config = Config::load().unwrap_or_default();
+    let (begin, began) = io::pipe()?;
+    if !take_spare(&config, args, &listener, &began) {
+        let mut server = program(&args.namespace, &args.id)?;
+        server.arg("-address").arg(&args.address).arg("-bundle").arg(&args.bundle);
+        if args.debug {
+            server.arg("-debug");
+        }
+        detached(server, "serve", &[listener.into(), began.into()])?;
     }
-    command.arg("serve").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    // SAFETY: between fork and exec the closure makes system calls only (setsid, dup2, fcntl), all
-    // of which are async-signal-safe; `listener` stays open until `spawn` has returned.
+    for place in Place::all(&config) {
+        // A sandbox without a spare after it is better than none.
+        if let Ok(Some(lock)) = place.take()
+            && let Ok(begin) = begin.try_clone()
+            && let Ok(mut spare) = program(Record::SPARE, &place.name())
+        {
+            spare.stdin(begin).current_dir("/");
+            let _ = detached(spare, "spare", &[lock.into()]);
+        }
+    }
+    Ok(())
+}
+
+/// Whether a spare has become the server of this socket.
+fn take_spare(config: &Config, args: &Args, listener: &UnixListener, began: &PipeWriter) -> bool {
+    let mut places = Place::all(config).peekable();
+    if places.peek().is_none() {
+        return false;
+    }
+    let Ok(likeness) = Likeness::own() else { return false };
+    let claim = Claim {
+        namespace: args.namespace.clone(),
+        id: args.id.clone(),
+        address: args.address.clone(),
+        events: events_address(args),
+        bundle: std::env::current_dir().unwrap_or_default().join(&args.bundle),
+        debug: args.debug,
+        likeness,
+    };
+    places.any(|place| place.claim(&claim, listener.as_fd(), began.as_fd()).is_ok())
+}
+
+/// containerd names its events' socket in the environment; its default is beside the gRPC one.
+pub fn events_address(args: &Args) -> String {
+    std::env::var("TTRPC_ADDRESS").unwrap_or_else(|_| format!("{}.ttrpc", args.address))
+}
+
+/// This program, to do something else.
+fn program(namespace: &str, id: &str) -> io::Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["-namespace", namespace, "-id", id]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    Ok(command)
+}
+
+/// Starts it in a session of its own, with these descriptors from [`FIRST_FD`] on.
+fn detached(mut command: Command, action: &str, descriptors: &[OwnedFd]) -> io::Result<()> {
+    command.arg(action);
+    // Beyond the places that they go to.
+    let above = FIRST_FD + i32::try_from(descriptors.len()).unwrap_or(i32::MAX);
+    let high: Vec<OwnedFd> = descriptors
+        .iter()
+        .map(|fd| Ok(rustix::io::fcntl_dupfd_cloexec(fd, above)?))
+        .collect::<io::Result<_>>()?;
+    // SAFETY: between fork and exec the closure makes system calls only (setsid, dup2), which are async-signal-safe;
+    // `high` stays open until `spawn` has returned.
     unsafe {
         command.pre_exec(move || {
             nix::unistd::setsid()?;
-            if listener.as_raw_fd() == LISTENER_FD {
-                fcntl(&listener, FcntlArg::F_SETFD(FdFlag::empty()))?;
-            } else if libc::dup2(listener.as_raw_fd(), LISTENER_FD) < 0 {
-                return Err(io::Error::last_os_error());
+            for (number, fd) in (FIRST_FD..).zip(&high) {
+                if libc::dup2(fd.as_raw_fd(), number) < 0 {
+                    return Err(io::Error::last_os_error());
+                }
             }
             Ok(())
         });

@@ -43,9 +43,17 @@ impl Cgroup {
             fs::create_dir_all(&dir).map_err(failed)?;
             // Whatever follows, it is to be removed.
             cgroup.joined.push((dir.clone(), old));
-            enter(&dir).map_err(failed)?;
+            enter(&dir, std::process::id()).map_err(failed)?;
         }
         Ok(cgroup)
+    }
+
+    /// Moves another process into it, with all that it will start. Memory that it has by now stays counted elsewhere.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn take(&self, pid: u32) -> io::Result<()> {
+        self.joined.iter().try_for_each(|(dir, _)| enter(dir, pid))
     }
 
     /// Its directories, for whoever must remove it.
@@ -58,7 +66,7 @@ impl Drop for Cgroup {
     fn drop(&mut self) {
         for (dir, old) in &self.joined {
             // If that is gone by now, this process stays here, and with it the group.
-            let _ = enter(old);
+            let _ = enter(old, std::process::id());
             // The kernel tells nobody when a process that was killed has left.
             let deadline = Instant::now() + PATIENCE;
             while fs::remove_dir(dir).is_err_and(|error| error.kind() == ErrorKind::ResourceBusy)
@@ -70,9 +78,9 @@ impl Drop for Cgroup {
     }
 }
 
-/// Moves this process.
-fn enter(dir: &Path) -> io::Result<()> {
-    fs::write(dir.join("cgroup.procs"), std::process::id().to_string())
+/// Moves a process.
+fn enter(dir: &Path, pid: u32) -> io::Result<()> {
+    fs::write(dir.join("cgroup.procs"), pid.to_string())
 }
 
 /// The group's path below the root of a hierarchy; none for one that leads elsewhere.

@@ -8,10 +8,10 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::panic::PanicHookInfo;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::SystemTime;
 
-use slog::{Drain, KV, Level, Logger, OwnedKVList, Record, o};
+use slog::{Drain, KV, Level, Logger, Never, OwnedKVList, Record, o};
 
 use crate::config::{Config, LogLevel};
 
@@ -60,6 +60,32 @@ pub fn start(bundle: &Path, namespace: &str, sandbox: &str, level: Level) -> Log
     // It can only be set once in a process, and this is that once.
     let _ = log::set_boxed_logger(Box::new(bridge));
     logger
+}
+
+/// The log of a sandbox that is not anybody's yet. What is said before it is opened is dropped.
+#[derive(Clone, Default)]
+pub struct Later(Arc<OnceLock<Logger>>);
+
+impl Later {
+    /// Whoever has it writes to the log once that is opened.
+    pub fn logger(&self) -> Logger {
+        Logger::root(self.clone(), o!())
+    }
+
+    /// Opens it.
+    pub fn open(&self, log: &Logger) {
+        // It is opened once.
+        let _ = self.0.set(log.clone());
+    }
+}
+
+impl Drain for Later {
+    type Ok = ();
+    type Err = Never;
+
+    fn log(&self, record: &Record<'_>, values: &OwnedKVList) -> Result<(), Never> {
+        self.0.get().map_or(Ok(()), |log| Drain::log(log, record, values))
+    }
 }
 
 fn log_panic(logger: &Logger, info: &PanicHookInfo<'_>) {

@@ -26,6 +26,7 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         Action::Start => bootstrap::start(args)?,
         Action::Delete => cleanup::delete(args)?,
         Action::Serve => service::serve(args)?,
+        Action::Spare => service::wait(args)?,
         Action::Version => info::print_version()?,
         Action::Info => info::print_info()?,
     }

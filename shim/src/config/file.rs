@@ -23,6 +23,7 @@ pub(super) struct File {
     pub(super) memory: Option<Size>,
     pub(super) nested: Option<bool>,
     pub(super) kernel_params: Option<Vec<String>>,
+    pub(super) spares: Option<Count>,
     pub(super) agent_timeout: Option<Count>,
     pub(super) console_limit: Option<Size>,
     pub(super) virtiofsd_cache: Option<CacheMode>,

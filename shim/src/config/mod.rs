@@ -49,6 +49,8 @@ pub struct Config {
     pub nested: bool,
     /// Appended to the guest kernel's command line.
     pub kernel_params: Vec<String>,
+    /// How many guests wait for a sandbox.
+    pub spares: u32,
     /// How long a guest may take until its agent has dialled in.
     pub agent_timeout: Duration,
     /// How many bytes of a guest's console are kept.
@@ -80,6 +82,7 @@ impl Default for Config {
             memory: 512 << 20,
             nested: false,
             kernel_params: Vec::new(),
+            spares: 0,
             agent_timeout: Duration::from_secs(60),
             console_limit: 256 << 10,
             virtiofsd_cache: CacheMode::Auto,
@@ -167,6 +170,9 @@ pub enum LogLevel {
 }
 
 impl Config {
+    /// How many guests may wait for a sandbox.
+    pub const MOST_SPARES: u32 = 16;
+
     /// Reads the configuration that the environment, or else the default, names.
     ///
     /// # Errors
@@ -315,6 +321,6 @@ mod tests {
         assert!(files.qemu.is_some() && files.cloud_hypervisor.is_some());
         assert!(files.virtiofsd.is_some() && files.vhost_device_vsock.is_some());
         let keys = text.lines().filter(|line| line.starts_with('#') && line.contains(" = "));
-        assert_eq!(keys.filter(|line| !line.starts_with("# ")).count(), 24);
+        assert_eq!(keys.filter(|line| !line.starts_with("# ")).count(), 25);
     }
 }

@@ -55,6 +55,7 @@ pub(super) fn apply(config: &mut Config, path: &Path, file: File) -> Result<(), 
     at.path("vhost_device_vsock", &mut files.vhost_device_vsock, file.vhost_device_vsock)?;
 
     set(&mut config.vcpus, at.count("vcpus", file.vcpus, VCPUS)?);
+    set(&mut config.spares, at.count("spares", file.spares, (0, Config::MOST_SPARES))?);
     set(
         &mut config.virtiofsd_threads,
         at.count("virtiofsd_threads", file.virtiofsd_threads, VIRTIOFSD_THREADS)?,

@@ -1,6 +1,7 @@
 //! The guest's network follows the pod's: the kernel tells of each change (rtnetlink(7), multicast groups).
 
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -52,25 +53,28 @@ impl Following {
     /// # Errors
     /// [`NetworkError::Kernel`]
     pub fn new(network: Network, log: &Logger) -> Result<Self, NetworkError> {
-        let listen = || {
-            let mut socket = Socket::new(NETLINK_ROUTE)?;
-            socket.set_non_blocking(true)?;
-            socket.bind(&SocketAddr::new(0, 0))?;
-            GROUPS.into_iter().try_for_each(|group| socket.add_membership(group))?;
-            Ok(Notices(socket))
-        };
-        let notices = network.namespace.inside(listen);
-        let notices = notices.and_then(|socket| {
-            // SAFETY: the socket has one descriptor, of its own, as long as it lives.
-            let watched = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
-            Ok(watched?)
-        });
-        let notices = notices.map_err(NetworkError::kernel("notices of its changes"))?;
+        let notices = Notices::of(&network)?;
         Ok(Self {
             network: Arc::new(Mutex::new(network)),
             notices,
             behind: AtomicBool::new(false),
             log: log.clone(),
+        })
+    }
+
+    /// The same devices of a VM in another namespace, the one at this path. They carry nothing yet.
+    ///
+    /// # Errors
+    /// [`NetworkError`]; neither can be used then.
+    pub async fn moved(&self, path: PathBuf) -> Result<Self, NetworkError> {
+        let mut network = self.network.clone().lock_owned().await;
+        let entered = spawn_blocking(move || network.enter(&path).map(|()| network)).await;
+        let network = entered.map_err(|_| NetworkError::Interrupted)??;
+        Ok(Self {
+            network: self.network.clone(),
+            notices: Notices::of(&network)?,
+            behind: AtomicBool::new(false),
+            log: self.log.clone(),
         })
     }
 
@@ -146,6 +150,23 @@ impl Following {
 }
 
 impl Notices {
+    /// Of what changes in this network's namespace from now on.
+    fn of(network: &Network) -> Result<AsyncFd<Notices>, NetworkError> {
+        let listen = || {
+            let mut socket = Socket::new(NETLINK_ROUTE)?;
+            socket.set_non_blocking(true)?;
+            socket.bind(&SocketAddr::new(0, 0))?;
+            GROUPS.into_iter().try_for_each(|group| socket.add_membership(group))?;
+            Ok(Notices(socket))
+        };
+        let opened = network.namespace.inside(listen).and_then(|socket| {
+            // SAFETY: the socket has one descriptor, of its own, as long as it lives.
+            let watched = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
+            Ok(watched?)
+        });
+        opened.map_err(NetworkError::kernel("notices of its changes"))
+    }
+
     /// Whether there were some; they are taken.
     fn any(&self) -> bool {
         let mut any = false;

@@ -15,7 +15,7 @@ mod sk_lookup;
 mod tap;
 
 use std::collections::HashSet;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 use bulkhead_protocols::agent;
@@ -97,23 +97,7 @@ impl Network {
         let wire = wire.map_err(NetworkError::kernel("its namespace"))?;
         let mut netlink =
             namespace.inside(Netlink::open).map_err(NetworkError::kernel("netlink"))?;
-        let found = list(&mut netlink)?.into_iter();
-        let found = found.collect::<Result<Vec<_>, _>>()?;
-        if let Some(path) = path
-            && found.iter().any(|interface| tap::is_named_like_one(&interface.name))
-        {
-            let reason = "another sandbox has its interfaces";
-            return Err(NetworkError::Refused { path: path.to_owned(), reason });
-        }
-        let wanted = found.into_iter().filter(Interface::is_up);
-        let wanted = wanted.collect::<Vec<_>>();
-        if let Some(interface) = wanted.get(limit) {
-            let reason = format!(
-                "there are {} interfaces, and the VM has at most {limit} network devices",
-                wanted.len()
-            );
-            return Err(NetworkError::Interface { name: interface.name.clone(), reason });
-        }
+        let wanted = wanted(&mut netlink, path, limit)?;
         let count = DEVICES.max(wanted.len() + 1).min(limit);
         let taps = || (0..count).map(|_| Tap::new(queues)).collect::<Result<Vec<_>, _>>();
         let taps = namespace.inside(taps).map_err(NetworkError::kernel("a tap"))?;
@@ -129,6 +113,39 @@ impl Network {
             network.attach(interface)?;
         }
         Ok(Joined { network, taps, namespace: wire })
+    }
+
+    /// Moves the taps, none of which carries anything yet, into the namespace at this path, and joins its interfaces.
+    ///
+    /// # Errors
+    /// [`NetworkError`]; some of the taps may have moved then.
+    fn enter(&mut self, path: &Path) -> Result<(), NetworkError> {
+        let namespace = Namespace::open(path)?;
+        let mut netlink =
+            namespace.inside(Netlink::open).map_err(NetworkError::kernel("netlink"))?;
+        // One stays free for an interface that is added.
+        let wanted = wanted(&mut netlink, Some(path), self.devices.len().saturating_sub(1))?;
+        let its = namespace.descriptor().map_err(NetworkError::kernel("the namespace"))?;
+        let mut moved = HashSet::new();
+        for device in &mut self.devices {
+            let mut link = LinkMessage::default();
+            link.header.index = device.tap;
+            link.attributes = vec![LinkAttribute::NetNsFd(its.as_raw_fd())];
+            let sent = self.netlink.change(Message::SetLink(link), 0);
+            sent.map_err(NetworkError::kernel("moving a tap"))?;
+            // There it may have another number: the one that was not there before.
+            let new = list(&mut netlink)?.into_iter().flatten().find(|interface| {
+                tap::is_named_like_one(&interface.name) && !moved.contains(&interface.index)
+            });
+            let Some(new) = new else {
+                let lost = std::io::ErrorKind::NotFound.into();
+                return Err(NetworkError::kernel("a tap that was moved")(lost));
+            };
+            moved.insert(new.index);
+            device.tap = new.index;
+        }
+        (self.namespace, self.netlink) = (namespace, netlink);
+        wanted.into_iter().try_for_each(|interface| self.attach(interface))
     }
 
     /// How many network devices the VM has.
@@ -283,6 +300,31 @@ pub fn clean(path: &Path) {
     for interface in found {
         let _ = redirect::disconnect(&mut netlink, interface.index);
     }
+}
+
+/// The interfaces of a namespace that a VM with at most `limit` network devices is to carry: those that are up. A
+/// namespace with a path may be another sandbox's already.
+fn wanted(
+    netlink: &mut Netlink,
+    path: Option<&Path>,
+    limit: usize,
+) -> Result<Vec<Interface>, NetworkError> {
+    let found = list(netlink)?.into_iter().collect::<Result<Vec<_>, _>>()?;
+    if let Some(path) = path
+        && found.iter().any(|interface| tap::is_named_like_one(&interface.name))
+    {
+        let reason = "another sandbox has its interfaces";
+        return Err(NetworkError::Refused { path: path.to_owned(), reason });
+    }
+    let wanted: Vec<_> = found.into_iter().filter(Interface::is_up).collect();
+    if let Some(interface) = wanted.get(limit) {
+        let reason = format!(
+            "there are {} interfaces, and the VM has at most {limit} network devices",
+            wanted.len()
+        );
+        return Err(NetworkError::Interface { name: interface.name.clone(), reason });
+    }
+    Ok(wanted)
 }
 
 fn list(netlink: &mut Netlink) -> Result<Vec<Result<Interface, NetworkError>>, NetworkError> {

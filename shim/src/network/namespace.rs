@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::NetworkError;
+use crate::host;
 
 /// The calling thread's own.
 const OWN: &str = "/proc/thread-self/ns/net";
@@ -30,7 +31,9 @@ impl Namespace {
     pub fn open(path: &Path) -> Result<Self, NetworkError> {
         let failed = |source| NetworkError::Namespace { path: path.to_owned(), source };
         let refused = |reason| NetworkError::Refused { path: path.to_owned(), reason };
-        let file = File::open(path).map_err(failed)?;
+        // The host may have made it after this process began.
+        let found = host::find(path).map_err(failed)?;
+        let file = File::open(host::by_descriptor(&found)).map_err(failed)?;
         // SAFETY: the request takes no argument, and is ENOTTY for other kinds of files.
         let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) };
         if Errno::result(kind) != Ok(libc::CLONE_NEWNET) {

@@ -130,6 +130,9 @@ pub struct Record {
     /// Its scratch disk, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scratch: Option<PathBuf>,
+    /// Where its directory was while it was a spare, and can still be found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alias: Option<PathBuf>,
     /// The directories of its control group on the host.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
@@ -164,6 +167,15 @@ pub fn now_ms() -> u64 {
 }
 
 impl Record {
+    /// The namespace of sandboxes that wait for one: none of containerd's is called like that.
+    pub const SPARE: &'static str = "-";
+
+    /// Whether it waits for a sandbox that it is to become.
+    #[must_use]
+    pub fn is_spare(&self) -> bool {
+        self.namespace == Self::SPARE
+    }
+
     /// The record of a sandbox that this process is about to make. Its processes and phases are
     /// added as they come.
     ///
@@ -196,6 +208,7 @@ impl Record {
             devices: spec.devices(),
             network: None,
             scratch: None,
+            alias: None,
             cgroups: Vec::new(),
             phases: Vec::new(),
         })
@@ -300,6 +313,7 @@ pub(crate) mod tests {
             devices: Vec::new(),
             network: None,
             scratch: None,
+            alias: None,
             cgroups: Vec::new(),
             phases: vec![Phase::new("vmm", Duration::from_millis(5))],
         }

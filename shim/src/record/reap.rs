@@ -41,6 +41,9 @@ pub fn reap(directory: &Path) -> Result<Reaped, RecordError> {
     if let Some(scratch) = record.as_ref().ok().and_then(|record| record.scratch.as_deref()) {
         scratch::remove(scratch);
     }
+    if let Some(alias) = record.as_ref().ok().and_then(|record| record.alias.as_deref()) {
+        let _ = std::fs::remove_file(alias);
+    }
     for cgroup in record.iter().flat_map(|record| &record.cgroups) {
         // Whoever is still in it is none of the sandbox's.
         let _ = std::fs::remove_dir(cgroup);

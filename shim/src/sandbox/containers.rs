@@ -160,6 +160,7 @@ impl Sandbox {
             }
             return Err(error.into());
         }
+        drop(lock(&self.began).take());
         if id == self.identity.id && exec.is_empty() {
             self.phases.stamp("started");
             self.running().await?.parts.record_phases(&self.phases);

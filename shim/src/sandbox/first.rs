@@ -30,6 +30,11 @@ pub struct First {
 }
 
 impl First {
+    /// Whether it has disks even in a guest that has none to write to.
+    pub fn brings_disks(&self) -> bool {
+        !self.devices.is_empty() || !self.root.clone().images(false).is_empty()
+    }
+
     /// Gives the VM its disks, if there is room for all of them, and takes the share away if nothing is to be seen
     /// there. `upper` says that the guest has what is written to the root file system. Returns the disks' names. One
     /// that cannot be opened is left out: who plugs it in later is told why.

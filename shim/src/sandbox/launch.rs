@@ -23,7 +23,7 @@ use crate::config::{Config, Upper, show};
 use crate::container::scratch::OnScratch;
 use crate::guest::Guest;
 use crate::network::{DEVICES, Following, Network};
-use crate::process::Status;
+use crate::process::{Process, Status};
 use crate::record::{Phase, ProcessId, Record, remove_directory};
 use crate::storage::scratch::Scratch;
 use crate::storage::share::Share;
@@ -41,6 +41,8 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub struct Parts {
     /// What the VM is made of.
     pub spec: VmSpec,
+    /// The VMM that runs it.
+    pub selection: Selection,
     /// The tree that the guest sees.
     pub share: Share,
     /// The guest's console.
@@ -58,17 +60,35 @@ pub struct Parts {
     /// Sockets of the host that its containers may reach.
     pub forward_sockets: Vec<PathBuf>,
     /// The sandbox's place in the host's control groups.
-    _cgroup: Option<Cgroup>,
-    record: Mutex<Record>,
-    log: Logger,
+    pub cgroup: Option<Cgroup>,
+    /// Where its directory was when the VM was started, if it was a spare's.
+    pub alias: Option<Alias>,
+    /// What is known of it on disk.
+    pub record: Mutex<Record>,
+    /// Its log.
+    pub log: Logger,
+}
+
+/// Another name of a directory. Dropping it takes it away.
+pub struct Alias(pub PathBuf);
+
+impl Drop for Alias {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 impl Parts {
+    /// Its processes, the VMM first.
+    pub fn processes(&self) -> Vec<Process> {
+        let served = self.virtiofsd.iter().flat_map(Daemon::processes);
+        self.vm.processes().into_iter().chain(served).collect()
+    }
+
     /// Writes down how far the start has come. Without the record the sandbox runs all the same.
     pub fn record_phases(&self, phases: &Phases) {
         let mut record = lock(&self.record);
-        let (vm, served) = (self.vm.processes(), self.virtiofsd.iter().flat_map(Daemon::processes));
-        record.processes = vm.into_iter().chain(served).map(ProcessId::from).collect();
+        record.processes = self.processes().into_iter().map(ProcessId::from).collect();
         record.phases = phases.all().iter().map(|(name, since)| Phase::new(name, *since)).collect();
         if let Err(error) = record.write(&self.spec.dir) {
             warn!(self.log, "{error}");
@@ -126,7 +146,7 @@ impl Drop for NewDirectory {
 }
 
 /// What a VM with this configuration is made of.
-fn spec(config: &Config, dir: &Path) -> Result<VmSpec, SandboxError> {
+pub fn spec(config: &Config, dir: &Path) -> Result<VmSpec, SandboxError> {
     Ok(VmSpec {
         dir: dir.to_owned(),
         kernel: config.files.kernel()?,
@@ -170,7 +190,10 @@ pub async fn devices(
     if let Err(error) = record.write(&dir) {
         warn!(log, "{error}");
     }
-    let scratch = scratch(config, identity, pod, &mut spec).await?;
+    let scratch = scratch(config, identity, pod).await?;
+    if let Some((scratch, _)) = &scratch {
+        spec.disks.push(disk(scratch, config.scratch.size)?);
+    }
     // Until the record is written again, the lock on the disk tells whose it is.
     record.scratch = scratch.as_ref().map(|(scratch, _)| scratch.path().to_owned());
     let mut disks = HashMap::new();
@@ -209,6 +232,7 @@ pub async fn devices(
     let record = Mutex::new(record);
     let parts = Parts {
         spec,
+        selection,
         share,
         console,
         virtiofsd,
@@ -217,7 +241,8 @@ pub async fn devices(
         scratch,
         first: disks,
         forward_sockets: config.forward_sockets.clone(),
-        _cgroup: cgroup,
+        cgroup,
+        alias: None,
         record,
         log: log.clone(),
     };
@@ -232,13 +257,12 @@ fn serve(config: &Config, dir: &Path, socket: &Path) -> Result<Daemon, SandboxEr
     Ok(Virtiofsd { program: &program, dir, socket, cache, threads }.start()?)
 }
 
-/// Makes the sandbox's scratch disk, and a disk of the VM of it. A pod has one, since it is not known yet which of its
+/// Makes the sandbox's scratch disk. A pod has one, since it is not known yet which of its
 /// containers will want it; others have one where they ask for it.
-async fn scratch(
+pub async fn scratch(
     config: &Config,
     identity: &Identity,
     pod: &Pod,
-    spec: &mut VmSpec,
 ) -> Result<Option<(Scratch, OnScratch)>, SandboxError> {
     let asked = !config.scratch.paths.is_empty() || config.rootfs_upper == Upper::Guest;
     if config.scratch.size == 0 || !(pod.in_kubernetes || asked) {
@@ -248,11 +272,6 @@ async fn scratch(
     let name = format!("{}.{}", identity.namespace, identity.id);
     let made = spawn_blocking(move || Scratch::create(&wanted, &name)).await;
     let scratch = made.map_err(|_| SandboxError::Interrupted)??;
-    let file = scratch
-        .file()
-        .map_err(|source| SandboxError::Directory { path: scratch.path().to_owned(), source })?;
-    let (serial, what) = (SCRATCH_SERIAL.to_owned(), show(config.scratch.size));
-    spec.disks.push(Disk { serial, file: Arc::new(file), readonly: false, what });
     let held = OnScratch {
         filesystem: config.scratch.filesystem,
         paths: config.scratch.paths.clone(),
@@ -261,8 +280,17 @@ async fn scratch(
     Ok(Some((scratch, held)))
 }
 
+/// A scratch disk as one that the VM starts with.
+fn disk(scratch: &Scratch, size: u64) -> Result<Disk, SandboxError> {
+    let file = scratch
+        .file()
+        .map_err(|source| SandboxError::Directory { path: scratch.path().to_owned(), source })?;
+    let (serial, what) = (SCRATCH_SERIAL.to_owned(), show(size));
+    Ok(Disk { serial, file: Arc::new(file), readonly: false, what })
+}
+
 /// Joins the sandbox's control group. A sandbox that counts as somebody else's is better than none.
-fn join(path: &str, log: &Logger) -> Option<Cgroup> {
+pub fn join(path: &str, log: &Logger) -> Option<Cgroup> {
     if path.is_empty() {
         return None;
     }

@@ -16,8 +16,10 @@ mod launch;
 mod phases;
 mod pod;
 mod running;
+mod spare;
 
 use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -27,6 +29,7 @@ use bulkhead_protocols::agent::{self, event};
 use bulkhead_protocols::chain;
 use futures::future::join_all;
 use slog::{Logger, error, info, warn};
+use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -44,6 +47,7 @@ use launch::Parts;
 use phases::Phases;
 pub use pod::{Pod, PodError};
 use running::Running;
+pub use spare::Spare;
 
 /// How long a VM whose agent hung up may take to end by itself, and to say why.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -70,6 +74,24 @@ pub struct Identity {
     pub socket: PathBuf,
 }
 
+/// What a sandbox comes from.
+pub struct Origin {
+    spare: Option<Spare>,
+    began: OwnedFd,
+}
+
+impl Origin {
+    /// Its guest boots. `began` is closed once its first container runs.
+    pub fn boot(began: OwnedFd) -> Self {
+        Self { spare: None, began }
+    }
+
+    /// Its guest is this one, if that is as it is to be.
+    pub fn spare(spare: Spare, began: OwnedFd) -> Self {
+        Self { spare: Some(spare), began }
+    }
+}
+
 /// One sandbox.
 pub struct Sandbox {
     identity: Identity,
@@ -87,6 +109,8 @@ pub struct Sandbox {
     containers: Mutex<HashMap<String, Arc<Container>>>,
     /// The ids of those that are being made.
     creating: Mutex<HashSet<String>>,
+    /// Closed once a container runs: the host then has time for the next spare.
+    began: Mutex<Option<OwnedFd>>,
     /// Whether it stays without a container: containerd drives it by the sandbox API.
     stays: AtomicBool,
     created_at: SystemTime,
@@ -103,6 +127,7 @@ impl Sandbox {
         identity: Identity,
         config: Result<Config, ConfigError>,
         pod: Option<Pod>,
+        origin: Origin,
         publisher: Publisher,
         log: &Logger,
     ) -> Arc<Self> {
@@ -118,19 +143,20 @@ impl Sandbox {
             pids: AtomicU32::new(0),
             containers: Mutex::default(),
             creating: Mutex::default(),
+            began: Mutex::new(Some(origin.began)),
             stays: AtomicBool::new(false),
             created_at: SystemTime::now(),
             stopping: AtomicBool::new(false),
             exit: watch::Sender::new(None),
             life: Mutex::default(),
         });
-        let life = tokio::spawn(sandbox.clone().live(config));
+        let life = tokio::spawn(sandbox.clone().live(config, origin.spare));
         *lock(&sandbox.life) = Some(life);
         sandbox
     }
 
-    async fn live(self: Arc<Self>, config: Result<Config, ConfigError>) {
-        match self.build(config).await {
+    async fn live(self: Arc<Self>, config: Result<Config, ConfigError>, spare: Option<Spare>) {
+        match self.build(config, spare).await {
             Ok((running, events)) => {
                 let running = Arc::new(running);
                 self.host_pid.store(running.parts.vm.pid(), Ordering::Relaxed);
@@ -147,14 +173,18 @@ impl Sandbox {
     async fn build(
         &self,
         config: Result<Config, ConfigError>,
+        spare: Option<Spare>,
     ) -> Result<(Running, ClientStreamReceiver<agent::Event>), SandboxError> {
         let pod = self.pod().await?;
         let config = config?.with(&pod.annotations).map_err(SandboxError::Annotation)?;
-        let (phases, log) = (&self.phases, &self.log);
-        let first = self.first(pod.clone());
-        let (parts, listener) =
-            launch::devices(&config, &self.identity, &pod, first, phases, log).await?;
-        let connection = launch::agent(&parts, listener, &config).await?;
+        let adopted = match spare {
+            Some(spare) => self.adopt(spare, &config, &pod).await,
+            None => None,
+        };
+        let (parts, connection) = match adopted {
+            Some(adopted) => adopted,
+            None => self.boot(&config, &pod).await?,
+        };
         self.phases.stamp("agent");
         pod.write_files(&parts.spec.dir)?;
         let guest =
@@ -162,6 +192,37 @@ impl Sandbox {
         let events = guest.events().await?;
         let running = Running::new(parts, guest, &pod, &self.log)?;
         Ok((running, events))
+    }
+
+    async fn boot(
+        &self,
+        config: &Config,
+        pod: &Arc<Pod>,
+    ) -> Result<(Parts, UnixStream), SandboxError> {
+        let (phases, log, first) = (&self.phases, &self.log, self.first(pod.clone()));
+        let (parts, listener) =
+            launch::devices(config, &self.identity, pod, first, phases, log).await?;
+        let connection = launch::agent(&parts, listener, config).await?;
+        Ok((parts, connection))
+    }
+
+    /// None where the spare is another than the sandbox is to be.
+    async fn adopt(
+        &self,
+        spare: Spare,
+        config: &Config,
+        pod: &Arc<Pod>,
+    ) -> Option<(Parts, UnixStream)> {
+        let first = self.first(pod.clone());
+        let adopted = spare.adopt(config, &self.identity, pod, first, &self.log).await;
+        self.phases.stamp("spare");
+        match &adopted {
+            Ok((parts, _)) => info!(self.log, "a spare guest is taken: {}", parts.selection),
+            Err(unfit) => {
+                info!(self.log, "the spare guest is not taken: {}", chain(unfit));
+            }
+        }
+        adopted.ok()
     }
 
     /// Lives as long as the VM: hands on what happens in the guest, and notices its end.

@@ -5,7 +5,9 @@ mod error;
 mod metrics;
 mod sandbox;
 mod server;
+mod spare;
 mod task;
 
 pub use diagnostics::{AskError, containers, inspect};
 pub use server::{ServeError, serve};
+pub use spare::wait;

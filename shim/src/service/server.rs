@@ -13,6 +13,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use oci_spec::runtime::{Process, Spec};
 use slog::{Logger, info, warn};
 use thiserror::Error;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -23,12 +24,13 @@ use super::diagnostics::Diagnostics;
 use super::sandbox as sandbox_api;
 use super::task::services;
 use crate::args::Args;
-use crate::bootstrap::LISTENER_FD;
+use crate::bootstrap::{FIRST_FD, events_address};
 use crate::config::{Config, ConfigError};
 use crate::container::spec;
 use crate::events::Publisher;
 use crate::logging;
-use crate::sandbox::{Identity, Pod, Sandbox};
+use crate::sandbox::{Identity, Origin, Pod, Sandbox};
+use crate::spare::Place;
 use crate::storage::share::enter_mount_namespace;
 
 /// How long containerd may leave a server without a container. It asks for the first one at once;
@@ -42,8 +44,11 @@ const FLUSH: Duration = Duration::from_secs(5);
 #[derive(Debug, Error)]
 pub enum ServeError {
     /// The descriptor that `start` hands over is not a listening socket.
-    #[error("descriptor {LISTENER_FD} is no listening socket: {0}; the server is run by start")]
+    #[error("descriptor {FIRST_FD} is no listening socket: {0}; the server is run by start")]
     Listener(io::Error),
+    /// A descriptor that `start` hands over is missing.
+    #[error("a descriptor from {FIRST_FD} on: {0}; servers and spares are run by start")]
+    Descriptor(io::Error),
     /// A mount namespace cannot be made.
     #[error("a mount namespace of its own: {0}")]
     Namespace(io::Error),
@@ -57,37 +62,60 @@ pub enum ServeError {
 
 /// Serves until containerd says that it may end, or a signal does.
 pub fn serve(args: &Args) -> Result<(), ServeError> {
-    let listener = inherited_listener().map_err(ServeError::Listener)?;
+    let [listener, began] = inherited().map_err(ServeError::Descriptor)?;
+    let listener = UnixListener::from(listener);
+    listener.set_nonblocking(true).map_err(ServeError::Listener)?;
+    let runtime = prepare()?;
+    let config = Config::load();
+    let level = logging::level(config.as_ref().ok(), args.debug);
+    let log = logging::start(&args.bundle, &args.namespace, &args.id, level);
+    if let Ok(config) = &config
+        && config.spares > 0
+    {
+        let words: Vec<_> = Place::all(config).filter_map(|place| place.last_word()).collect();
+        info!(log, "no guest was spare, so one boots"; "ended" => words.join("; "));
+    }
+    let events = events_address(args);
+    runtime.block_on(run(args, events, config, listener, Origin::boot(began), &log))
+}
+
+/// Makes this process one that can have a sandbox. It has one thread until then.
+pub fn prepare() -> Result<Runtime, ServeError> {
+    raise_descriptors();
+    enter_mount_namespace().map_err(ServeError::Namespace)?;
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ServeError::Runtime)
+}
+
+/// Serves a sandbox on its socket, which goes away afterwards. `events` is the address of containerd's events.
+pub async fn run(
+    args: &Args,
+    events: String,
+    config: Result<Config, ConfigError>,
+    listener: UnixListener,
+    origin: Origin,
+    log: &Logger,
+) -> Result<(), ServeError> {
     let address = listener.local_addr().map_err(ServeError::Listener)?;
     let socket = address.as_pathname().map(PathBuf::from);
     let socket =
         socket.ok_or_else(|| ServeError::Listener(io::ErrorKind::AddrNotAvailable.into()))?;
-    raise_descriptors();
-    // Both want a process with one thread.
-    enter_mount_namespace().map_err(ServeError::Namespace)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(ServeError::Runtime)?;
-    let config = Config::load();
-    let level = logging::level(config.as_ref().ok(), args.debug);
-    let log = logging::start(&args.bundle, &args.namespace, &args.id, level);
-    let served = runtime.block_on(run(args, config, listener, &socket, &log));
+    let served = serve_on(args, events, config, listener, &socket, origin, log).await;
     let _ = std::fs::remove_file(socket);
     served
 }
 
-async fn run(
+async fn serve_on(
     args: &Args,
+    events: String,
     config: Result<Config, ConfigError>,
     listener: UnixListener,
     socket: &Path,
+    origin: Origin,
     log: &Logger,
 ) -> Result<(), ServeError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
-    let (publisher, forwarding) =
-        Publisher::start(events_address(args), args.namespace.clone(), log);
+    let (publisher, forwarding) = Publisher::start(events, args.namespace.clone(), log);
     // A bundle without a usable spec fails at Create, with the spec's error.
     let spec = spec::load(&args.bundle).ok();
     if let Err(error) = take_oom_score(spec.as_ref()) {
@@ -104,7 +132,7 @@ async fn run(
         // The sandbox API will tell.
         None
     };
-    let sandbox = Sandbox::launch(identity, config, pod, publisher, log);
+    let sandbox = Sandbox::launch(identity, config, pod, origin, publisher, log);
     let stop = Arc::new(Notify::new());
     let listener = tokio::net::UnixListener::from_std(listener).map_err(ServeError::Listener)?;
     let mut server = Server::new()
@@ -140,7 +168,7 @@ fn raise_descriptors() {
 
 /// containerd protects itself from the host's OOM killer, and its children with it. What runs for
 /// a container is as dear as the spec says, the VMM and the daemons too, which inherit this.
-fn take_oom_score(spec: Option<&Spec>) -> io::Result<()> {
+pub fn take_oom_score(spec: Option<&Spec>) -> io::Result<()> {
     let process = spec.and_then(|spec| spec.process().as_ref());
     let score = process.and_then(Process::oom_score_adj).unwrap_or(0);
     std::fs::write("/proc/self/oom_score_adj", score.to_string())
@@ -156,17 +184,15 @@ async fn idle(sandbox: &Sandbox) {
     }
 }
 
-/// containerd names its events' socket in the environment; its default is beside the gRPC one.
-fn events_address(args: &Args) -> String {
-    std::env::var("TTRPC_ADDRESS").unwrap_or_else(|_| format!("{}.ttrpc", args.address))
-}
-
-fn inherited_listener() -> io::Result<UnixListener> {
-    // SAFETY: borrowed for this call only, which reports a closed descriptor as an error.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(LISTENER_FD) };
-    fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-    // SAFETY: the descriptor is open, and `start` handed it over to be owned here.
-    let listener = UnixListener::from(unsafe { OwnedFd::from_raw_fd(LISTENER_FD) });
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+/// The descriptors that `start` hands over, in the order in which it does.
+pub fn inherited<const COUNT: usize>() -> io::Result<[OwnedFd; COUNT]> {
+    let mut descriptors = Vec::with_capacity(COUNT);
+    for number in (FIRST_FD..).take(COUNT) {
+        // SAFETY: borrowed for this call only, which reports a closed descriptor as an error.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+        fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+        // SAFETY: the descriptor is open, and `start` handed it over to be owned here; this runs once in a process.
+        descriptors.push(unsafe { OwnedFd::from_raw_fd(number) });
+    }
+    descriptors.try_into().map_err(|_| io::ErrorKind::InvalidInput.into())
 }

@@ -61,7 +61,7 @@ pub enum ShareError {
 /// Gives the process a mount namespace of its own: it sees what the host mounts and unmounts, and
 /// the host sees nothing of what it mounts. Call it while there is one thread.
 pub fn enter_mount_namespace() -> io::Result<()> {
-    host::remember()?;
+    crate::host::remember()?;
     unshare(CloneFlags::CLONE_NEWNS)?;
     propagation("/".as_ref(), MsFlags::MS_SLAVE | MsFlags::MS_REC)
 }

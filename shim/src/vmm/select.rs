@@ -283,6 +283,12 @@ impl Selection {
         }
     }
 
+    /// Whether its VMs take disks while they run.
+    #[must_use]
+    pub fn takes_disks(&self) -> bool {
+        (self.vmm, self.machine) != (Vmm::Qemu, QemuMachine::Microvm)
+    }
+
     /// How many network devices a VM has at most.
     #[must_use]
     pub fn network_devices(&self, disks: usize) -> usize {

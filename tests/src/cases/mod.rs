@@ -10,6 +10,7 @@ mod net;
 mod pods;
 mod refusals;
 mod run;
+mod spare;
 mod specs;
 mod storage;
 mod streams;
@@ -32,6 +33,7 @@ pub fn all() -> Vec<&'static Case> {
             hostile::CASES,
             lifecycle::CASES,
             api::CASES,
+            spare::CASES,
             specs::CASES,
             differential::CASES,
             events::CASES,

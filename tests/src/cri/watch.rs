@@ -18,7 +18,10 @@ pub fn until(dir: &Path, deadline: Duration, holds: impl Fn() -> Outcome<bool>) 
     let events = Inotify::init(InitFlags::IN_NONBLOCK)?;
     events.add_watch(
         dir,
-        AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_MOVED_TO,
+        AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_MODIFY
+            | AddWatchFlags::IN_MOVED_TO
+            | AddWatchFlags::IN_DELETE,
     )?;
     while !holds()? {
         let left = limit.saturating_duration_since(Instant::now());

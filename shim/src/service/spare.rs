@@ -1,0 +1,104 @@
+//! The life of a spare until it is a sandbox's server.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use bulkhead_protocols::chain;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+
+use super::server::{self, ServeError, inherited, prepare};
+use crate::args::{Action, Args};
+use crate::config::Config;
+use crate::logging::{self, Later};
+use crate::sandbox::{Origin, Spare};
+use crate::spare::{Claimed, Likeness, Place, agree};
+
+/// How long the sandbox before has the host to itself after its first container has begun.
+const HEAD_START: Duration = Duration::from_secs(3);
+
+/// Waits until the sandbox before runs, has a guest boot, waits until a sandbox needs it, and serves that.
+///
+/// # Errors
+/// [`ServeError`]; why there is no spare stands in its place then.
+pub fn wait(args: &Args) -> Result<(), ServeError> {
+    let [lock] = inherited().map_err(ServeError::Descriptor)?;
+    let lock = File::from(lock);
+    // The other end is closed once the sandbox before runs, or is over.
+    io::stdin().read_to_end(&mut Vec::new()).map_err(ServeError::Descriptor)?;
+    let like = Likeness::own().map_err(ServeError::Descriptor)?;
+    let runtime = prepare()?;
+    // Nobody's guest is worth as little to the host as any process.
+    server::take_oom_score(None).map_err(ServeError::Runtime)?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
+        let log = Later::default();
+        let found = tokio::select! {
+            found = be_found(args, lock, like, &log) => found,
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+        };
+        let Some((spare, claimed)) = found else { return Ok(()) };
+        let Claimed { claim, listener, began } = claimed;
+        let config = Config::load();
+        let level = logging::level(config.as_ref().ok(), claim.debug);
+        let opened = logging::start(&claim.bundle, &claim.namespace, &claim.id, level);
+        log.open(&opened);
+        let args = Args {
+            action: Action::Serve,
+            namespace: claim.namespace,
+            id: claim.id,
+            address: claim.address,
+            bundle: claim.bundle,
+            debug: claim.debug,
+        };
+        let origin = Origin::spare(spare, began);
+        server::run(&args, claim.events, config, listener, origin, &opened).await
+    })
+}
+
+/// Where a spare listens, for as long as it does.
+struct Findable<'a>(&'a Place);
+
+impl Drop for Findable<'_> {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+/// The spare, and what it is to become. None if there is nothing to wait for any more.
+async fn be_found(
+    args: &Args,
+    lock: File,
+    like: Likeness,
+    log: &Later,
+) -> Option<(Spare, Claimed)> {
+    sleep(HEAD_START).await;
+    let config = Config::load().ok()?;
+    let place = Place::named(&config, &args.id)?;
+    Place::leave_word(&lock, "");
+    let failed = |word: String| Place::leave_word(&lock, &word);
+    let spare = Spare::boot(&config, &log.logger()).await;
+    let spare = spare.map_err(|error| failed(chain(&error))).ok()?;
+    let findable = Findable(&place);
+    let waiting = place.listen().and_then(|socket| {
+        socket.set_nonblocking(true)?;
+        UnixListener::from_std(socket)
+    });
+    let waiting = waiting.map_err(|error| failed(error.to_string())).ok()?;
+    let asked = tokio::select! {
+        asked = waiting.accept() => asked,
+        reason = spare.over() => Err(io::Error::other(format!("the VM has ended: {reason}"))),
+    };
+    // Nobody else finds it, and who has its place next makes a socket of his own.
+    drop((waiting, findable));
+    let stream = asked.and_then(|(stream, _)| stream.into_std());
+    let stream: UnixStream = stream.map_err(|error| failed(error.to_string())).ok()?;
+    let agreed = spawn_blocking(move || agree(stream, &like, lock)).await;
+    Some((spare, agreed.ok()?.ok()?))
+}

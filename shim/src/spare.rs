@@ -1,0 +1,346 @@
+//! Spares: shims whose guests have booted and wait for a sandbox. `start` hands the socket of a new sandbox to a spare
+//! instead of to a new server; from then on the spare is that sandbox's shim.
+//!
+//! Each has a place in the state directory: whoever holds the lock on `spare-0.lock` has it, and listens on `spare-0`.
+//!
+//! ```text
+//! start                      spare
+//!   claim, descriptors  -->
+//!                       <--  yes: its place is free again
+//!   go                  -->        else nothing has happened, and it ends
+//! ```
+
+use std::env;
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Config, FILE_VARIABLE};
+
+/// How long the other side may take for its next word. Both have nothing else to do.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The longest claim, in bytes.
+const LONGEST: usize = 64 << 10;
+
+const YES: u8 = b'y';
+const GO: u8 = b'g';
+
+/// What both must have in common: they then are the same program, and see the same files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Likeness {
+    program: (u64, u64, i64, i64),
+    mounts: PathBuf,
+    config: Option<String>,
+}
+
+impl Likeness {
+    /// What is different in the other one, if anything is.
+    fn difference(&self, other: &Likeness) -> Option<String> {
+        let both = |what, one: &dyn fmt::Debug, other: &dyn fmt::Debug| {
+            let (one, other) = (format!("{one:?}"), format!("{other:?}"));
+            (one != other).then(|| format!("{what} ({one}, not {other})"))
+        };
+        both("the shim's program", &self.program, &other.program)
+            .or_else(|| both("the mount namespace", &self.mounts, &other.mounts))
+            .or_else(|| both(FILE_VARIABLE, &self.config, &other.config))
+    }
+
+    /// This process's own.
+    ///
+    /// # Errors
+    /// Where /proc is not mounted.
+    pub fn own() -> io::Result<Likeness> {
+        let program = fs::metadata("/proc/self/exe")?;
+        Ok(Likeness {
+            program: (program.dev(), program.ino(), program.ctime(), program.ctime_nsec()),
+            mounts: fs::read_link("/proc/self/ns/mnt")?,
+            config: env::var(FILE_VARIABLE).ok(),
+        })
+    }
+}
+
+/// What a spare is to become.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// containerd's namespace.
+    pub namespace: String,
+    /// The sandbox's id.
+    pub id: String,
+    /// The address of containerd's gRPC socket.
+    pub address: String,
+    /// That of its events' socket.
+    pub events: String,
+    /// The bundle of the sandbox's first container.
+    pub bundle: PathBuf,
+    /// Whether containerd asks for debug messages.
+    pub debug: bool,
+    /// Who asks.
+    pub likeness: Likeness,
+}
+
+/// A claim that was agreed on.
+#[derive(Debug)]
+pub struct Claimed {
+    /// What the spare is now.
+    pub claim: Claim,
+    /// The socket on which containerd talks to the sandbox's shim.
+    pub listener: UnixListener,
+    /// Closing it tells the next spare that it may begin.
+    pub began: OwnedFd,
+}
+
+/// A place for a spare.
+#[derive(Debug, Clone)]
+pub struct Place(PathBuf);
+
+impl Place {
+    /// All of them.
+    pub fn all(config: &Config) -> impl Iterator<Item = Place> + use<> {
+        let dir = config.state_dir.clone();
+        (0..config.spares).map(move |number| Place(dir.join(format!("spare-{number}"))))
+    }
+
+    /// The one of this name, as [`Place::name`] has it.
+    #[must_use]
+    pub fn named(config: &Config, name: &str) -> Option<Place> {
+        Place::all(config).find(|place| place.name() == name)
+    }
+
+    /// Removes what spares leave in their places. There are to be none any more.
+    pub fn remove_all(config: &Config) {
+        let all = Place::all(&Config { spares: Config::MOST_SPARES, ..config.clone() });
+        for path in all.flat_map(|place| [place.note(), place.0]) {
+            // Most are not there.
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.0.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    fn note(&self) -> PathBuf {
+        self.0.with_extension("lock")
+    }
+
+    /// Takes it, as long as the returned file is open somewhere. None if it is somebody's.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn take(&self) -> io::Result<Option<File>> {
+        if let Some(dir) = self.0.parent() {
+            fs::create_dir_all(dir)?;
+        }
+        let mut options = OpenOptions::new();
+        let file =
+            options.write(true).create(true).truncate(false).mode(0o600).open(self.note())?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(fs::TryLockError::WouldBlock) => Ok(None),
+            Err(fs::TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    /// Leaves word of why there is no spare here; none if there will be one.
+    pub fn leave_word(lock: &File, word: &str) {
+        // Nobody needs it to go on.
+        let _ = lock.set_len(0).and_then(|()| lock.write_all_at(word.as_bytes(), 0));
+    }
+
+    /// Why the last spare here has ended before its time, if it has.
+    #[must_use]
+    pub fn last_word(&self) -> Option<String> {
+        let mut word = String::new();
+        File::open(self.note()).ok()?.take(4096).read_to_string(&mut word).ok()?;
+        Some(word).filter(|word| !word.is_empty())
+    }
+
+    /// Listens for who wants the spare. Only who has taken the place may.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn listen(&self) -> io::Result<UnixListener> {
+        self.leave();
+        UnixListener::bind(&self.0)
+    }
+
+    /// Is not to be found any more.
+    pub fn leave(&self) {
+        let _ = fs::remove_file(&self.0);
+    }
+
+    /// Asks the spare that is here, if one is, to become what the claim says.
+    ///
+    /// # Errors
+    /// It does not, and has not begun to.
+    pub fn claim(
+        &self,
+        claim: &Claim,
+        listener: BorrowedFd<'_>,
+        began: BorrowedFd<'_>,
+    ) -> io::Result<()> {
+        let mut stream = UnixStream::connect(&self.0)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let text = serde_json::to_vec(claim)?;
+        let descriptors = [listener.as_raw_fd(), began.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&descriptors)];
+        let text = [IoSlice::new(&text)];
+        sendmsg::<()>(stream.as_raw_fd(), &text, &rights, MsgFlags::MSG_NOSIGNAL, None)?;
+        let mut answer = [0];
+        stream.read_exact(&mut answer)?;
+        if answer != [YES] {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        stream.write_all(&[GO])
+    }
+}
+
+/// Hears who has connected to a spare that is `like` this. `lock` is on its place, which is free then, whatever comes
+/// of it.
+///
+/// # Errors
+/// There is no agreement, and will be none: the spare is to end.
+pub fn agree(mut stream: UnixStream, like: &Likeness, lock: File) -> io::Result<Claimed> {
+    let asked = asked(&stream, like);
+    if let Err(error) = &asked {
+        Place::leave_word(&lock, &format!("it was asked for in vain: {error}"));
+    }
+    drop(lock);
+    let (claim, [listener, began]) = asked?;
+    stream.write_all(&[YES])?;
+    let mut answer = [0];
+    stream.read_exact(&mut answer)?;
+    if answer != [GO] {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let listener = UnixListener::from(listener);
+    listener.set_nonblocking(true)?;
+    Ok(Claimed { claim, listener, began })
+}
+
+fn asked(stream: &UnixStream, like: &Likeness) -> io::Result<(Claim, [OwnedFd; 2])> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let (claim, descriptors) = receive(stream)?;
+    if let Some(what) = claim.likeness.difference(like) {
+        return Err(io::Error::other(format!("{what} differs")));
+    }
+    let descriptors = <[OwnedFd; 2]>::try_from(descriptors);
+    Ok((claim, descriptors.map_err(|_| io::Error::other("without two descriptors"))?))
+}
+
+fn receive(stream: &UnixStream) -> io::Result<(Claim, Vec<OwnedFd>)> {
+    let mut text = vec![0; LONGEST];
+    let mut rights = nix::cmsg_space!([i32; 2]);
+    let mut into = [IoSliceMut::new(&mut text)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(stream.as_raw_fd(), &mut into, Some(&mut rights), flags)?;
+    let mut descriptors = Vec::new();
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(received) = part {
+            // SAFETY: the kernel has made these descriptors for this message, and nobody else knows them.
+            let owned = received.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+            descriptors.extend(owned);
+        }
+    }
+    let length = message.bytes;
+    Ok((serde_json::from_slice(&text[..length])?, descriptors))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::thread;
+
+    use super::*;
+
+    fn place() -> (tempfile::TempDir, Place) {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let config = Config { spares: 1, state_dir: dir.path().to_owned(), ..Config::default() };
+        let place = Place::all(&config).next().expect("one");
+        (dir, place)
+    }
+
+    fn claim() -> Claim {
+        Claim {
+            namespace: "default".to_owned(),
+            id: "c1".to_owned(),
+            address: "/run/c.sock".to_owned(),
+            events: "/run/c.sock.ttrpc".to_owned(),
+            bundle: "/b".into(),
+            debug: false,
+            likeness: Likeness::own().expect("proc"),
+        }
+    }
+
+    #[test]
+    fn a_place_is_one_spares() {
+        let (_dir, place) = place();
+        let lock = place.take().expect("lock").expect("free");
+        assert!(place.take().expect("lock").is_none());
+        Place::leave_word(&lock, "why");
+        Place::leave_word(&lock, "no more");
+        drop(lock);
+        assert_eq!(place.last_word().as_deref(), Some("no more"));
+        assert!(place.take().expect("lock").is_some());
+    }
+
+    #[test]
+    fn a_spare_becomes_what_is_claimed() {
+        let (dir, place) = place();
+        let lock = place.take().expect("lock").expect("free");
+        let waiting = place.listen().expect("listen");
+        let socket = dir.path().join("shim");
+        let listener = UnixListener::bind(&socket).expect("bind");
+        let (mut next, began) = io::pipe().expect("pipe");
+        let spare = thread::spawn(move || {
+            let (stream, _) = waiting.accept().expect("accept");
+            agree(stream, &Likeness::own().expect("proc"), lock).expect("agree")
+        });
+        place.claim(&claim(), listener.as_fd(), began.as_fd()).expect("claim");
+        drop((listener, began));
+        let claimed = spare.join().expect("join");
+        assert_eq!(claimed.claim, claim());
+        assert!(place.take().expect("lock").is_some(), "its place is still taken");
+        UnixStream::connect(&socket).expect("somebody listens");
+        drop(claimed.began);
+        assert_eq!(next.read(&mut [0]).expect("end"), 0);
+    }
+
+    #[test]
+    fn a_spare_of_another_kind_does_not_agree() {
+        let (_dir, place) = place();
+        let lock = place.take().expect("lock").expect("free");
+        let waiting = place.listen().expect("listen");
+        let spare = thread::spawn(move || {
+            let (stream, _) = waiting.accept().expect("accept");
+            let like = Likeness { config: Some("/elsewhere".to_owned()), ..claim().likeness };
+            agree(stream, &like, lock).expect_err("agreed")
+        });
+        let (_, began) = io::pipe().expect("pipe");
+        assert!(place.claim(&claim(), began.as_fd(), began.as_fd()).is_err());
+        assert!(spare.join().expect("join").to_string().contains("elsewhere"));
+        assert!(place.last_word().is_some_and(|word| word.contains("in vain")));
+    }
+
+    #[test]
+    fn where_there_is_no_spare_nothing_is_claimed() {
+        let (_dir, place) = place();
+        let (_, began) = io::pipe().expect("pipe");
+        assert!(place.claim(&claim(), began.as_fd(), began.as_fd()).is_err());
+        assert_eq!(place.last_word(), None);
+    }
+}
