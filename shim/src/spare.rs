@@ -166,6 +166,12 @@ impl Place {
         Some(word).filter(|word| !word.is_empty())
     }
 
+    /// Whether a spare is here that waits.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.0.exists()
+    }
+
     /// Listens for who wants the spare. Only who has taken the place may.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 export BULKHEAD_CACHE=${BULKHEAD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bulkhead}
 
-[[ $# -gt 0 ]] || set -- run. exec. terminal. streams. lifecycle. events. api. refusals. hostile. tool. \
+[[ $# -gt 0 ]] || set -- run. exec. terminal. streams. lifecycle. events. api. refusals. hostile. spare. tool. \
     pods.run pods.exec_sync pods.forward pods.config_map pods.pid_ pods.shm pods.one_vm pods.vm_lost \
     pods.containerd_restart pods.propagation pods.read_only pods.annotations \
     storage.empty_dir storage.full storage.upper storage.block storage.layers storage.device storage.socket storage.image storage.rootfs storage.locks storage.attack \

@@ -4,6 +4,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 use bulkhead_shim::config::{AssetError, Config, ConfigError};
+use bulkhead_shim::spare::Place;
 use bulkhead_shim::version::{Version, VersionError};
 use bulkhead_shim::vmm::{Host, KvmProblem, SelectError, Selection};
 use nix::unistd::{AccessFlags, Uid, access};
@@ -40,6 +41,27 @@ pub enum Shim {
     Missing,
 }
 
+/// A spare that the configuration wants.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Spare {
+    /// It waits for a sandbox.
+    Ready,
+    /// There is none, as far as is known without a reason.
+    None,
+    /// There is none, and the last one left word of why.
+    Ended(String),
+}
+
+impl Spare {
+    fn probe(place: &Place) -> Spare {
+        match place.last_word() {
+            _ if place.is_ready() => Spare::Ready,
+            Some(word) => Spare::Ended(word),
+            None => Spare::None,
+        }
+    }
+}
+
 /// Everything that matters about a host.
 #[derive(Debug)]
 pub struct Facts {
@@ -65,6 +87,8 @@ pub struct Facts {
     pub initramfs: Result<PathBuf, AssetError>,
     /// The shim.
     pub shim: Shim,
+    /// Its spares, those that are wanted.
+    pub spares: Vec<Spare>,
     /// containerd's program and version.
     pub containerd: Option<(PathBuf, Result<Version, VersionError>)>,
     /// containerd's configuration.
@@ -89,6 +113,7 @@ impl Facts {
             kernel: config.files.kernel(),
             initramfs: config.files.initramfs(),
             shim: shim(),
+            spares: Place::all(&config).map(|place| Spare::probe(&place)).collect(),
             containerd: on_path("containerd").map(|path| {
                 let version = Version::of(&path);
                 (path, version)

@@ -10,7 +10,7 @@ use bulkhead_shim::version::Version;
 use bulkhead_shim::vmm::{KvmProblem, Vmm};
 
 use super::containerd::{CONFIG, Handler};
-use super::facts::{Facts, Program, SHIM, Shim};
+use super::facts::{Facts, Program, SHIM, Shim, Spare};
 
 /// The first version of the vsock daemon that works.
 const OLDEST_VSOCK_DAEMON: Version = Version { major: 0, minor: 3 };
@@ -71,6 +71,7 @@ pub fn judge(facts: &Facts) -> Vec<Line> {
     lines.push(image("guest kernel", &facts.kernel));
     lines.push(image("guest initramfs", &facts.initramfs));
     lines.push(shim(&facts.shim));
+    lines.extend(spares(&facts.spares));
     lines.push(containerd(facts));
     lines.push(handler(&facts.handler));
     lines
@@ -193,6 +194,34 @@ fn shim(shim: &Shim) -> Line {
     }
 }
 
+/// Nothing where none are wanted.
+fn spares(spares: &[Spare]) -> Option<Line> {
+    let count = |wanted: fn(&Spare) -> bool| spares.iter().filter(|spare| wanted(spare)).count();
+    let (ready, all) = (count(|spare| *spare == Spare::Ready), spares.len());
+    let says = format!("{ready} of {all} wait for a sandbox");
+    let ended = spares.iter().find_map(|spare| match spare {
+        Spare::Ended(word) => Some(word),
+        Spare::Ready | Spare::None => None,
+    });
+    match ended {
+        _ if spares.is_empty() => None,
+        Some(word) => {
+            let advice = "the next start of a sandbox has it made anew";
+            Some(line(
+                Level::Note,
+                "spares",
+                format!("{says}; one has ended: {word}"),
+                Some(advice),
+            ))
+        }
+        None if ready < all => {
+            let advice = "starts of sandboxes have them made, a few seconds later";
+            Some(line(Level::Note, "spares", says, Some(advice)))
+        }
+        None => Some(line(Level::Ok, "spares", says, None)),
+    }
+}
+
 fn containerd(facts: &Facts) -> Line {
     match &facts.containerd {
         None => {
@@ -264,6 +293,7 @@ mod tests {
             kernel: Ok(PathBuf::from("/k")),
             initramfs: Ok(PathBuf::from("/i")),
             shim: Shim::OnPath(PathBuf::from("/bin/shim")),
+            spares: Vec::new(),
             containerd: Some((
                 PathBuf::from("/bin/containerd"),
                 Ok(Version { major: 2, minor: 1 }),
@@ -296,6 +326,17 @@ mod tests {
     fn fails(facts: &Facts) -> Vec<&'static str> {
         let lines = judge(facts);
         lines.iter().filter(|line| line.level == Level::Fail).map(|line| line.what).collect()
+    }
+
+    #[test]
+    fn spares_that_are_missing_are_noted_with_the_reason() {
+        assert!(spares(&[]).is_none());
+        let line = spares(&[Spare::Ready]).expect("a line");
+        assert_eq!((line.level, line.says.as_str()), (Level::Ok, "1 of 1 wait for a sandbox"));
+        let line = spares(&[Spare::Ready, Spare::None]).expect("a line");
+        assert_eq!((line.level, line.says.as_str()), (Level::Note, "1 of 2 wait for a sandbox"));
+        let line = spares(&[Spare::Ended("no memory".to_owned())]).expect("a line");
+        assert!(line.says.ends_with("one has ended: no memory"), "{}", line.says);
     }
 
     #[test]

@@ -118,7 +118,7 @@ impl Network {
     /// Moves the taps, none of which carries anything yet, into the namespace at this path, and joins its interfaces.
     ///
     /// # Errors
-    /// [`NetworkError`]; some of the taps may have moved then.
+    /// [`NetworkError`]; the taps may be gone then, and the namespace is as it was.
     fn enter(&mut self, path: &Path) -> Result<(), NetworkError> {
         let namespace = Namespace::open(path)?;
         let mut netlink =
@@ -126,23 +126,17 @@ impl Network {
         // One stays free for an interface that is added.
         let wanted = wanted(&mut netlink, Some(path), self.devices.len().saturating_sub(1))?;
         let its = namespace.descriptor().map_err(NetworkError::kernel("the namespace"))?;
-        let mut moved = HashSet::new();
+        let mut there = HashSet::new();
         for device in &mut self.devices {
-            let mut link = LinkMessage::default();
-            link.header.index = device.tap;
-            link.attributes = vec![LinkAttribute::NetNsFd(its.as_raw_fd())];
-            let sent = self.netlink.change(Message::SetLink(link), 0);
-            sent.map_err(NetworkError::kernel("moving a tap"))?;
-            // There it may have another number: the one that was not there before.
-            let new = list(&mut netlink)?.into_iter().flatten().find(|interface| {
-                tap::is_named_like_one(&interface.name) && !moved.contains(&interface.index)
-            });
-            let Some(new) = new else {
-                let lost = std::io::ErrorKind::NotFound.into();
-                return Err(NetworkError::kernel("a tap that was moved")(lost));
-            };
-            moved.insert(new.index);
-            device.tap = new.index;
+            match move_tap(&mut self.netlink, device.tap, &its, &mut netlink, &there) {
+                Ok(index) => device.tap = index,
+                Err(error) => {
+                    // The VMM ends in its own time, and others may want the namespace at once.
+                    there.into_iter().for_each(|index| remove(&mut netlink, index));
+                    return Err(error);
+                }
+            }
+            there.insert(device.tap);
         }
         (self.namespace, self.netlink) = (namespace, netlink);
         wanted.into_iter().try_for_each(|interface| self.attach(interface))
@@ -280,10 +274,7 @@ impl Drop for Network {
     fn drop(&mut self) {
         for place in 0..self.devices.len() {
             self.detach(place);
-            let mut link = LinkMessage::default();
-            link.header.index = self.devices[place].tap;
-            // Where it is gone already, the VMM is.
-            let _ = self.netlink.change(Message::DelLink(link), 0);
+            remove(&mut self.netlink, self.devices[place].tap);
         }
     }
 }
@@ -329,6 +320,33 @@ fn wanted(
 
 fn list(netlink: &mut Netlink) -> Result<Vec<Result<Interface, NetworkError>>, NetworkError> {
     interface::list(netlink).map_err(NetworkError::kernel("its interfaces"))
+}
+
+/// Moves a tap into a namespace, in which `there` are the taps that were moved before. Returns the number that it has
+/// there, which may be another one.
+fn move_tap(
+    from: &mut Netlink,
+    tap: u32,
+    namespace: &OwnedFd,
+    to: &mut Netlink,
+    there: &HashSet<u32>,
+) -> Result<u32, NetworkError> {
+    let mut link = LinkMessage::default();
+    link.header.index = tap;
+    link.attributes = vec![LinkAttribute::NetNsFd(namespace.as_raw_fd())];
+    from.change(Message::SetLink(link), 0).map_err(NetworkError::kernel("moving a tap"))?;
+    let found = list(to)?.into_iter().flatten();
+    let mut taps = found.filter(|interface| tap::is_named_like_one(&interface.name));
+    let new = taps.find(|interface| !there.contains(&interface.index));
+    let lost = || NetworkError::kernel("a tap that was moved")(std::io::ErrorKind::NotFound.into());
+    new.map(|interface| interface.index).ok_or_else(lost)
+}
+
+/// Removes a tap. Where it is gone already, the VMM is.
+fn remove(netlink: &mut Netlink, tap: u32) {
+    let mut link = LinkMessage::default();
+    link.header.index = tap;
+    let _ = netlink.change(Message::DelLink(link), 0);
 }
 
 fn set_mtu(netlink: &mut Netlink, tap: u32, mtu: u32) -> std::io::Result<()> {

@@ -33,9 +33,9 @@ pub enum Unfit {
     /// Its VMM takes no disk while it runs.
     #[error("its VM takes no disks any more")]
     Disks,
-    /// Its directory cannot become the sandbox's.
-    #[error("its directory")]
-    Directory(#[source] io::Error),
+    /// Its directory or its processes cannot become the sandbox's.
+    #[error("what it has on the host")]
+    Host(#[source] io::Error),
     /// Its network devices cannot become the pod's.
     #[error(transparent)]
     Network(#[from] NetworkError),
@@ -105,9 +105,9 @@ impl Spare {
                 return Err(Unfit::Disks);
             }
         }
-        rename(&mut parts, config, identity).map_err(Unfit::Directory)?;
+        rename(&mut parts, config, identity).map_err(Unfit::Host)?;
         parts.cgroup = launch::join(&pod.cgroup, log);
-        follow(&parts).map_err(Unfit::Directory)?;
+        follow(&parts).map_err(Unfit::Host)?;
         if let Some(path) = &pod.network {
             parts.network = parts.network.moved(path.clone()).await?.into();
         }
@@ -121,7 +121,7 @@ impl Spare {
             parts.scratch = Some((scratch, held));
         }
         parts.forward_sockets.clone_from(&config.forward_sockets);
-        write_down(&parts, identity, pod).map_err(Unfit::Directory)?;
+        write_down(&parts, identity, pod).map_err(Unfit::Host)?;
         Ok((parts, connection))
     }
 }
