@@ -12,7 +12,6 @@ use std::process::{Command, Stdio};
 
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use protobuf::Message;
-use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::args::Args;
@@ -20,6 +19,7 @@ use crate::config::Config;
 use crate::container::{SpecError, spec};
 use crate::record::Record;
 use crate::spare::{Claim, Likeness, Place};
+use crate::sys::short_name;
 
 /// The first of the descriptors that `start` hands over: a server's listening socket and what it closes once its first
 /// container runs, or a spare's lock.
@@ -102,17 +102,6 @@ pub fn socket_path(dir: &Path, address: &str, namespace: &str, group: &str) -> P
 /// The default socket of the shim that serves `group`.
 pub fn default_socket_path(address: &str, namespace: &str, group: &str) -> PathBuf {
     socket_path(Path::new(SOCKET_DIR), address, namespace, group)
-}
-
-/// A name of fixed length for ids of any length: unix socket paths end at 107 bytes.
-pub fn short_name(parts: &[&str]) -> String {
-    use std::fmt::Write as _;
-    let digest = Sha256::digest(parts.join("/"));
-    digest[..16].iter().fold(String::new(), |mut name, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(name, "{byte:02x}");
-        name
-    })
 }
 
 /// The pod that the bundle's container belongs to, if its annotations name one. A bundle without

@@ -10,8 +10,8 @@ use oci_spec::runtime::{Linux, Mount};
 use rustix::fs::fstatfs;
 
 use super::error::{SpecError, refused};
-use crate::bootstrap::short_name;
 use crate::storage::host::{self, HUGETLBFS};
+use crate::sys::short_name;
 
 /// Makes `mount` one of the guest's, if what it shows is a hugetlbfs of the host (`medium: HugePages`), and says what
 /// the guest is to mount for it: one with pages of the same size, and the same for all containers that name that one.

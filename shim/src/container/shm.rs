@@ -8,8 +8,8 @@ use bulkhead_protocols::{SHARED_DIR, agent};
 use oci_spec::runtime::Mount;
 use rustix::fs::fstatfs;
 
-use crate::bootstrap::short_name;
 use crate::storage::host::{self, TMPFS};
+use crate::sys::short_name;
 
 /// Where containers expect it.
 const SHM: &str = "/dev/shm";

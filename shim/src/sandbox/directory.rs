@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use crate::bootstrap::short_name;
+use crate::sys::short_name;
 
 /// Where the sandbox of this id keeps its sockets, its record and its share. Short whatever the id
 /// is: a unix socket's path ends at 107 bytes.
