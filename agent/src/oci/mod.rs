@@ -9,7 +9,6 @@ mod create;
 mod exec;
 mod failure;
 mod finish;
-mod jit;
 mod limits;
 mod lookup;
 mod mounts;
