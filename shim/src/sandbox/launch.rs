@@ -257,15 +257,20 @@ fn serve(config: &Config, dir: &Path, socket: &Path) -> Result<Daemon, SandboxEr
     Ok(Virtiofsd { program: &program, dir, socket, cache, threads }.start()?)
 }
 
-/// Makes the sandbox's scratch disk. A pod has one, since it is not known yet which of its
-/// containers will want it; others have one where they ask for it.
+/// Whether the sandbox has a scratch disk. A pod has one, since it is not known yet which of its containers will want it;
+/// others have one where they ask for it.
+pub fn has_scratch(config: &Config, pod: &Pod) -> bool {
+    let asked = !config.scratch.paths.is_empty() || config.rootfs_upper == Upper::Guest;
+    config.scratch.size > 0 && (pod.in_kubernetes || asked)
+}
+
+/// Makes the sandbox's scratch disk, if it has one.
 pub async fn scratch(
     config: &Config,
     identity: &Identity,
     pod: &Pod,
 ) -> Result<Option<(Scratch, OnScratch)>, SandboxError> {
-    let asked = !config.scratch.paths.is_empty() || config.rootfs_upper == Upper::Guest;
-    if config.scratch.size == 0 || !(pod.in_kubernetes || asked) {
+    if !has_scratch(config, pod) {
         return Ok(None);
     }
     let wanted = config.scratch.clone();

@@ -76,20 +76,10 @@ pub struct Identity {
 
 /// What a sandbox comes from.
 pub struct Origin {
-    spare: Option<Spare>,
-    began: OwnedFd,
-}
-
-impl Origin {
-    /// Its guest boots. `began` is closed once its first container runs.
-    pub fn boot(began: OwnedFd) -> Self {
-        Self { spare: None, began }
-    }
-
-    /// Its guest is this one, if that is as it is to be.
-    pub fn spare(spare: Spare, began: OwnedFd) -> Self {
-        Self { spare: Some(spare), began }
-    }
+    /// The guest that is its own, if that is as it is to be; else one boots.
+    pub spare: Option<Spare>,
+    /// What is closed once its first container runs.
+    pub began: OwnedFd,
 }
 
 /// One sandbox.

@@ -95,15 +95,11 @@ impl Spare {
         if made_of(config, &parts)? != was {
             return Err(Unfit::Other);
         }
-        let made = match parts.scratch {
-            Some(_) => None,
-            None => launch::scratch(config, identity, pod).await?,
-        };
-        if !parts.selection.takes_disks() {
-            let brings = first.await.is_some_and(|first| first.brings_disks());
-            if brings || made.is_some() {
-                return Err(Unfit::Disks);
-            }
+        let lacks_scratch = parts.scratch.is_none() && launch::has_scratch(config, pod);
+        if !parts.selection.takes_disks()
+            && (lacks_scratch || first.await.is_some_and(|first| first.brings_disks()))
+        {
+            return Err(Unfit::Disks);
         }
         rename(&mut parts, config, identity).map_err(Unfit::Host)?;
         parts.cgroup = launch::join(&pod.cgroup, log);
@@ -111,7 +107,9 @@ impl Spare {
         if let Some(path) = &pod.network {
             parts.network = parts.network.moved(path.clone()).await?.into();
         }
-        if let Some((scratch, held)) = made {
+        if lacks_scratch
+            && let Some((scratch, held)) = launch::scratch(config, identity, pod).await?
+        {
             let path = parts.spec.dir.join(SCRATCH_SERIAL);
             // The VMM has it once it is plugged in.
             let exposed = Exposed::at(path, scratch.path());

@@ -66,9 +66,7 @@ pub fn serve(args: &Args) -> Result<(), ServeError> {
     let listener = UnixListener::from(listener);
     listener.set_nonblocking(true).map_err(ServeError::Listener)?;
     let runtime = prepare()?;
-    let config = Config::load();
-    let level = logging::level(config.as_ref().ok(), args.debug);
-    let log = logging::start(&args.bundle, &args.namespace, &args.id, level);
+    let (config, log) = open(args);
     if let Ok(config) = &config
         && config.spares > 0
     {
@@ -76,7 +74,16 @@ pub fn serve(args: &Args) -> Result<(), ServeError> {
         info!(log, "no guest was spare, so one boots"; "ended" => words.join("; "));
     }
     let events = events_address(args);
-    runtime.block_on(run(args, events, config, listener, Origin::boot(began), &log))
+    let origin = Origin { spare: None, began };
+    runtime.block_on(run(args, events, config, listener, origin, &log))
+}
+
+/// Reads the configuration, and opens the log of a sandbox as that says.
+pub fn open(args: &Args) -> (Result<Config, ConfigError>, Logger) {
+    let config = Config::load();
+    let level = logging::level(config.as_ref().ok(), args.debug);
+    let log = logging::start(&args.bundle, &args.namespace, &args.id, level);
+    (config, log)
 }
 
 /// Makes this process one that can have a sandbox. It has one thread until then.

@@ -14,7 +14,7 @@ use tokio::time::sleep;
 use super::server::{self, ServeError, inherited, prepare};
 use crate::args::{Action, Args};
 use crate::config::Config;
-use crate::logging::{self, Later};
+use crate::logging::Later;
 use crate::sandbox::{Origin, Spare};
 use crate::spare::{Claimed, Likeness, Place, agree};
 
@@ -45,10 +45,6 @@ pub fn wait(args: &Args) -> Result<(), ServeError> {
         };
         let Some((spare, claimed)) = found else { return Ok(()) };
         let Claimed { claim, listener, began } = claimed;
-        let config = Config::load();
-        let level = logging::level(config.as_ref().ok(), claim.debug);
-        let opened = logging::start(&claim.bundle, &claim.namespace, &claim.id, level);
-        log.open(&opened);
         let args = Args {
             action: Action::Serve,
             namespace: claim.namespace,
@@ -57,7 +53,9 @@ pub fn wait(args: &Args) -> Result<(), ServeError> {
             bundle: claim.bundle,
             debug: claim.debug,
         };
-        let origin = Origin::spare(spare, began);
+        let (config, opened) = server::open(&args);
+        log.open(&opened);
+        let origin = Origin { spare: Some(spare), began };
         server::run(&args, claim.events, config, listener, origin, &opened).await
     })
 }
