@@ -63,31 +63,29 @@ pub fn refresh(request: &RefreshRequest) -> Result<()> {
 
 fn switch(source: &Path, target: &Path, name: &Path) -> io::Result<()> {
     let data = target.join(VOLUME_DATA);
-    let old = fs::read_link(&data)?;
-    if old == name {
-        return Ok(());
-    }
-    copy_entry(&source.join(name), &target.join(name))?;
-    let next = target.join(NEXT);
-    let _ = fs::remove_file(&next);
-    symlink(name, &next)?;
-    fs::rename(&next, &data)?;
-    // The names that lead into it: new ones come, old ones go.
-    let (wanted, had) = (links(source)?, links(target)?);
-    for name in wanted.difference(&had) {
+    if fs::read_link(&data)? != name {
         copy_entry(&source.join(name), &target.join(name))?;
+        let next = target.join(NEXT);
+        let _ = fs::remove_file(&next);
+        symlink(name, &next)?;
+        fs::rename(&next, &data)?;
     }
-    for name in had.difference(&wanted) {
-        fs::remove_file(target.join(name))?;
+    // The links that lead into it, and nothing else. What the source has of them is the kubelet's work in progress: it
+    // makes them after the switch.
+    let (wanted, had) = (names(&target.join(name))?, names(target)?);
+    for link in wanted.difference(&had) {
+        symlink(Path::new(VOLUME_DATA).join(link), target.join(link))?;
     }
-    fs::remove_dir_all(target.join(old))
+    for stale in had.difference(&wanted).filter(|&had| had != VOLUME_DATA && had != name) {
+        let stale = target.join(stale);
+        let is_dir = stale.symlink_metadata()?.is_dir();
+        if is_dir { fs::remove_dir_all(stale) } else { fs::remove_file(stale) }?;
+    }
+    Ok(())
 }
 
-/// The names in a volume but for the kubelet's own.
-fn links(directory: &Path) -> io::Result<BTreeSet<OsString>> {
-    let names = fs::read_dir(directory)?.map(|entry| entry.map(|entry| entry.file_name()));
-    let own = |name: &OsString| name.as_encoded_bytes().starts_with(b"..");
-    names.filter(|name| !name.as_ref().is_ok_and(own)).collect()
+fn names(directory: &Path) -> io::Result<BTreeSet<OsString>> {
+    fs::read_dir(directory)?.map(|entry| entry.map(|entry| entry.file_name())).collect()
 }
 
 fn copy_content(from: &Path, to: &Path) -> io::Result<()> {
@@ -141,7 +139,7 @@ mod tests {
             Volume { source: path("source"), target: path("target"), ..Default::default() }
         }
 
-        /// What the kubelet does.
+        /// What the kubelet does first.
         fn write(&self, generation: &str, files: &[(&str, &str)]) {
             let source = self.0.join("source");
             fs::create_dir(source.join(generation)).unwrap();
@@ -150,10 +148,12 @@ mod tests {
             }
             symlink(generation, source.join(NEXT)).unwrap();
             fs::rename(source.join(NEXT), source.join(VOLUME_DATA)).unwrap();
-            for link in links(&source).unwrap() {
-                fs::remove_file(source.join(link)).unwrap();
-            }
-            for (name, _) in files {
+        }
+
+        /// What it does a moment later.
+        fn link(&self, names: &[&str]) {
+            let source = self.0.join("source");
+            for name in names {
                 symlink(Path::new(VOLUME_DATA).join(name), source.join(name)).unwrap();
             }
         }
@@ -181,16 +181,20 @@ mod tests {
     fn a_copy_follows_its_volume() {
         let host = Host::new("follow");
         host.write("..1", &[("a", "one"), ("b", "stays")]);
+        // A copy of the time between the two.
         copy(&host.volume()).unwrap();
+        assert_eq!(host.read("a"), None);
+        host.link(&["a", "b"]);
+        host.refresh("..1").unwrap();
         assert_eq!(host.read("a").as_deref(), Some("one"));
 
         host.write("..2", &[("b", "stays"), ("c", "new")]);
         host.refresh("..2").unwrap();
         host.refresh("..2").unwrap();
-        assert_eq!(host.read("a"), None);
+        let names = names(&host.0.join("target")).unwrap();
+        assert_eq!(names, ["..2", "..data", "b", "c"].map(OsString::from).into());
         assert_eq!(host.read("b").as_deref(), Some("stays"));
         assert_eq!(host.read("c").as_deref(), Some("new"));
-        assert!(!host.0.join("target/..1").exists());
     }
 
     #[test]
