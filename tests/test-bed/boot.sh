@@ -5,8 +5,9 @@
 #   boot.sh [-t SECONDS] COMMAND [ARGUMENT...]
 #
 # A processor without vmx or svm runs no KVM guests, but QEMU's TCG emulates AMD's SVM with nested paging: inside,
-# KVM works, slowly. The kernel is Debian's cloud kernel, unpacked into the cache. Inside, /bed is an empty ext4 disk,
-# the root is an overlay of this machine's with a tmpfs, and cgroup v2 is mounted. It has no network.
+# KVM works, slowly. The processor lacks cmpxchg16b, after which QEMU before 8.0 has nonsense in the flags. The kernel
+# is Debian's cloud kernel, unpacked into the cache. Inside, /bed is an empty ext4 disk, the root is an overlay of this
+# machine's with a tmpfs, and cgroup v2 is mounted. It has no network.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -89,7 +90,7 @@ for ((i = 0; i < 100; i++)); do [[ -S $work/fs.sock ]] && break; sleep 0.1; done
 mkfifo "$work/out"
 # All memory from the start: else the first use of each page is the host's work, in the middle of what is measured.
 timeout --kill-after=10 "$limit" qemu-system-x86_64 \
-    -M q35 -cpu EPYC,+svm,+npt -accel tcg,thread=multi -smp 1 -m 4G \
+    -M q35 -cpu EPYC,+svm,+npt,-cx16 -accel tcg,thread=multi -smp 1 -m 4G \
     -object memory-backend-memfd,id=mem,size=4G,share=on,prealloc=on -numa node,memdev=mem \
     -nodefaults -no-user-config -no-reboot -display none \
     -kernel "$kernel/boot/vmlinuz-$release" -initrd "$work/initramfs.cpio" \

@@ -46,7 +46,7 @@ const FS_QUEUE: u32 = 1024;
 
 /// The arguments for a VM.
 pub(super) fn arguments(spec: &VmSpec, platform: Platform, inherited: &Inherited) -> Vec<OsString> {
-    let Platform { machine, accel, tsc_khz } = platform;
+    let Platform { machine, accel, .. } = platform;
     let mut args: Vec<OsString> = Vec::new();
     let mut add = |name: &str, value: OsString| {
         args.push(name.into());
@@ -70,7 +70,7 @@ pub(super) fn arguments(spec: &VmSpec, platform: Platform, inherited: &Inherited
     );
     add("-kernel", spec.kernel.clone().into());
     add("-initrd", spec.initramfs.clone().into());
-    add("-append", cmdline(spec, machine, tsc_khz).into());
+    add("-append", cmdline(spec, platform).into());
 
     add("-chardev", option("file,id=console,append=on,path=", &spec.console));
     add("-serial", "chardev:console".into());
@@ -183,8 +183,17 @@ fn processor(accel: Accel, nested: bool) -> String {
 
 /// Without ACPI and keyboard controller the kernel resets by a triple fault, which `-no-reboot`
 /// turns into QEMU's end; and it need not search for ACPI's tables.
-fn cmdline(spec: &VmSpec, machine: QemuMachine, tsc_khz: Option<u64>) -> String {
+///
+/// After a `cmpxchg16b` that is translated, QEMU before 8.0 has nonsense in the flags: an interrupt at that moment saves
+/// and restores it, and the kernel goes on with its string instructions running backwards, or worse. So the kernel,
+/// which allocates memory by it, takes the processor for one without. Programs still see it: images whose glibc is
+/// built for x86-64-v2 don't start where it is missing.
+fn cmdline(spec: &VmSpec, platform: Platform) -> String {
+    let Platform { machine, accel, tsc_khz } = platform;
     let mut words = KERNEL_PARAMS.to_vec();
+    if accel == Accel::Tcg {
+        words.push("clearcpuid=cx16");
+    }
     if machine == QemuMachine::Microvm {
         words.extend(["acpi=off", "reboot=t"]);
     }
@@ -240,7 +249,9 @@ mod tests {
         has(&line, "-m 268435456B");
         has(
             &line,
-            &format!("-append {base} acpi=off reboot=t tsc=reliable tsc_early_khz=2500000 a=b"),
+            &format!(
+                "-append {base} clearcpuid=cx16 acpi=off reboot=t tsc=reliable tsc_early_khz=2500000 a=b"
+            ),
         );
         has(&line, "-accel tcg,thread=multi");
         has(&line, "-cpu max,-vmx,-svm");
