@@ -11,7 +11,7 @@ use super::program::{Late, Program};
 use super::report::Report;
 use super::reporter::Reporter;
 use super::spec::Prepared;
-use super::{bundle, limits, spec, stdio};
+use super::{bundle, jit, limits, spec, stdio};
 use crate::container::STATES;
 
 /// Makes the container whose spec is in its bundle, and reports its first process. `fd` is the
@@ -34,6 +34,10 @@ pub fn run(
     stdio::give_to(user(&spec))?;
     let inherited = limits::locked_memory()?;
 
+    // A profile is a program that each system call goes through, and the container's for good.
+    let profile = spec.linux().as_ref().is_some_and(|linux| linux.seccomp().is_some());
+    // Where it cannot be switched off, the rules are compiled.
+    let jit_off = if profile { None } else { jit::Off::switch().ok() };
     let made = ContainerBuilder::new(container.to_owned(), SyscallType::default())
         .with_root_path(STATES)?
         .with_console_socket(console)
@@ -42,6 +46,7 @@ pub fn run(
         .with_systemd(false)
         .with_detach(true)
         .build()?;
+    drop(jit_off);
     let pid = made.pid().ok_or_else(|| Failure::internal("the container has no process"))?.as_raw();
     // To load the device cgroup's program, libcgroups has changed this one.
     limits::set(pid, libc::RLIMIT_MEMLOCK, inherited)?;

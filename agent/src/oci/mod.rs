@@ -9,6 +9,7 @@ mod create;
 mod exec;
 mod failure;
 mod finish;
+mod jit;
 mod limits;
 mod lookup;
 mod mounts;
