@@ -185,7 +185,10 @@ impl Service for Agent {
             );
         }
         // A parameter may be an interface's.
-        lock(&self.network).apply(request.network.get_or_default())?;
+        let mut network = lock(&self.network);
+        network.apply(request.network.get_or_default())?;
+        network.release_rest();
+        drop(network);
         setup::apply(&request)?;
         lock(&self.mounts).extend(request.mounts.into_iter().map(|mount| mount.target));
         self.stamps.mark("setup");
@@ -200,7 +203,9 @@ impl Service for Agent {
     }
 
     async fn update_network(&self, _: &TtrpcContext, change: WireNetwork) -> ttrpc::Result<Empty> {
-        lock(&self.network).apply(&change)?;
+        let mut network = lock(&self.network);
+        network.apply(&change)?;
+        network.settle();
         Ok(Empty::default())
     }
 
@@ -240,6 +245,8 @@ impl Service for Agent {
     async fn start(&self, _: &TtrpcContext, name: ProcessRef) -> ttrpc::Result<StartResponse> {
         let guest = Arc::clone(&self.guest);
         let process = self.process(&name)?;
+        // It sees the pod's interfaces and no others.
+        lock(&self.network).settle();
         let pid = to_its_end(async move { guest.start(&process).await }).await?;
         Ok(StartResponse { pid, ..Default::default() })
     }

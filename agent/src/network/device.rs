@@ -3,7 +3,9 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::mem;
+use std::path::{Path, PathBuf};
+use std::thread::{Builder, JoinHandle};
 
 use bulkhead_protocols::{address_text, device_address};
 
@@ -12,49 +14,96 @@ use crate::virtio::{self, Driver};
 /// The driver of virtio's network devices.
 const DRIVER: Driver = Driver("virtio_net");
 
-/// A device by its name on the bus.
-pub struct Device(String);
+/// A device.
+pub struct Device {
+    /// Its name on the bus.
+    name: String,
+    interface: Interface,
+}
+
+/// What there is of a device's interface.
+enum Interface {
+    /// It is there, under this number.
+    Is(u32),
+    /// It is being taken away, for which the kernel waits several ticks.
+    Goes(JoinHandle<()>),
+    /// There is none.
+    None,
+}
 
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.name.fmt(f)
     }
 }
 
-/// The devices that the VM came with, by their numbers.
+/// The devices that the VM came with, by their numbers; each has its interface.
 pub fn list() -> Vec<(u32, Device)> {
     // A kernel without the driver has none.
-    let devices = DRIVER.devices().unwrap_or_default().into_iter().map(Device);
-    devices.filter_map(|device| Some((device.number()?, device))).collect()
+    let names = DRIVER.devices().unwrap_or_default().into_iter();
+    names.filter_map(Device::found).collect()
 }
 
 impl Device {
-    /// What the shim calls it, by the address with which it came.
-    fn number(&self) -> Option<u32> {
-        let text = fs::read_to_string(self.interface().ok()?.join("address")).ok()?;
-        number(text.trim())
+    /// A device with what the shim calls it, by the address with which it came.
+    fn found(name: String) -> Option<(u32, Device)> {
+        let interface = interface(&name).ok()?;
+        let number = number(fs::read_to_string(interface.join("address")).ok()?.trim())?;
+        let interface = Interface::Is(index(&interface).ok()?);
+        Some((number, Device { name, interface }))
     }
 
-    /// Where sysfs has its interface.
-    fn interface(&self) -> io::Result<PathBuf> {
-        let mut interfaces = fs::read_dir(virtio::device(&self.0).join("net"))?;
-        interfaces
-            .next()
-            .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?
-            .map(|entry| entry.path())
+    /// The number of its interface, which is made where there is none.
+    pub fn bind(&mut self) -> io::Result<u32> {
+        let index = match self.interface {
+            Interface::Is(index) => return Ok(index),
+            _ => {
+                self.settle();
+                DRIVER.bind(&self.name)?;
+                index(&interface(&self.name)?)?
+            }
+        };
+        self.interface = Interface::Is(index);
+        Ok(index)
     }
 
-    /// Makes its interface; returns the interface's number.
-    pub fn bind(&self) -> io::Result<u32> {
-        DRIVER.bind(&self.0)?;
-        let index = fs::read_to_string(self.interface()?.join("ifindex"))?;
-        index.trim().parse().map_err(io::Error::other)
+    /// Begins to take its interface away, if it has one.
+    pub fn unbind(&mut self) {
+        if let Interface::Is(_) = self.interface {
+            let name = self.name.clone();
+            let unbind = move || {
+                if let Err(error) = DRIVER.unbind(&name) {
+                    log::warn!("{name} keeps its interface: {error}");
+                }
+            };
+            match Builder::new().spawn(unbind) {
+                Ok(thread) => self.interface = Interface::Goes(thread),
+                Err(error) => log::warn!("{self} keeps its interface: {error}"),
+            }
+        }
     }
 
-    /// Takes its interface away.
-    pub fn unbind(&self) -> io::Result<()> {
-        DRIVER.unbind(&self.0)
+    /// Returns when an interface that was to be taken away is gone.
+    pub fn settle(&mut self) {
+        if let Interface::Goes(_) = self.interface
+            && let Interface::Goes(thread) = mem::replace(&mut self.interface, Interface::None)
+        {
+            // It does not panic.
+            let _ = thread.join();
+        }
     }
+}
+
+/// Where sysfs has a device's interface.
+fn interface(name: &str) -> io::Result<PathBuf> {
+    let mut interfaces = fs::read_dir(virtio::device(name).join("net"))?;
+    let first = interfaces.next().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    first.map(|entry| entry.path())
+}
+
+fn index(interface: &Path) -> io::Result<u32> {
+    let index = fs::read_to_string(interface.join("ifindex"))?;
+    index.trim().parse().map_err(io::Error::other)
 }
 
 fn number(address: &str) -> Option<u32> {

@@ -37,14 +37,29 @@ struct Carried {
 }
 
 impl Network {
-    /// Takes the VM's network devices, and their interfaces away.
+    /// Takes the VM's network devices, with interfaces whose names are in nobody's way.
     pub fn take() -> Self {
-        let devices = device::list().into_iter().filter_map(|(number, device)| {
-            let parked = device.unbind();
-            parked.inspect_err(|error| log::warn!("{device} keeps its interface: {error}")).ok()?;
-            Some((number, device))
-        });
-        Self { devices: devices.collect(), carried: Vec::new() }
+        let mut devices: HashMap<_, _> = device::list().into_iter().collect();
+        if !devices.is_empty()
+            && let Err(error) = give_way(&mut devices)
+        {
+            log::warn!("cannot rename the VM's own interfaces: {error}");
+        }
+        Self { devices, carried: Vec::new() }
+    }
+
+    /// Begins to take the interfaces away that carry nothing.
+    pub fn release_rest(&mut self) {
+        for (number, device) in &mut self.devices {
+            if !self.carried.iter().any(|carried| carried.interface.device == *number) {
+                device.unbind();
+            }
+        }
+    }
+
+    /// Returns when all that was to be taken away is gone.
+    pub fn settle(&mut self) {
+        self.devices.values_mut().for_each(Device::settle);
     }
 
     /// Makes the guest's interfaces, addresses and routes those that the host tells of. All that can be had is there
@@ -84,10 +99,8 @@ impl Network {
         let (kept, gone) = std::mem::take(&mut self.carried).into_iter().partition(carries);
         self.carried = kept;
         for carried in gone {
-            if let Some(device) = self.devices.get(&carried.interface.device)
-                && let Err(error) = device.unbind()
-            {
-                log::warn!("{device} keeps its interface: {error}");
+            if let Some(device) = self.devices.get_mut(&carried.interface.device) {
+                device.unbind();
             }
         }
     }
@@ -103,7 +116,7 @@ impl Network {
         let index = match known {
             Some(at) => self.carried[at].index,
             None => {
-                let device = self.devices.get(&interface.device).ok_or_else(|| {
+                let device = self.devices.get_mut(&interface.device).ok_or_else(|| {
                     Error::InvalidArgument(format!("there is no device {}", interface.device))
                 })?;
                 device.bind().map_err(failed)?
@@ -163,6 +176,18 @@ impl Network {
         });
         Ok(known.then_some(message))
     }
+}
+
+/// Renames the devices' interfaces, whose names may be those of others that they are to carry.
+fn give_way(devices: &mut HashMap<u32, Device>) -> io::Result<()> {
+    let mut netlink = Netlink::open()?;
+    for (number, device) in devices {
+        let mut link = LinkMessage::default();
+        link.header.index = device.bind()?;
+        link.attributes = vec![LinkAttribute::IfName(format!("bulkhead{number}"))];
+        netlink.change(Message::SetLink(link), 0)?;
+    }
+    Ok(())
 }
 
 /// What a message is about, for people.
