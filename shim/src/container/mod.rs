@@ -41,7 +41,7 @@ pub use namespaces::Neighbours;
 pub use process::{Exit, Process, Status};
 use sockets::Forwarding;
 use spec::GuestSpec;
-use stdio::{Prepared, StdioPaths};
+use stdio::{Prepared, QUIET, StdioPaths};
 
 /// The status of a process whose end nobody saw: its VM is gone. As after SIGKILL, never 0.
 pub const LOST: u32 = 137;
@@ -59,8 +59,8 @@ const SIGTERM: u32 = 15;
 /// How long a process that is deleted may have output left that nobody reads.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// How long the news of a process's end waits for its output. Others may hold the output open.
-const SETTLE: Duration = Duration::from_secs(1);
+/// How long the news of a process's end waits for output that moves.
+const SETTLE: Duration = Duration::from_secs(30);
 
 /// How long the guest may take to deliver a signal, or to forget a process that is over.
 const PROMPT: Duration = Duration::from_secs(10);
@@ -407,9 +407,9 @@ impl Container {
             status: status.min(255),
             at: SystemTime::now(),
         };
-        // A client may stop reading once it hears of the end.
+        // A client may stop reading once it hears of the end: ctr does, whatever is left in the FIFO.
         if let Some(streams) = process.streams() {
-            streams.settle(SETTLE).await;
+            streams.settle(QUIET, SETTLE).await;
         }
         process.set(Status::Stopped(exit));
         if let (true, Some(streams)) = (exec.is_empty(), process.streams()) {
@@ -469,8 +469,8 @@ impl Container {
         let container = self.reference();
         self.guest()?.call(async |agent, context| agent.pause(context, &container).await).await?;
         self.paused.store(true, Ordering::Relaxed);
-        self.publisher
-            .publish(&task::TaskPaused { container_id: self.id.clone(), ..Default::default() });
+        let container_id = self.id.clone();
+        self.publisher.publish(&task::TaskPaused { container_id, ..Default::default() });
         Ok(())
     }
 
@@ -479,8 +479,8 @@ impl Container {
         let container = self.reference();
         self.guest()?.call(async |agent, context| agent.resume(context, &container).await).await?;
         self.paused.store(false, Ordering::Relaxed);
-        self.publisher
-            .publish(&task::TaskResumed { container_id: self.id.clone(), ..Default::default() });
+        let container_id = self.id.clone();
+        self.publisher.publish(&task::TaskResumed { container_id, ..Default::default() });
         Ok(())
     }
 

@@ -6,21 +6,24 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bulkhead_protocols::agent;
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use thiserror::Error;
-use tokio::io::AsyncWrite;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncWrite, Interest};
 use tokio::net::unix::pipe;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{sleep, timeout};
 
 use crate::guest::{Guest, GuestError, from_guest, to_guest};
+use crate::host::by_descriptor;
 use crate::sys::lock;
 
 /// A stdio path that cannot be used.
@@ -59,8 +62,11 @@ pub struct StdioPaths {
     pub terminal: bool,
 }
 
-/// A FIFO or a file.
-type Output = Box<dyn AsyncWrite + Send + Unpin>;
+/// A FIFO or a file. A FIFO is there once more, to see what is left in it.
+type Output = (Box<dyn AsyncWrite + Send + Unpin>, Option<OwnedFd>);
+
+/// How long an output is waited for of which nothing moves: others may hold it open, or nobody read it.
+pub const QUIET: Duration = Duration::from_secs(2);
 
 /// The host's ends, opened, and the numbers of the streams that will join them to the guest's.
 pub struct Prepared {
@@ -105,11 +111,17 @@ impl Prepared {
     /// Joins the host's ends to the guest's, which the agent knows by now.
     pub async fn connect(self, guest: &Guest) -> Result<Streams, GuestError> {
         let mut streams = Streams::default();
-        for (number, output) in self.outputs {
+        for (number, (output, fifo)) in self.outputs {
             let stream = guest.open_stream(number).await?;
-            let ended = streams.ended.subscribe();
-            let copy = tokio::spawn(from_guest(stream, output, ended));
-            lock(&streams.outputs).push(copy);
+            let (ended, moved) = (streams.ended.subscribe(), streams.moved.clone());
+            let copy = async move {
+                from_guest(stream, output, ended, moved.clone()).await;
+                if let Some(fifo) = fifo {
+                    // Where it cannot be seen, it is not waited for.
+                    let _ = taken(&fifo, &moved).await;
+                }
+            };
+            lock(&streams.outputs).push(tokio::spawn(copy));
         }
         if let Some((fifo, keeper)) = self.stdin {
             let stream = guest.open_stream(self.numbers.stdin).await?;
@@ -128,6 +140,7 @@ pub struct Streams {
     input: Option<JoinHandle<()>>,
     outputs: Mutex<Vec<JoinHandle<()>>>,
     ended: watch::Sender<bool>,
+    moved: Arc<Notify>,
 }
 
 impl Streams {
@@ -142,20 +155,29 @@ impl Streams {
         lock(&self.stdin).take();
     }
 
-    /// Waits for the last byte of every output, at most this long; what takes longer goes on.
-    pub async fn settle(&self, at_most: Duration) {
-        let deadline = Instant::now() + at_most;
+    /// Waits until every output has ended and its client has it, as long as bytes move: at most `quiet` without one, and
+    /// `at_most` altogether. What takes longer goes on.
+    pub async fn settle(&self, quiet: Duration, at_most: Duration) {
         let mut outputs = std::mem::take(&mut *lock(&self.outputs));
-        for output in &mut outputs {
-            let _ = timeout_at(deadline, output).await;
-        }
+        let all = async {
+            for output in &mut outputs {
+                loop {
+                    tokio::select! {
+                        _ = &mut *output => break,
+                        () = self.moved.notified() => {}
+                        () = sleep(quiet) => return,
+                    }
+                }
+            }
+        };
+        let _ = timeout(at_most, all).await;
         outputs.retain(|output| !output.is_finished());
         *lock(&self.outputs) = outputs;
     }
 
     /// Waits for the last byte of every output, at most this long, and ends what takes longer.
     pub async fn drain(&self, at_most: Duration) {
-        self.settle(at_most).await;
+        self.settle(at_most, at_most).await;
         self.end_outputs();
     }
 
@@ -200,7 +222,25 @@ fn open_output(stream: &'static str, path: &str) -> Result<Output, StdioError> {
     // Open for reading too: opening does not wait for a client, and one that detaches does not
     // break the process's output.
     let fifo = pipe::OpenOptions::new().read_write(true).open_sender(path).map_err(failed)?;
-    Ok(Box::new(fifo))
+    let again = fifo.as_fd().try_clone_to_owned().map_err(failed)?;
+    Ok((Box::new(fifo), Some(again)))
+}
+
+/// Waits until the client has read what is in a FIFO, as long as it reads.
+async fn taken(fifo: &OwnedFd, moved: &Notify) -> io::Result<()> {
+    let reads = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+    inotify::add_watch(&reads, by_descriptor(fifo), WatchFlags::ACCESS)?;
+    // SAFETY: the descriptor is owned by what it is given to, and is the same until that is dropped.
+    let reads = unsafe { AsyncFd::register_with_interest(reads, Interest::READABLE) };
+    let reads = reads.map_err(io::Error::from)?;
+    while rustix::io::ioctl_fionread(fifo)? > 0 {
+        let mut ready = timeout(QUIET, reads.readable()).await??;
+        // What it says is that there was a read. It is empty if another wait has taken that.
+        let _ = rustix::io::read(reads.get_ref(), &mut [0; 1024]);
+        ready.clear_ready();
+        moved.notify_one();
+    }
+    Ok(())
 }
 
 fn output_file(
@@ -209,7 +249,7 @@ fn output_file(
     path: &Path,
 ) -> Result<Output, StdioError> {
     match file {
-        Ok(file) => Ok(Box::new(tokio::fs::File::from_std(file))),
+        Ok(file) => Ok((Box::new(tokio::fs::File::from_std(file)), None)),
         Err(source) => Err(StdioError::Open { stream, path: path.to_owned(), source }),
     }
 }
@@ -228,6 +268,7 @@ mod tests {
     use nix::sys::stat::Mode;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::UnixStream;
+    use tokio::time::Instant;
 
     use super::*;
     use crate::guest::AFTER_END;
@@ -264,9 +305,9 @@ mod tests {
 
     /// Copies what a guest says to this URI; the guest's end of the stream.
     fn copying(uri: &str, ended: watch::Receiver<bool>) -> (UnixStream, JoinHandle<()>) {
-        let output = open_output("stdout", uri).unwrap();
+        let (output, _) = open_output("stdout", uri).unwrap();
         let (guest, host) = UnixStream::pair().unwrap();
-        (guest, tokio::spawn(from_guest(host, output, ended)))
+        (guest, tokio::spawn(from_guest(host, output, ended, Arc::default())))
     }
 
     /// A container that has not ended.
@@ -299,12 +340,12 @@ mod tests {
     #[tokio::test]
     async fn all_is_read_from_a_guest_that_has_closed_already() {
         let dir = Dir::new("closed");
-        let output = open_output("stdout", &dir.file()).unwrap();
+        let (output, _) = open_output("stdout", &dir.file()).unwrap();
         let (mut guest, host) = UnixStream::pair().unwrap();
         let length = 2 * STREAM_WINDOW + 1;
         guest.write_all(&vec![7; length]).await.unwrap();
         drop(guest);
-        from_guest(host, output, running()).await;
+        from_guest(host, output, running(), Arc::default()).await;
         assert_eq!(dir.text().len(), length);
     }
 
@@ -322,6 +363,36 @@ mod tests {
         second.read_to_string(&mut read).await.unwrap();
         copying.await.unwrap();
         assert_eq!(read, "late");
+    }
+
+    #[tokio::test]
+    async fn what_a_client_has_not_read_yet_is_waited_for() {
+        let dir = Dir::new("left");
+        let path = dir.fifo("out");
+        let (mut output, fifo) = open_output("stdout", &path).unwrap();
+        let (fifo, moved) = (fifo.unwrap(), Notify::new());
+        taken(&fifo, &moved).await.unwrap();
+        let mut client = pipe::OpenOptions::new().open_receiver(&path).unwrap();
+        output.write_all(b"the tail").await.unwrap();
+        let mut read = [0; 4];
+        let reading = async {
+            for part in [b"the ", b"tail"] {
+                sleep(Duration::from_millis(50)).await;
+                client.read_exact(&mut read).await.unwrap();
+                assert_eq!(&read, part);
+            }
+            Instant::now()
+        };
+        let waiting = async {
+            taken(&fifo, &moved).await.unwrap();
+            Instant::now()
+        };
+        let (read, waited) = tokio::join!(reading, waiting);
+        assert!(read <= waited);
+
+        output.write_all(b"for nobody").await.unwrap();
+        tokio::time::pause();
+        taken(&fifo, &moved).await.unwrap_err();
     }
 
     #[tokio::test]

@@ -1,12 +1,13 @@
 //! Bytes between a stream of the guest and whatever the host has for it.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_protocols::{STREAM_ACK, STREAM_WINDOW};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
 /// Bytes in flight on their way to the guest; also what a FIFO holds.
@@ -17,15 +18,16 @@ const BUFFER: usize = 64 << 10;
 pub const AFTER_END: Duration = Duration::from_secs(30);
 
 /// Copies what the guest sends, and closes `to` at its end. `ended` becomes true when nobody in the guest can have
-/// more to say; one that keeps the stream open all the same is not waited for.
+/// more to say; one that keeps the stream open all the same is not waited for. `moved` hears of all that `to` has taken.
 pub async fn from_guest(
     stream: UnixStream,
     to: impl AsyncWrite + Unpin,
     ended: watch::Receiver<bool>,
+    moved: Arc<Notify>,
 ) {
     // An error of either side is the end: the client is gone, or the process, or the VM, and each of
     // these is reported where it happens.
-    let _ = hand_on(stream, to, ended).await;
+    let _ = hand_on(stream, to, ended, &moved).await;
 }
 
 /// Copies to the end, and acknowledges what the far side has taken.
@@ -33,6 +35,7 @@ async fn hand_on(
     mut stream: UnixStream,
     mut to: impl AsyncWrite + Unpin,
     mut ended: watch::Receiver<bool>,
+    moved: &Notify,
 ) -> io::Result<()> {
     let mut buffer = vec![0; STREAM_WINDOW];
     let mut taken = 0;
@@ -43,6 +46,7 @@ async fn hand_on(
             return to.shutdown().await;
         }
         to.write_all(&buffer[..count]).await?;
+        moved.notify_one();
         taken += count;
         // As many bytes as it is; their value means nothing. A guest that has sent everything and closed
         // takes no more of them, and what it sent is still to be read.
@@ -84,7 +88,7 @@ pub async fn carry(
     output: UnixStream,
 ) {
     let (_open, ended) = watch::channel(false);
-    tokio::join!(to_guest(from, input), from_guest(output, to, ended));
+    tokio::join!(to_guest(from, input), from_guest(output, to, ended, Arc::default()));
 }
 
 /// Copies to the guest, and tells it of the end.
