@@ -41,15 +41,9 @@ pub enum Error {
     /// The host does not listen, or the guest has no vsock.
     #[error("cannot reach the host on vsock port {CONTROL_PORT}")]
     Dial(#[source] io::Error),
-    /// No streams.
-    #[error("cannot listen for streams")]
-    Streams(#[source] io::Error),
-    /// No notices of ended processes.
-    #[error("cannot watch processes")]
-    Signals(#[source] io::Error),
-    /// No notices of changed cgroups.
-    #[error("cannot watch cgroups")]
-    Watcher(#[source] io::Error),
+    /// What the agent cannot do without.
+    #[error("cannot {0}")]
+    Without(&'static str, #[source] io::Error),
     /// The RPC server does not start.
     #[error("cannot serve RPC")]
     Rpc(#[source] ttrpc::Error),
@@ -63,9 +57,10 @@ pub enum Error {
 /// # Errors
 /// What has kept the agent from serving.
 pub async fn run(stamps: Arc<Stamps>) -> Result<(), Error> {
-    let signals = Reaper::signals().map_err(Error::Signals)?;
-    let watcher = Arc::new(Watcher::new().map_err(Error::Watcher)?);
-    let listener = Streams::bind().map_err(Error::Streams)?;
+    let without = |what| move |error| Error::Without(what, error);
+    let signals = Reaper::signals().map_err(without("watch processes"))?;
+    let watcher = Arc::new(Watcher::new().map_err(without("watch cgroups"))?);
+    let listener = Streams::bind().map_err(without("listen for streams"))?;
     let guest = Arc::new(Guest {
         reaper: Arc::default(),
         events: Arc::new(Events::new()),

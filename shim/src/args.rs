@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 /// What the shim is asked to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Action {
     /// Start a server, or find the one of the pod, and print its address.
+    #[default]
     Start,
     /// Clean up after a server that is gone, and print the exit status.
     Delete,
@@ -23,7 +24,7 @@ pub enum Action {
 }
 
 /// The command line, parsed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Args {
     /// What to do.
     pub action: Action,
@@ -65,14 +66,7 @@ impl Args {
     /// Parses the arguments after the program's name. Flags may have one dash or two, and their
     /// value behind `=` or in the next argument, as Go's flag package has it.
     pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, ArgsError> {
-        let mut args = Self {
-            action: Action::Start,
-            namespace: String::new(),
-            id: String::new(),
-            address: String::new(),
-            bundle: PathBuf::new(),
-            debug: false,
-        };
+        let mut args = Self::default();
         let mut action = None;
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
@@ -88,23 +82,17 @@ impl Args {
                 break;
             };
             let flag = flag.strip_prefix('-').unwrap_or(flag);
-            let (name, inline) = match flag.split_once('=') {
-                Some((name, value)) => (name, Some(value.to_owned())),
-                None => (flag, None),
-            };
+            let (name, inline) = flag
+                .split_once('=')
+                .map_or((flag, None), |(name, value)| (name, Some(value.to_owned())));
             match name {
                 "v" | "version" => action = Some(Action::Version),
                 "info" => action = Some(Action::Info),
                 "debug" => args.debug = inline.is_none_or(|value| value == "true"),
                 "namespace" | "id" | "address" | "bundle" | "publish-binary" | "socket" => {
-                    let value = match inline {
-                        Some(value) => value,
-                        None => arguments
-                            .next()
-                            .ok_or_else(|| ArgsError::NoValue(name.to_owned()))?
-                            .into_string()
-                            .map_err(ArgsError::NotText)?,
-                    };
+                    let value = inline.map(OsString::from).or_else(|| arguments.next());
+                    let value = value.ok_or_else(|| ArgsError::NoValue(name.to_owned()))?;
+                    let value = value.into_string().map_err(ArgsError::NotText)?;
                     match name {
                         "namespace" => args.namespace = value,
                         "id" => args.id = value,
@@ -118,12 +106,10 @@ impl Args {
             }
         }
         args.action = action.ok_or_else(|| ArgsError::UnknownAction(String::new()))?;
-        if matches!(args.action, Action::Start | Action::Delete | Action::Serve | Action::Spare) {
-            if args.namespace.is_empty() {
-                return Err(ArgsError::Missing("namespace"));
-            }
-            if args.id.is_empty() {
-                return Err(ArgsError::Missing("id"));
+        if !matches!(args.action, Action::Version | Action::Info) {
+            let needed = [("namespace", &args.namespace), ("id", &args.id)];
+            if let Some((flag, _)) = needed.into_iter().find(|(_, value)| value.is_empty()) {
+                return Err(ArgsError::Missing(flag));
             }
         }
         Ok(args)

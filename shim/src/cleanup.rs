@@ -1,7 +1,7 @@
 //! `delete`: what containerd runs when a shim is gone. Ends what the sandbox's record names, and
 //! prints how its task ended.
 
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, SystemTime};
 
@@ -89,7 +89,6 @@ fn answer() -> Result<(), CleanupError> {
         exited_at: MessageField::some(timestamp(SystemTime::now())),
         ..Default::default()
     };
-    let bytes =
-        response.write_to_bytes().map_err(|error| CleanupError::Talk(io::Error::other(error)))?;
-    io::stdout().write_all(&bytes).map_err(CleanupError::Talk)
+    let written = response.write_to_writer(&mut io::stdout());
+    written.map_err(|error| CleanupError::Talk(error.into()))
 }

@@ -1,31 +1,24 @@
 //! Files with holes.
 
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
+use std::io::{self, Read, Seek, SeekFrom};
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
-
-/// How much is copied at once, in bytes.
-const CHUNK: u64 = 2 << 20;
 
 /// Copies what is in one file into another, but for holes.
 ///
 /// # Errors
 /// What the system says.
 pub fn copy_data(from: &File, to: &File) -> io::Result<()> {
-    let mut buffer = vec![0; CHUNK as usize];
+    let (mut from, mut to) = (from, to);
     let mut hole = 0;
-    while let Some(mut at) = seek(from, hole, Whence::SeekData)? {
+    while let Some(at) = seek(from, hole, Whence::SeekData)? {
         // After data there is always a hole; the end of the file counts as one (lseek(2)).
         hole = seek(from, at, Whence::SeekHole)?.unwrap_or(at);
-        while at < hole {
-            let piece = &mut buffer[..CHUNK.min(hole - at) as usize];
-            from.read_exact_at(piece, at)?;
-            to.write_all_at(piece, at)?;
-            at += piece.len() as u64;
-        }
+        from.seek(SeekFrom::Start(at))?;
+        to.seek(SeekFrom::Start(at))?;
+        io::copy(&mut from.take(hole - at), &mut to)?;
     }
     Ok(())
 }

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::mem;
 use std::path::{Path, PathBuf};
 use std::thread::{Builder, JoinHandle};
 
@@ -18,17 +17,10 @@ const DRIVER: Driver = Driver("virtio_net");
 pub struct Device {
     /// Its name on the bus.
     name: String,
-    interface: Interface,
-}
-
-/// What there is of a device's interface.
-enum Interface {
-    /// It is there, under this number.
-    Is(u32),
-    /// It is being taken away, for which the kernel waits several ticks.
-    Goes(JoinHandle<()>),
-    /// There is none.
-    None,
+    /// The number of its interface, if it has one that is to stay.
+    interface: Option<u32>,
+    /// Takes its interface away, for which the kernel waits several ticks.
+    leaving: Option<JoinHandle<()>>,
 }
 
 impl fmt::Display for Device {
@@ -49,45 +41,40 @@ impl Device {
     fn found(name: String) -> Option<(u32, Device)> {
         let interface = interface(&name).ok()?;
         let number = number(fs::read_to_string(interface.join("address")).ok()?.trim())?;
-        let interface = Interface::Is(index(&interface).ok()?);
-        Some((number, Device { name, interface }))
+        let interface = Some(index(&interface).ok()?);
+        Some((number, Device { name, interface, leaving: None }))
     }
 
     /// The number of its interface, which is made where there is none.
     pub fn bind(&mut self) -> io::Result<u32> {
-        let index = match self.interface {
-            Interface::Is(index) => return Ok(index),
-            _ => {
-                self.settle();
-                DRIVER.bind(&self.name)?;
-                index(&interface(&self.name)?)?
-            }
-        };
-        self.interface = Interface::Is(index);
+        if let Some(index) = self.interface {
+            return Ok(index);
+        }
+        self.settle();
+        DRIVER.bind(&self.name)?;
+        let index = index(&interface(&self.name)?)?;
+        self.interface = Some(index);
         Ok(index)
     }
 
     /// Begins to take its interface away, if it has one.
     pub fn unbind(&mut self) {
-        if let Interface::Is(_) = self.interface {
-            let name = self.name.clone();
-            let unbind = move || {
-                if let Err(error) = DRIVER.unbind(&name) {
-                    log::warn!("{name} keeps its interface: {error}");
-                }
-            };
-            match Builder::new().spawn(unbind) {
-                Ok(thread) => self.interface = Interface::Goes(thread),
-                Err(error) => log::warn!("{self} keeps its interface: {error}"),
-            }
+        if self.interface.take().is_none() {
+            return;
         }
+        let name = self.name.clone();
+        let unbind = move || {
+            if let Err(error) = DRIVER.unbind(&name) {
+                log::warn!("{name} keeps its interface: {error}");
+            }
+        };
+        let keeps = |error: &io::Error| log::warn!("{self} keeps its interface: {error}");
+        self.leaving = Builder::new().spawn(unbind).inspect_err(keeps).ok();
     }
 
     /// Returns when an interface that was to be taken away is gone.
     pub fn settle(&mut self) {
-        if let Interface::Goes(_) = self.interface
-            && let Interface::Goes(thread) = mem::replace(&mut self.interface, Interface::None)
-        {
+        if let Some(thread) = self.leaving.take() {
             // It does not panic.
             let _ = thread.join();
         }

@@ -34,19 +34,16 @@ pub fn run(
     stdio::give_to(user(&spec))?;
     let inherited = limits::locked_memory()?;
 
-    // A profile is a program that each system call goes through, and the container's for good.
-    let profile = spec.linux().as_ref().is_some_and(|linux| linux.seccomp().is_some());
-    // Where it cannot be switched off, the rules are compiled.
-    let jit_off = if profile { None } else { jit::Off::switch().ok() };
-    let made = ContainerBuilder::new(container.to_owned(), SyscallType::default())
+    let build = ContainerBuilder::new(container.to_owned(), SyscallType::default())
         .with_root_path(STATES)?
         .with_console_socket(console)
         .with_executor(Program::new(reporter, Late::default()))
         .as_init(&bundle)
         .with_systemd(false)
-        .with_detach(true)
-        .build()?;
-    drop(jit_off);
+        .with_detach(true);
+    // A profile is a program that each system call goes through, and the container's for good.
+    let profile = spec.linux().as_ref().is_some_and(|linux| linux.seccomp().is_some());
+    let made = if profile { build.build() } else { jit::off(|| build.build()) }?;
     let pid = made.pid().ok_or_else(|| Failure::internal("the container has no process"))?.as_raw();
     // To load the device cgroup's program, libcgroups has changed this one.
     limits::set(pid, libc::RLIMIT_MEMLOCK, inherited)?;

@@ -206,23 +206,14 @@ fn remount(place: &File, flags: MsFlags) -> Result<(), Errno> {
     mount(None::<&str>, by_descriptor(place).as_str(), None::<&str>, flags, None::<&str>)
 }
 
-/// The options that the mount around a place has, to be kept when it is mounted again.
+/// The options that the mount around a place has, to be kept when it is mounted again. In statvfs(3) they have the bits
+/// that they have in mount(2), but for one.
 fn flags_of(place: &File) -> Result<MsFlags, Errno> {
+    let same = FsFlags::ST_RDONLY | FsFlags::ST_NOSUID | FsFlags::ST_NODEV | FsFlags::ST_NOEXEC;
+    let same = same | FsFlags::ST_NOATIME | FsFlags::ST_NODIRATIME;
     let flags = fstatvfs(place)?.flags();
-    let mut kept = MsFlags::empty();
-    for (has, keep) in [
-        (FsFlags::ST_RDONLY, MsFlags::MS_RDONLY),
-        (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
-        (FsFlags::ST_NODEV, MsFlags::MS_NODEV),
-        (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
-        (FsFlags::ST_NOATIME, MsFlags::MS_NOATIME),
-        (FsFlags::ST_NODIRATIME, MsFlags::MS_NODIRATIME),
-        (FsFlags::ST_RELATIME, MsFlags::MS_RELATIME),
-    ] {
-        if flags.contains(has) {
-            kept |= keep;
-        }
-    }
+    let mut kept = MsFlags::from_bits_truncate((flags & same).bits());
+    kept.set(MsFlags::MS_RELATIME, flags.contains(FsFlags::ST_RELATIME));
     Ok(kept)
 }
 

@@ -5,27 +5,17 @@
 //! containers' own.
 
 use std::fs;
-use std::io;
 
 const SWITCH: &str = "/proc/sys/net/core/bpf_jit_enable";
 
-/// The compiler is off as long as this lives, and on afterwards: one that was killed does not leave it off for good. Another
-/// container that is made meanwhile may have it on earlier, and these rules compiled.
-pub struct Off(());
-
-impl Off {
-    /// Switches it off.
-    ///
-    /// # Errors
-    /// Where the kernel has no such switch, since it has no compiler, or does not let it go.
-    pub fn switch() -> io::Result<Off> {
-        fs::write(SWITCH, "0").map(Off)
-    }
-}
-
-impl Drop for Off {
-    fn drop(&mut self) {
+/// Does a work with the compiler off, where the kernel lets it be switched. Another container that is made meanwhile may
+/// switch it on earlier, and have this one's rules compiled.
+pub fn off<T>(work: impl FnOnce() -> T) -> T {
+    let switched = fs::write(SWITCH, "0").is_ok();
+    let done = work();
+    if switched {
         // What could be written before can be written again.
         let _ = fs::write(SWITCH, "1");
     }
+    done
 }

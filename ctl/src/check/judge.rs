@@ -42,6 +42,8 @@ pub struct Line {
     pub advice: Option<String>,
 }
 
+const INSTALL: &str = "`make install` puts it there";
+
 fn line(level: Level, what: &'static str, says: impl Into<String>, advice: Option<&str>) -> Line {
     Line { level, what, says: says.into(), advice: advice.map(str::to_owned) }
 }
@@ -173,7 +175,7 @@ fn program(
 fn image(what: &'static str, image: &Result<PathBuf, AssetError>) -> Line {
     match image {
         Ok(path) => line(Level::Ok, what, path.display().to_string(), None),
-        Err(error) => line(Level::Fail, what, chain(error), Some("`make install` puts it there")),
+        Err(error) => line(Level::Fail, what, chain(error), Some(INSTALL)),
     }
 }
 
@@ -187,39 +189,23 @@ fn shim(shim: &Shim) -> Line {
             let says = format!("{} is not in PATH", path.display());
             line(Level::Note, "shim", says, Some(&advice))
         }
-        Shim::Missing => {
-            let says = format!("{SHIM} is not in PATH");
-            line(Level::Fail, "shim", says, Some("`make install` puts it there"))
-        }
+        Shim::Missing => line(Level::Fail, "shim", format!("{SHIM} is not in PATH"), Some(INSTALL)),
     }
 }
 
 /// Nothing where none are wanted.
 fn spares(spares: &[Spare]) -> Option<Line> {
-    let count = |wanted: fn(&Spare) -> bool| spares.iter().filter(|spare| wanted(spare)).count();
-    let (ready, all) = (count(|spare| *spare == Spare::Ready), spares.len());
-    let says = format!("{ready} of {all} wait for a sandbox");
-    let ended = spares.iter().find_map(|spare| match spare {
-        Spare::Ended(word) => Some(word),
-        Spare::Ready | Spare::None => None,
-    });
-    match ended {
-        _ if spares.is_empty() => None,
-        Some(word) => {
-            let advice = "the next start of a sandbox has it made anew";
-            Some(line(
-                Level::Note,
-                "spares",
-                format!("{says}; one has ended: {word}"),
-                Some(advice),
-            ))
+    let ready = spares.iter().filter(|spare| **spare == Spare::Ready).count();
+    let mut says = format!("{ready} of {} wait for a sandbox", spares.len());
+    for spare in spares {
+        if let Spare::Ended(word) = spare {
+            says += &format!("; one has ended: {word}");
         }
-        None if ready < all => {
-            let advice = "starts of sandboxes have them made, a few seconds later";
-            Some(line(Level::Note, "spares", says, Some(advice)))
-        }
-        None => Some(line(Level::Ok, "spares", says, None)),
     }
+    let advice = "starts of sandboxes have them made, a few seconds later";
+    let (level, advice) =
+        if ready < spares.len() { (Level::Note, Some(advice)) } else { (Level::Ok, None) };
+    (!spares.is_empty()).then(|| line(level, "spares", says, advice))
 }
 
 fn containerd(facts: &Facts) -> Line {

@@ -27,6 +27,8 @@ pub struct Files {
     pub vhost_device_vsock: Option<PathBuf>,
 }
 
+type Found = Result<PathBuf, AssetError>;
+
 impl Files {
     /// # Errors
     /// [`AssetError`] where the file is missing or not readable; so for each of these.
@@ -43,8 +45,7 @@ impl Files {
     /// # Errors
     /// [`AssetError`] where the program is missing or not executable; so for each of these.
     pub fn cloud_hypervisor(&self) -> Result<PathBuf, AssetError> {
-        let named = &self.cloud_hypervisor;
-        program("cloud_hypervisor", "cloud-hypervisor", named)
+        program("cloud_hypervisor", "cloud-hypervisor", &self.cloud_hypervisor)
     }
 
     /// # Errors
@@ -62,8 +63,7 @@ impl Files {
     /// # Errors
     /// [`AssetError`]
     pub fn vhost_device_vsock(&self) -> Result<PathBuf, AssetError> {
-        let named = &self.vhost_device_vsock;
-        program("vhost_device_vsock", "vhost-device-vsock", named)
+        program("vhost_device_vsock", "vhost-device-vsock", &self.vhost_device_vsock)
     }
 }
 
@@ -85,47 +85,34 @@ fn program_dirs() -> Vec<PathBuf> {
 }
 
 fn dirs_of_path(path: &OsStr) -> Vec<PathBuf> {
-    let mut dirs: Vec<PathBuf> = Vec::new();
     // A relative directory in PATH would be looked up in a container's bundle.
     let absolute = env::split_paths(path).filter(|dir| dir.is_absolute());
-    for dir in absolute.chain(EXTRA_PROGRAM_DIRS.map(PathBuf::from)) {
-        if !dirs.contains(&dir) {
-            dirs.push(dir);
-        }
-    }
-    dirs
+    once_each(absolute.chain(EXTRA_PROGRAM_DIRS.map(PathBuf::from)))
 }
 
 /// `share/bulkhead` beside the running program's `bin`, then where installations put it.
 fn image_dirs() -> Vec<PathBuf> {
-    let mut dirs = Vec::new();
-    if let Ok(own) = env::current_exe()
-        && let Some(prefix) = own.parent().and_then(Path::parent)
-    {
-        dirs.push(prefix.join("share/bulkhead"));
-    }
-    for dir in ["/usr/local/share/bulkhead", "/usr/share/bulkhead"] {
-        let dir = PathBuf::from(dir);
-        if !dirs.contains(&dir) {
-            dirs.push(dir);
-        }
-    }
-    dirs
+    let own = env::current_exe().unwrap_or_default();
+    let own = own.parent().and_then(Path::parent).map(|prefix| prefix.join("share/bulkhead"));
+    let usual = ["/usr/local/share/bulkhead", "/usr/share/bulkhead"].map(PathBuf::from);
+    once_each(own.into_iter().chain(usual))
 }
 
-fn image(
-    key: &'static str,
-    name: &'static str,
-    named: &Option<PathBuf>,
-) -> Result<PathBuf, AssetError> {
+fn once_each(dirs: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for dir in dirs {
+        if !found.contains(&dir) {
+            found.push(dir);
+        }
+    }
+    found
+}
+
+fn image(key: &'static str, name: &'static str, named: &Option<PathBuf>) -> Found {
     find(key, name, named.as_deref(), &image_dirs(), readable)
 }
 
-fn program(
-    key: &'static str,
-    name: &'static str,
-    named: &Option<PathBuf>,
-) -> Result<PathBuf, AssetError> {
+fn program(key: &'static str, name: &'static str, named: &Option<PathBuf>) -> Found {
     find(key, name, named.as_deref(), &program_dirs(), executable)
 }
 
@@ -152,7 +139,7 @@ fn find(
     named: Option<&Path>,
     dirs: &[PathBuf],
     usable: impl Fn(&Path) -> io::Result<()>,
-) -> Result<PathBuf, AssetError> {
+) -> Found {
     if let Some(path) = named {
         return match usable(path) {
             Ok(()) => Ok(path.to_owned()),
