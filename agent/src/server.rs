@@ -180,10 +180,8 @@ impl Service for Agent {
             );
         }
         // A parameter may be an interface's.
-        let mut network = lock(&self.network);
-        network.apply(request.network.get_or_default())?;
-        network.release_rest();
-        drop(network);
+        lock(&self.network).apply(request.network.get_or_default())?;
+        lock(&self.network).release_rest();
         setup::apply(&request)?;
         lock(&self.mounts).extend(request.mounts.into_iter().map(|mount| mount.target));
         self.stamps.mark("setup");
@@ -198,9 +196,8 @@ impl Service for Agent {
     }
 
     async fn update_network(&self, _: &TtrpcContext, change: WireNetwork) -> ttrpc::Result<Empty> {
-        let mut network = lock(&self.network);
-        network.apply(&change)?;
-        network.settle();
+        lock(&self.network).apply(&change)?;
+        lock(&self.network).settle();
         Ok(Empty::default())
     }
 

@@ -82,9 +82,7 @@ impl Args {
                 break;
             };
             let flag = flag.strip_prefix('-').unwrap_or(flag);
-            let (name, inline) = flag
-                .split_once('=')
-                .map_or((flag, None), |(name, value)| (name, Some(value.to_owned())));
+            let (name, inline) = flag.split_once('=').map_or((flag, None), |(n, v)| (n, Some(v)));
             match name {
                 "v" | "version" => action = Some(Action::Version),
                 "info" => action = Some(Action::Info),

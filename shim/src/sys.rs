@@ -1,9 +1,13 @@
 //! Small things that the standard library leaves out.
 
 use std::fmt::Write as _;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rustix::fs::inotify::{self, CreateFlags};
 use sha2::{Digest, Sha256};
+use tokio::io::unix::AsyncFd;
 
 /// Takes a lock. A release build aborts on a panic, so no lock is ever left poisoned.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -18,4 +22,14 @@ pub fn short_name(parts: &[&str]) -> String {
         let _ = write!(name, "{byte:02x}");
         name
     })
+}
+
+/// An inotify instance (inotify(7)) that watches nothing yet, for the event loop that runs here.
+///
+/// # Errors
+/// The kernel's: there may be too many.
+pub fn watcher() -> io::Result<AsyncFd<OwnedFd>> {
+    let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+    // SAFETY: the descriptor is owned by what it is given to, and is the same until that is dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(inotify, tokio::io::Interest::READABLE) }?)
 }

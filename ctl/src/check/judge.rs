@@ -197,14 +197,19 @@ fn shim(shim: &Shim) -> Line {
 fn spares(spares: &[Spare]) -> Option<Line> {
     let ready = spares.iter().filter(|spare| **spare == Spare::Ready).count();
     let mut says = format!("{ready} of {} wait for a sandbox", spares.len());
-    for spare in spares {
-        if let Spare::Ended(word) = spare {
+    let ended = spares.iter().find_map(|spare| match spare {
+        Spare::Ended(word) => Some(word),
+        Spare::Ready | Spare::None => None,
+    });
+    let advice = match ended {
+        Some(word) => {
             says += &format!("; one has ended: {word}");
+            Some("the next start of a sandbox has it made anew")
         }
-    }
-    let advice = "starts of sandboxes have them made, a few seconds later";
-    let (level, advice) =
-        if ready < spares.len() { (Level::Note, Some(advice)) } else { (Level::Ok, None) };
+        None => (ready < spares.len())
+            .then_some("starts of sandboxes have them made, a few seconds later"),
+    };
+    let level = if advice.is_some() { Level::Note } else { Level::Ok };
     (!spares.is_empty()).then(|| line(level, "spares", says, advice))
 }
 

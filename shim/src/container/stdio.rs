@@ -13,10 +13,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bulkhead_protocols::agent;
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::fs::inotify::{self, WatchFlags};
 use thiserror::Error;
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncWrite, Interest};
+use tokio::io::AsyncWrite;
 use tokio::net::unix::pipe;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -24,7 +23,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::guest::{Guest, GuestError, from_guest, to_guest};
 use crate::host::by_descriptor;
-use crate::sys::lock;
+use crate::sys::{lock, watcher};
 
 /// A stdio path that cannot be used.
 #[derive(Debug, Error)]
@@ -115,7 +114,7 @@ impl Prepared {
             let stream = guest.open_stream(number).await?;
             let (ended, moved) = (streams.ended.subscribe(), streams.moved.clone());
             let copy = async move {
-                from_guest(stream, output, ended, moved.clone()).await;
+                from_guest(stream, output, ended, &moved).await;
                 if let Some(fifo) = fifo {
                     // Where it cannot be seen, it is not waited for.
                     let _ = taken(&fifo, &moved).await;
@@ -228,11 +227,8 @@ fn open_output(stream: &'static str, path: &str) -> Result<Output, StdioError> {
 
 /// Waits until the client has read what is in a FIFO, as long as it reads.
 async fn taken(fifo: &OwnedFd, moved: &Notify) -> io::Result<()> {
-    let reads = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-    inotify::add_watch(&reads, by_descriptor(fifo), WatchFlags::ACCESS)?;
-    // SAFETY: the descriptor is owned by what it is given to, and is the same until that is dropped.
-    let reads = unsafe { AsyncFd::register_with_interest(reads, Interest::READABLE) };
-    let reads = reads.map_err(io::Error::from)?;
+    let reads = watcher()?;
+    inotify::add_watch(reads.get_ref(), by_descriptor(fifo), WatchFlags::ACCESS)?;
     while rustix::io::ioctl_fionread(fifo)? > 0 {
         let mut ready = timeout(QUIET, reads.readable()).await??;
         // What it says is that there was a read. It is empty if another wait has taken that.
@@ -307,7 +303,7 @@ mod tests {
     fn copying(uri: &str, ended: watch::Receiver<bool>) -> (UnixStream, JoinHandle<()>) {
         let (output, _) = open_output("stdout", uri).unwrap();
         let (guest, host) = UnixStream::pair().unwrap();
-        (guest, tokio::spawn(from_guest(host, output, ended, Arc::default())))
+        (guest, tokio::spawn(async move { from_guest(host, output, ended, &Notify::new()).await }))
     }
 
     /// A container that has not ended.
@@ -345,7 +341,7 @@ mod tests {
         let length = 2 * STREAM_WINDOW + 1;
         guest.write_all(&vec![7; length]).await.unwrap();
         drop(guest);
-        from_guest(host, output, running(), Arc::default()).await;
+        from_guest(host, output, running(), &Notify::new()).await;
         assert_eq!(dir.text().len(), length);
     }
 

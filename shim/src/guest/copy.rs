@@ -1,7 +1,6 @@
 //! Bytes between a stream of the guest and whatever the host has for it.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_protocols::{STREAM_ACK, STREAM_WINDOW};
@@ -23,11 +22,11 @@ pub async fn from_guest(
     stream: UnixStream,
     to: impl AsyncWrite + Unpin,
     ended: watch::Receiver<bool>,
-    moved: Arc<Notify>,
+    moved: &Notify,
 ) {
     // An error of either side is the end: the client is gone, or the process, or the VM, and each of
     // these is reported where it happens.
-    let _ = hand_on(stream, to, ended, &moved).await;
+    let _ = hand_on(stream, to, ended, moved).await;
 }
 
 /// Copies to the end, and acknowledges what the far side has taken.
@@ -88,7 +87,8 @@ pub async fn carry(
     output: UnixStream,
 ) {
     let (_open, ended) = watch::channel(false);
-    tokio::join!(to_guest(from, input), from_guest(output, to, ended, Arc::default()));
+    let moved = Notify::new();
+    tokio::join!(to_guest(from, input), from_guest(output, to, ended, &moved));
 }
 
 /// Copies to the guest, and tells it of the end.

@@ -11,15 +11,14 @@ use std::sync::{Arc, Mutex};
 use bulkhead_protocols::agent::{self, RefreshRequest};
 use bulkhead_protocols::{VOLUME_DATA, VOLUMES_DIR};
 use protobuf::MessageField;
-use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+use rustix::fs::inotify::{self, ReadFlags, Reader, WatchFlags};
 use slog::{Logger, warn};
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 
 use super::share::Bound;
 use crate::guest::Guest;
-use crate::sys::lock;
+use crate::sys::{lock, watcher};
 
 /// A volume of more than this is not copied: it takes the guest's memory. What Kubernetes puts into one object is at
 /// most 1 MiB.
@@ -88,10 +87,7 @@ pub struct Volumes {
 impl Volumes {
     /// Starts without any.
     pub fn start(guest: &Guest, log: &Logger) -> io::Result<Self> {
-        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        // SAFETY: the descriptor is owned by what it is given to, and is the same until that is dropped.
-        let inotify = unsafe { AsyncFd::register_with_interest(inotify, Interest::READABLE) };
-        let inotify = Arc::new(inotify.map_err(io::Error::from)?);
+        let inotify = Arc::new(watcher()?);
         let watched = Watched::default();
         let follow = follow(inotify.clone(), watched.clone(), guest.clone(), log.clone());
         let task = tokio::spawn(follow);
