@@ -3,6 +3,7 @@
 //! containerd's runtime-v2 document makes the order a MUST (create before start before exit before
 //! delete). One task owns the queue and the connection, so nothing can overtake.
 
+use std::io;
 use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::api::ForwardRequest;
@@ -17,9 +18,11 @@ use containerd_shim_protos::topics;
 use protobuf::well_known_types::timestamp::Timestamp;
 use protobuf::{Message, MessageField};
 use slog::{Logger, debug, warn};
+use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
+use ttrpc::asynchronous::transport::Socket;
 
 /// How long containerd may take to accept one event.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -138,12 +141,11 @@ async fn forward_one(
     let events = match client {
         Some(events) => events,
         None => {
-            let address = if address.contains("://") {
-                address.to_owned()
-            } else {
-                format!("unix://{address}")
-            };
-            client.insert(EventsClient::new(Client::connect(&address).await?))
+            let path = address.strip_prefix("unix://").unwrap_or(address);
+            let connected = timeout(DEADLINE, UnixStream::connect(path)).await;
+            let stream = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+            let stream = stream.map_err(|error| ttrpc::Error::Socket(error.to_string()))?;
+            client.insert(EventsClient::new(Client::new(Socket::new(stream))))
         }
     };
     events.forward(ttrpc::context::with_duration(DEADLINE), request).await.map(drop)

@@ -11,6 +11,8 @@ use nix::sched::{CloneFlags, setns, unshare};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, open as open_file, openat2};
 use rustix::mount::{OpenTreeFlags, open_tree};
 
+use crate::sys::in_thread;
+
 /// The mount namespace in which containerd started the shim.
 static HOST: OnceLock<OwnedFd> = OnceLock::new();
 
@@ -57,12 +59,9 @@ pub fn within<T: Send>(work: impl FnOnce() -> rustix::io::Result<T> + Send) -> i
     let Some(host) = HOST.get() else {
         return Ok(work()?);
     };
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            unshare(CloneFlags::CLONE_FS)?;
-            setns(host.as_fd(), CloneFlags::CLONE_NEWNS)?;
-            Ok(work()?)
-        });
-        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread broke off")))
+    in_thread(|| {
+        unshare(CloneFlags::CLONE_FS)?;
+        setns(host.as_fd(), CloneFlags::CLONE_NEWNS)?;
+        Ok(work()?)
     })
 }

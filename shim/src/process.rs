@@ -28,6 +28,9 @@ use tokio::sync::watch;
 /// How much of what a helper printed is kept, in bytes: the end says why it failed.
 const OUTPUT_TAIL: usize = 4096;
 
+/// How much a pipe holds, in bytes (pipe(7)).
+const PIPE: usize = 64 << 10;
+
 /// A helper that could not be started.
 #[derive(Debug, Error)]
 #[error("{} cannot be started", program.display())]
@@ -315,8 +318,8 @@ async fn watch_child(
             }
         }
     };
-    // What it wrote last is still in the pipe.
-    tail.take_from(&output);
+    // What it wrote last is still in the pipe; what a child of its goes on writing is none of its end.
+    (0..=PIPE / OUTPUT_TAIL).all(|_| tail.take_from(&output));
     let status = match status {
         Ok(status) => status.into(),
         // Only if someone else has waited for our child.
@@ -330,15 +333,17 @@ async fn watch_child(
 struct Tail(VecDeque<u8>);
 
 impl Tail {
-    /// Takes what is there now; false at the stream's end.
+    /// Takes some of what is there now, so that a helper that never pauses has no say in what else is done; false at
+    /// the stream's end.
     fn take_from(&mut self, output: &pipe::Receiver) -> bool {
         let mut buffer = [0; OUTPUT_TAIL];
-        loop {
-            match output.try_read(&mut buffer) {
-                Ok(0) => return false,
-                Ok(n) => self.push(&buffer[..n]),
-                Err(e) => return e.kind() == io::ErrorKind::WouldBlock,
+        match output.try_read(&mut buffer) {
+            Ok(0) => false,
+            Ok(n) => {
+                self.push(&buffer[..n]);
+                true
             }
+            Err(e) => e.kind() == io::ErrorKind::WouldBlock,
         }
     }
 
@@ -391,6 +396,22 @@ mod tests {
         assert_eq!(ended.status, Status::Code(0));
         assert!(ended.output.len() <= OUTPUT_TAIL);
         assert!(ended.output.ends_with("y\nlast"), "{}", ended.output);
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_never_pauses_lets_others_go_on() {
+        let helper = shell("exec yes").spawn().expect("spawn");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        helper.kill();
+        assert_eq!(helper.wait().await.status, Status::Signal(libc::SIGKILL));
+    }
+
+    #[tokio::test]
+    async fn a_grandchild_that_never_pauses_delays_nothing() {
+        // Which ends when nobody reads what it writes.
+        let helper = shell("yes & sleep 0.1").spawn().expect("spawn");
+        let ended = tokio::time::timeout(Duration::from_secs(5), helper.wait()).await;
+        assert_eq!(ended.expect("no wait for the grandchild").status, Status::Code(0));
     }
 
     #[tokio::test]

@@ -46,6 +46,14 @@ pub enum VersionError {
 }
 
 impl Version {
+    /// What is to be said of a program that is older than this, the oldest that works; else nothing.
+    #[must_use]
+    pub fn complaint(self, program: &Path) -> String {
+        let found = Version::of(program).ok().filter(|found| *found < self);
+        let told = |found| format!(" (this is version {found}; {self} is the oldest that works)");
+        found.map(told).unwrap_or_default()
+    }
+
     /// Asks a program.
     ///
     /// # Errors

@@ -28,6 +28,7 @@ use containerd_shim_protos::events::task;
 use futures::future::join_all;
 use protobuf::MessageField;
 use slog::{Logger, info, warn};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use ttrpc::Code;
 
@@ -142,11 +143,9 @@ impl Container {
         log: &Logger,
     ) -> Result<Self, ContainerError> {
         let init = Process::new(&new.id, "", new.stdio);
-        let stdio = Prepared::open(&init.stdio, &guest)?;
-        let request = CreateRequest {
+        let mut request = CreateRequest {
             container: new.id.clone(),
             spec: spec.document,
-            stdio: MessageField::some(stdio.numbers()),
             pid_namespace: spec.pid_namespace.into(),
             mounts: spec.mounts,
             submounts: spec.submounts,
@@ -158,8 +157,16 @@ impl Container {
             volumes: spec.volumes.into_iter().map(|volume| volume.guest).collect(),
             ..Default::default()
         };
-        guest.call(async |agent, context| agent.create(context, &request).await).await?;
-        connect(stdio, &init, &guest).await?;
+        let made = async {
+            let stdio = Prepared::open(&init.stdio, &guest)?;
+            request.stdio = MessageField::some(stdio.numbers());
+            guest.call(async |agent, context| agent.create(context, &request).await).await?;
+            Ok::<_, ContainerError>(connect(stdio, &init, &guest).await?)
+        };
+        if let Err(error) = made.await {
+            give_back(tree).await;
+            return Err(error);
+        }
         let log = log.new(slog::o!("container" => new.id.clone()));
         let sockets = spec.sockets.into_iter();
         let forwarded = |socket| Forwarding::start(socket, &new.id, &guest, &log);
@@ -351,6 +358,9 @@ impl Container {
             }
         }
         let _turn = process.turn().await;
+        if process.is_deleted() {
+            return Err(ContainerError::NotFound(process.name()));
+        }
         let exit = match process.status() {
             Status::Stopped(exit) => exit,
             Status::Created => Exit { status: NOT_STARTED, at: SystemTime::now() },
@@ -375,10 +385,12 @@ impl Container {
             }
         }
         process.set(Status::Stopped(exit));
+        process.set_deleted();
         if exec.is_empty() {
             // They ended with the container; whoever waits for them must hear of it.
             self.execs_lost().await;
-            lock(&self.held).take();
+            let held = lock(&self.held).take();
+            give_back(held).await;
             self.publisher.publish(&task::TaskDelete {
                 container_id: self.id.clone(),
                 id: self.id.clone(),
@@ -529,6 +541,12 @@ impl Container {
     }
 }
 
+/// Drops what a container has on the host, in a thread of its own: a file system whose last mount goes is written out.
+async fn give_back<T: Send + 'static>(held: T) {
+    // Who is interrupted has given it back.
+    let _ = spawn_blocking(move || drop(held)).await;
+}
+
 /// Joins the stdio of a process that the guest has made. Where that fails, the guest forgets it again.
 async fn connect(stdio: Prepared, process: &Process, guest: &Guest) -> Result<(), GuestError> {
     let connected = stdio.connect(guest).await.map(|s| process.attach(s));
@@ -536,4 +554,27 @@ async fn connect(stdio: Prepared, process: &Process, guest: &Guest) -> Result<()
         let _ = guest.call(async |agent, context| agent.delete(context, &process.key).await).await;
     }
     connected
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn of_two_deletes_one_finds_nothing() {
+        let log = Logger::root(slog::Discard, slog::o!());
+        let (publisher, _events) = Publisher::start("/nowhere".to_owned(), "ns".to_owned(), &log);
+        let new = NewContainer {
+            id: "c".to_owned(),
+            bundle: PathBuf::new(),
+            rootfs: Vec::new(),
+            stdio: StdioPaths::default(),
+        };
+        let container = Container::sandbox(new, 7, publisher, &log);
+        container.start("").await.expect("started");
+        container.kill("", SIGKILL, false).await.expect("killed");
+        let (one, other) = tokio::join!(container.delete(""), container.delete(""));
+        assert_eq!(one.expect("deleted").status, 128 + SIGKILL);
+        assert!(matches!(other, Err(ContainerError::NotFound(_))));
+    }
 }

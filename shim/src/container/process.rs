@@ -39,6 +39,7 @@ pub struct Process {
     status: watch::Sender<Status>,
     turn: Mutex<()>,
     ending: AtomicBool,
+    deleted: AtomicBool,
 }
 
 impl Process {
@@ -55,6 +56,7 @@ impl Process {
             status: watch::Sender::new(Status::Created),
             turn: Mutex::new(()),
             ending: AtomicBool::new(false),
+            deleted: AtomicBool::new(false),
         }
     }
 
@@ -86,6 +88,16 @@ impl Process {
     /// Whether this is the first word of its end. A guest may say it as often as it likes.
     pub fn ends_now(&self) -> bool {
         !self.ending.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether it was deleted, which happens once.
+    pub fn is_deleted(&self) -> bool {
+        self.deleted.load(Ordering::Relaxed)
+    }
+
+    /// Takes note that it is deleted.
+    pub fn set_deleted(&self) {
+        self.deleted.store(true, Ordering::Relaxed);
     }
 
     /// Returns once it is over.

@@ -98,15 +98,14 @@ impl Guest {
     /// Syncs the guest's file systems; the VM may be ended afterwards.
     pub async fn shutdown(&self) -> Result<(), GuestError> {
         let nothing = Empty::new();
-        bounded(SHUTDOWN_DEADLINE, self.client.shutdown(Context::default(), &nothing))
-            .await
-            .map(drop)
+        let shutdown = async |agent: &AgentClient, context| agent.shutdown(context, &nothing).await;
+        self.call_within(SHUTDOWN_DEADLINE, shutdown).await.map(drop)
     }
 
     /// What happens in the guest from now on.
     pub async fn events(&self) -> Result<ClientStreamReceiver<Event>, GuestError> {
         let nothing = Empty::new();
-        bounded(CALL_DEADLINE, self.client.events(Context::default(), &nothing)).await
+        self.call(async |agent, context| agent.events(context, &nothing).await).await
     }
 
     /// Returns when a container has connected to a socket, however long that takes.

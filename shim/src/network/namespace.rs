@@ -5,13 +5,13 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::thread;
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::NetworkError;
 use crate::host;
+use crate::sys::in_thread;
 
 /// The calling thread's own.
 const OWN: &str = "/proc/thread-self/ns/net";
@@ -81,12 +81,6 @@ impl AsFd for Namespace {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
-}
-
-/// In a thread of its own, which ends in the namespace that it has entered.
-fn in_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    let broken = |_| Err(io::Error::other("the thread broke off"));
-    thread::scope(|scope| scope.spawn(work).join().unwrap_or_else(broken))
 }
 
 #[cfg(test)]

@@ -7,12 +7,11 @@ use std::sync::atomic::Ordering;
 use bulkhead_protocols::agent;
 use oci_spec::runtime::Spec;
 use slog::{info, warn};
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::first::First;
 use super::running::Running;
-use super::{Pod, Sandbox, SandboxError, State};
+use super::{Pod, Sandbox, SandboxError, State, aside};
 use crate::container::devices::BlockDevice;
 use crate::container::spec::{self, GuestSpec, Surroundings};
 use crate::container::{
@@ -72,9 +71,7 @@ impl Sandbox {
             return Err(SandboxError::Exists(id));
         }
         self.phases.stamp("create");
-        // A thread of its own: a look at a dead server must not stop the others' calls.
-        let wanted = spawn_blocking(move || Wanted::load(new)).await;
-        let wanted = wanted.map_err(|_| SandboxError::Interrupted)?;
+        let wanted = aside(move || Wanted::load(new)).await?;
         let first = || wanted.as_ref().map_or_else(|_| First::default(), Wanted::first);
         self.first.send_if_modified(|known| known.is_none() && known.replace(first()).is_none());
         let wanted = wanted?;
@@ -90,8 +87,13 @@ impl Sandbox {
             running.unplug(&id).await;
         }
         let container = made?;
-        let pid = container.host_pid;
-        self.table().insert(id, Arc::new(container));
+        let (pid, container) = (container.host_pid, Arc::new(container));
+        self.table().insert(id, container.clone());
+        let over = matches!(*self.state.borrow(), State::Ended(_));
+        if over {
+            // Those that were in the table by then have been told.
+            container.lost().await;
+        }
         self.phases.stamp("created");
         Ok(pid)
     }
@@ -116,10 +118,9 @@ impl Sandbox {
         }
         let (sandbox, pod) = (running.clone(), self.pod().await?);
         let pids = self.pids_of_containers();
-        let prepared = spawn_blocking(move || {
-            (prepare(&sandbox, &pod, &pids, &new, document, (&images, &disks)), new)
-        });
-        let (prepared, new) = prepared.await.map_err(|_| SandboxError::Interrupted)?;
+        let prepared =
+            aside(move || (prepare(&sandbox, &pod, &pids, &new, document, (&images, &disks)), new));
+        let (prepared, new) = prepared.await?;
         let (spec, tree) = prepared?;
         self.phases.stamp("rootfs");
         let (guest, publisher) = (running.guest.clone(), self.publisher.clone());
@@ -153,8 +154,8 @@ impl Sandbox {
         // What was set up between Create and Start, as `ctr run --cni` does it, is there when the program starts.
         self.running().await?.settle_network().await;
         if let Err(error) = container.start(exec).await {
-            if let ContainerError::Guest(GuestError::Deadline(_)) = error {
-                // It may run or not; nobody could tell, or end it, from now on.
+            if let (ContainerError::Guest(GuestError::Deadline(_)), "") = (&error, exec) {
+                // It may run or not; nobody could tell, or end it, from now on. An exec ends with its container.
                 warn!(self.log, "the guest does not answer: its VM is ended"; "container" => id);
                 self.kill_vm();
             }
@@ -183,7 +184,8 @@ impl Sandbox {
         if for_good {
             let (sandbox, process) = (self.clone(), container.process(exec)?);
             tokio::spawn(async move {
-                if timeout(KILL_GRACE, process.wait()).await.is_err() {
+                // News that waits for a client to take the output is news.
+                if timeout(KILL_GRACE, process.wait()).await.is_err() && process.ends_now() {
                     warn!(
                         sandbox.log,
                         "the guest does not end {}: its VM is ended",

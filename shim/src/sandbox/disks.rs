@@ -8,11 +8,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bulkhead_protocols::{DISK_BY_SERIAL, ROOTFS_DIR, agent};
 use futures::future::join_all;
 use slog::{info, warn};
-use tokio::task::spawn_blocking;
 
-use super::SandboxError;
 use super::first::Source;
 use super::running::Running;
+use super::{SandboxError, aside};
 use crate::container::devices::BlockDevice;
 use crate::storage::block::{EROFS, Exposed, Image};
 use crate::sys::lock;
@@ -118,9 +117,7 @@ impl Running {
         let serial = format!("disk{}", self.disks.count.fetch_add(1, Ordering::Relaxed));
         let exposed = self.parts.spec.dir.join(&serial);
         let path = image.to_owned();
-        // A thread of its own, as for mounts.
-        let exposed = spawn_blocking(move || Exposed::at(exposed, &path)).await;
-        let exposed = exposed.map_err(|_| SandboxError::Interrupted)?;
+        let exposed = aside(move || Exposed::at(exposed, &path)).await?;
         let exposed = exposed.map_err(|error| SandboxError::Share(error.into()))?;
         let path = exposed.path.clone();
         let disk = Plug { serial: serial.clone(), path, readonly };

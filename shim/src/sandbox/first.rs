@@ -6,9 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio::task::spawn_blocking;
-
-use super::SandboxError;
+use super::{SandboxError, aside};
 use crate::storage::block::Root;
 use crate::storage::host;
 use crate::vmm::{Disk, Selection, VmSpec};
@@ -60,12 +58,11 @@ impl First {
         if !shows_files {
             spec.share = None;
         }
-        // A thread of its own: the host may not answer.
-        let opened = spawn_blocking(|| {
+        let opened = aside(|| {
             let opened = sources.into_iter().map(|source| (open(&source), source));
             opened.filter_map(|(file, source)| Some((file.ok()?, source))).collect::<Vec<_>>()
         });
-        for (file, source) in opened.await.map_err(|_| SandboxError::Interrupted)? {
+        for (file, source) in opened.await? {
             let serial = format!("disk{}", names.len());
             let what = source.0.display().to_string();
             let (file, readonly) = (Arc::new(file), source.1);

@@ -11,13 +11,12 @@ use bulkhead_protocols::agent::{Mount, SetupRequest};
 use bulkhead_protocols::{CONTROL_PORT, SCRATCH_SERIAL, SHARE_DIR, SHARE_TAG, hybrid_vsock};
 use slog::{Logger, info, warn};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::console::Console;
 use super::first::{First, Source};
 use super::phases::Phases;
-use super::{Identity, Pod, SandboxError, directory};
+use super::{Identity, Pod, SandboxError, aside, directory};
 use crate::cgroup::Cgroup;
 use crate::config::{Config, Upper, show};
 use crate::container::scratch::OnScratch;
@@ -179,6 +178,8 @@ pub async fn devices(
     let mut spec = spec(config, &dir)?;
     directory::create(&dir).map_err(failed)?;
     let mut new = NewDirectory { path: dir.clone(), share: None, kept: false };
+    // Before the pod's share of the processor counts: its maker holds a lock of all sandboxes.
+    let scratch = scratch(config, identity, pod).await?;
     let cgroup = join(&pod.cgroup, log);
     let console = Console::open(&spec.console, config.console_limit).map_err(failed)?;
     // From here on whoever finds the directory knows whose it is.
@@ -190,7 +191,6 @@ pub async fn devices(
     if let Err(error) = record.write(&dir) {
         warn!(log, "{error}");
     }
-    let scratch = scratch(config, identity, pod).await?;
     if let Some((scratch, _)) = &scratch {
         spec.disks.push(disk(scratch, config.scratch.size)?);
     }
@@ -204,8 +204,7 @@ pub async fn devices(
     let (path, queues) = (pod.network.clone(), spec.network_queues());
     let limit = selection.network_devices(spec.disks.len());
     // Whoever finds the record finds what is left in the pod's namespace, too.
-    let network = spawn_blocking(move || Network::open(path.as_deref(), queues, limit)).await;
-    let joined = network.map_err(|_| SandboxError::Interrupted)??;
+    let joined = aside(move || Network::open(path.as_deref(), queues, limit)).await??;
     spec.network_devices = joined.network.devices();
     let network = Arc::new(Following::new(joined.network, log)?);
     let wires = Wires { taps: joined.taps, namespace: joined.namespace };
@@ -275,8 +274,7 @@ pub async fn scratch(
     }
     let wanted = config.scratch.clone();
     let name = format!("{}.{}", identity.namespace, identity.id);
-    let made = spawn_blocking(move || Scratch::create(&wanted, &name)).await;
-    let scratch = made.map_err(|_| SandboxError::Interrupted)??;
+    let scratch = aside(move || Scratch::create(&wanted, &name)).await??;
     let held = OnScratch {
         filesystem: config.scratch.filesystem,
         paths: config.scratch.paths.clone(),

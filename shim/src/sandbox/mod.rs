@@ -31,7 +31,7 @@ use futures::future::join_all;
 use slog::{Logger, error, info, warn};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 use ttrpc::asynchronous::ClientStreamReceiver;
 
@@ -54,6 +54,13 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// How long a VMM may take to be gone after it was killed.
 const VMM_END: Duration = Duration::from_secs(10);
+
+/// Does what may have to wait for the host in a thread of its own: others' calls go on.
+async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, SandboxError> {
+    spawn_blocking(work).await.map_err(|_| SandboxError::Interrupted)
+}
 
 #[derive(Clone)]
 enum State {
@@ -107,7 +114,7 @@ pub struct Sandbox {
     /// Whether it was asked to end.
     stopping: AtomicBool,
     exit: watch::Sender<Option<Exit>>,
-    life: Mutex<Option<JoinHandle<()>>>,
+    life: tokio::sync::Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Sandbox {
@@ -138,10 +145,12 @@ impl Sandbox {
             created_at: SystemTime::now(),
             stopping: AtomicBool::new(false),
             exit: watch::Sender::new(None),
-            life: Mutex::default(),
+            life: tokio::sync::Mutex::default(),
         });
         let life = tokio::spawn(sandbox.clone().live(config, origin.spare));
-        *lock(&sandbox.life) = Some(life);
+        if let Ok(mut place) = sandbox.life.try_lock() {
+            *place = Some(life);
+        }
         sandbox
     }
 
@@ -311,7 +320,7 @@ impl Sandbox {
 
     /// Says what the sandbox is for; it then stays until it is shut down, with a container or without.
     pub fn configure(&self, pod: Pod) -> Result<(), SandboxError> {
-        if self.stays.swap(true, Ordering::Relaxed) || self.pod.borrow().is_some() {
+        if self.pod.borrow().is_some() || self.stays.swap(true, Ordering::Relaxed) {
             return Err(SandboxError::Configured(self.identity.id.clone()));
         }
         self.pod.send_replace(Some(Arc::new(pod)));
@@ -387,9 +396,9 @@ impl Sandbox {
     /// Ends the VM: lets the guest write down what it holds, and then gives all of it back. A start
     /// that is under way is broken off.
     pub async fn shutdown(&self) {
-        let Some(life) = lock(&self.life).take() else {
-            return;
-        };
+        // Who asks again waits until it is over, too.
+        let mut held = self.life.lock().await;
+        let Some(life) = held.take() else { return };
         self.stopping.store(true, Ordering::Relaxed);
         let state = self.state.borrow().clone();
         match state {

@@ -101,15 +101,15 @@ impl Spare {
         {
             return Err(Unfit::Disks);
         }
+        let scratch =
+            if lacks_scratch { launch::scratch(config, identity, pod).await? } else { None };
         rename(&mut parts, config, identity).map_err(Unfit::Host)?;
         parts.cgroup = launch::join(&pod.cgroup, log);
         follow(&parts).map_err(Unfit::Host)?;
         if let Some(path) = &pod.network {
             parts.network = parts.network.moved(path.clone()).await?.into();
         }
-        if lacks_scratch
-            && let Some((scratch, held)) = launch::scratch(config, identity, pod).await?
-        {
+        if let Some((scratch, held)) = scratch {
             let path = parts.spec.dir.join(SCRATCH_SERIAL);
             // The VMM has it once it is plugged in.
             let exposed = Exposed::at(path, scratch.path());

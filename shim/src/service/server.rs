@@ -40,6 +40,9 @@ const IDLE: Duration = Duration::from_secs(120);
 /// How long the last events may take to reach containerd.
 const FLUSH: Duration = Duration::from_secs(5);
 
+/// How long what is under way in other threads may take at the end.
+const LAST_WORK: Duration = Duration::from_secs(1);
+
 /// Why a server cannot run.
 #[derive(Debug, Error)]
 pub enum ServeError {
@@ -75,7 +78,14 @@ pub fn serve(args: &Args) -> Result<(), ServeError> {
     }
     let events = events_address(args);
     let origin = Origin { spare: None, began };
-    runtime.block_on(run(args, events, config, listener, origin, &log))
+    let served = runtime.block_on(run(args, events, config, listener, origin, &log));
+    end(runtime);
+    served
+}
+
+/// Ends the runtime, whatever its threads wait for: a mount from a server that is gone may have no end.
+pub fn end(runtime: Runtime) {
+    runtime.shutdown_timeout(LAST_WORK);
 }
 
 /// Reads the configuration, and opens the log of a sandbox as that says.

@@ -14,6 +14,7 @@ use rustix::mount::{MoveMountFlags, move_mount};
 use thiserror::Error;
 
 use super::host;
+use crate::sys::in_thread;
 
 /// Longest option text that the kernel takes: a page, with its end.
 const DATA_LIMIT: usize = 4095;
@@ -91,19 +92,14 @@ pub fn read_only(mount: &Mount) -> Mount {
 /// Mounts `mount` on `target`, which exists.
 pub fn mount(mount: &Mount, target: &Path) -> Result<(), MountError> {
     let parsed = parse(mount)?;
-    let failed = |error: nix::Error| MountError::Mount {
+    let failed = |source: io::Error| MountError::Mount {
         fstype: mount.fstype.clone(),
         source_path: mount.source.clone(),
         target: target.to_owned(),
-        source: error.into(),
+        source,
     };
     if parsed.flags.contains(MsFlags::MS_BIND) {
-        return bind(&mount.source, &parsed, target).map_err(|source| MountError::Mount {
-            fstype: mount.fstype.clone(),
-            source_path: mount.source.clone(),
-            target: target.to_owned(),
-            source,
-        });
+        return bind(&mount.source, &parsed, target).map_err(failed);
     }
     let (base, data) = shorten(&parsed.data, mount, target)?;
     let call = || {
@@ -114,11 +110,16 @@ pub fn mount(mount: &Mount, target: &Path) -> Result<(), MountError> {
             parsed.flags,
             Some(data.as_str()),
         )
+        .map_err(io::Error::from)
     };
-    match base {
-        None => call().map_err(failed),
-        Some(base) => mount_from(&base, call).map_err(failed),
-    }
+    let Some(base) = base else { return call().map_err(failed) };
+    // The working directory of the process stays as it is.
+    let from_base = || {
+        unshare(CloneFlags::CLONE_FS)?;
+        nix::unistd::chdir(&base)?;
+        call()
+    };
+    in_thread(from_base).map_err(failed)
 }
 
 /// A bind mount that has all its attributes before anybody sees it.
@@ -191,9 +192,11 @@ pub fn unmount(target: &Path) -> io::Result<()> {
 
 /// Where something is mounted below a directory, relative to it. None if that cannot be told.
 pub fn mounts_below(directory: &Path) -> Vec<PathBuf> {
+    // The kernel lists mounts by their real paths, and a spare's directory has two names.
+    let Ok(directory) = directory.canonicalize() else { return Vec::new() };
     let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
     let mut below: Vec<PathBuf> = mounts(&table)
-        .filter_map(|mount| Some(mount.point.strip_prefix(directory).ok()?.to_owned()))
+        .filter_map(|mount| Some(mount.point.strip_prefix(&directory).ok()?.to_owned()))
         .filter(|path| !path.as_os_str().is_empty())
         .collect();
     below.sort();
@@ -202,17 +205,17 @@ pub fn mounts_below(directory: &Path) -> Vec<PathBuf> {
 }
 
 /// What is mounted somewhere.
-pub(super) struct Mounted {
+pub struct Mounted {
     /// Which directory of its file system it shows.
-    pub(super) root: PathBuf,
+    pub root: PathBuf,
     /// Where.
-    pub(super) point: PathBuf,
+    pub point: PathBuf,
     /// What the file system is on.
-    pub(super) source: PathBuf,
+    pub source: PathBuf,
 }
 
 /// The mounts of a table as /proc/self/mountinfo (proc(5)).
-pub(super) fn mounts(table: &[u8]) -> impl Iterator<Item = Mounted> {
+pub fn mounts(table: &[u8]) -> impl Iterator<Item = Mounted> {
     table.split(|byte| *byte == b'\n').filter_map(|line| {
         let mut fields = line.split(|byte| *byte == b' ').skip(3);
         let mut next = || fields.next().map(unescape);
@@ -361,19 +364,6 @@ fn common_directory(data: &[String]) -> Option<PathBuf> {
         }
     }
     (base.is_absolute() && base.as_os_str() != OsStr::new("/")).then_some(base)
-}
-
-/// Makes a mount whose options are relative to `base`, in a thread of its own: the working
-/// directory of the process stays as it is.
-fn mount_from(base: &Path, call: impl FnOnce() -> nix::Result<()> + Send) -> nix::Result<()> {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            unshare(CloneFlags::CLONE_FS)?;
-            nix::unistd::chdir(base)?;
-            call()
-        });
-        thread.join().unwrap_or(Err(nix::Error::EIO))
-    })
 }
 
 #[cfg(test)]

@@ -127,7 +127,7 @@ impl Daemon {
     #[must_use]
     pub fn processes(&self) -> Vec<Process> {
         let first = self.helper.process();
-        let served = children(first.pid).into_iter().filter_map(|pid| {
+        let served = self.served().into_iter().filter_map(|pid| {
             let start_time = start_time(pid).ok()?;
             Some(Process { pid, start_time, ..first })
         });
@@ -139,13 +139,20 @@ impl Daemon {
         self.helper.wait().await
     }
 
+    /// The process that serves, as long as the first one is there: its number may be another's then.
+    fn served(&self) -> Vec<u32> {
+        let first = self.helper.process();
+        let found = children(first.pid);
+        let there = start_time(first.pid).is_ok_and(|time| time == first.start_time);
+        if there { found } else { Vec::new() }
+    }
+
     /// Ends it; one that has ended is left alone.
     pub fn kill(&self) {
-        let first = self.helper.process().pid;
-        for pid in children(first) {
+        for pid in self.served() {
             // The id may be another's by now; a handle is not.
             if let Ok(handle) = pidfd(pid)
-                && children(first).contains(&pid)
+                && self.served().contains(&pid)
             {
                 // EPERM alone is left, and it is root's own.
                 let _ = kill(&handle);

@@ -77,10 +77,8 @@ fn judge(program: &Path, mut ended: Ended) -> VmExit {
     if ended.status == Status::Code(0) {
         return VmExit::GuestPowerOff;
     }
-    if let (Status::Code(_), Ok(version)) = (ended.status, Version::of(program))
-        && version < OLDEST
-    {
-        ended.output += &format!(" (this is version {version}; {OLDEST} is the oldest that works)");
+    if let Status::Code(_) = ended.status {
+        ended.output += &OLDEST.complaint(program);
     }
     VmExit::Ended { role: ROLE, ended }
 }

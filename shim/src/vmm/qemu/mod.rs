@@ -90,10 +90,8 @@ fn qmp_connection(first: &[u8]) -> io::Result<(tokio::net::UnixStream, UnixStrea
 
 /// What QEMU's end means where QMP says nothing.
 fn judge(program: &Path, mut ended: Ended) -> VmExit {
-    if let (Status::Code(_), Ok(version)) = (ended.status, Version::of(program))
-        && version < OLDEST
-    {
-        ended.output += &format!(" (this is version {version}; {OLDEST} is the oldest that works)");
+    if let Status::Code(_) = ended.status {
+        ended.output += &OLDEST.complaint(program);
     }
     VmExit::Ended { role: ROLE, ended }
 }

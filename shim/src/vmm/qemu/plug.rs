@@ -31,7 +31,9 @@ pub(super) struct Hotplug {
 
 struct Monitor {
     stream: OwnedWriteHalf,
-    answers: mpsc::Receiver<Result<(), String>>,
+    /// By the numbers of the commands.
+    answers: mpsc::Receiver<(u64, Result<(), String>)>,
+    commands: u64,
     /// Which disk is where.
     ports: [Option<String>; PORTS],
 }
@@ -41,6 +43,7 @@ struct Message {
     #[serde(rename = "return")]
     done: Option<Value>,
     error: Option<Refusal>,
+    id: Option<u64>,
     event: Option<String>,
     data: Option<Value>,
 }
@@ -57,7 +60,7 @@ impl Hotplug {
         let (answer, answers) = mpsc::channel(1);
         let (tell, deleted) = watch::channel(HashSet::new());
         tokio::spawn(listen(BufReader::new(reader), answer, tell));
-        let monitor = Monitor { stream, answers, ports: [const { None }; PORTS] };
+        let monitor = Monitor { stream, answers, commands: 0, ports: [const { None }; PORTS] };
         Self { monitor: Mutex::new(monitor), deleted }
     }
 
@@ -78,10 +81,9 @@ impl Hotplug {
 /// Hears all that QEMU says, so that nothing piles up there: what a guest can make it say has no end.
 async fn listen(
     mut stream: BufReader<OwnedReadHalf>,
-    answer: mpsc::Sender<Result<(), String>>,
+    answer: mpsc::Sender<(u64, Result<(), String>)>,
     deleted: watch::Sender<HashSet<String>>,
 ) -> Option<()> {
-    let mut negotiated = false;
     loop {
         let mut line = Vec::new();
         (&mut stream).take(LONGEST).read_until(b'\n', &mut line).await.ok()?;
@@ -97,9 +99,9 @@ async fn listen(
                 continue;
             }
         };
-        // The first one is the negotiation's, for which nobody waits.
-        if std::mem::replace(&mut negotiated, true) {
-            answer.send(result).await.ok()?;
+        // For the negotiation, which has no number, nobody waits.
+        if let Some(id) = message.id {
+            answer.send((id, result)).await.ok()?;
         }
     }
 }
@@ -107,11 +109,20 @@ async fn listen(
 impl Monitor {
     async fn execute(&mut self, command: &str, arguments: Value) -> Result<(), PlugError> {
         let refused = |reason: String| PlugError::Refused { vmm: ROLE, reason };
-        // Of a command that was given up.
-        while self.answers.try_recv().is_ok() {}
-        let line = json!({ "execute": command, "arguments": arguments }).to_string() + "\n";
-        self.stream.write_all(line.as_bytes()).await?;
-        match timeout(EJECTION, self.answers.recv()).await {
+        self.commands += 1;
+        let id = self.commands;
+        let line = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
+        self.stream.write_all((line + "\n").as_bytes()).await?;
+        let answered = async {
+            loop {
+                match self.answers.recv().await? {
+                    (number, answer) if number == id => return Some(answer),
+                    // Of a command that was given up.
+                    _ => {}
+                }
+            }
+        };
+        match timeout(EJECTION, answered).await {
             Ok(Some(answer)) => answer.map_err(refused),
             Ok(None) => Err(refused("it has ended".to_owned())),
             Err(_) => Err(refused(format!("it does not answer {command}"))),
@@ -178,7 +189,7 @@ mod tests {
     const DONE: &str = "{\"return\": {}}\r\n";
     const GONE: &str = "{\"event\": \"DEVICE_DELETED\", \"data\": {\"device\": \"disk-disk1\", \"path\": \"/x\"}}\r\n";
 
-    /// A monitor that answers each command in turn so, and which commands there were.
+    /// A monitor that answers each command in turn so, by its number, and which commands there were.
     fn with(answers: &[&str]) -> (Hotplug, JoinHandle<Vec<String>>) {
         let (ours, theirs) = UnixStream::pair().expect("pair");
         let answers: Vec<String> = answers.iter().map(|text| (*text).to_owned()).collect();
@@ -192,6 +203,9 @@ mod tests {
                 let line = lines.next_line().await.expect("read").expect("a command");
                 let command: Value = serde_json::from_str(&line).expect("json");
                 commands.push(command["execute"].as_str().expect("a name").to_owned());
+                let numbered = format!("{{\"id\": {}, ", command["id"]);
+                let answer = answer.replace("{\"return\"", &format!("{numbered}\"return\""));
+                let answer = answer.replace("{\"error\"", &format!("{numbered}\"error\""));
                 writer.write_all(answer.as_bytes()).await.expect("write");
             }
             commands
@@ -219,6 +233,13 @@ mod tests {
         let error = hotplug.plug(&plug()).await.expect_err("refused").to_string();
         assert_eq!(error, "qemu refuses the disk: Failed to get lock");
         assert!(hotplug.monitor.lock().await.ports.iter().all(Option::is_none));
+    }
+
+    #[tokio::test]
+    async fn the_late_answer_of_a_command_that_was_given_up_is_nobodys() {
+        let late = "{\"id\": 0, \"error\": {\"class\": \"GenericError\", \"desc\": \"late\"}}\r\n";
+        let (hotplug, _peer) = with(&[&format!("{late}{DONE}"), &format!("{late}{DONE}")]);
+        hotplug.plug(&plug()).await.expect("plugged");
     }
 
     #[tokio::test]

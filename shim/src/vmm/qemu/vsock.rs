@@ -3,15 +3,17 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use tokio::net::unix::pipe;
+use rustix::fs::inotify::{self, WatchFlags};
+use tokio::io::unix::AsyncFd;
 use tokio::time::{sleep, timeout};
 
 use crate::process::{Helper, HelperCommand};
+use crate::sys::watcher;
 use crate::vmm::{StartError, VmSpec};
 
 /// The process's name in records and messages.
@@ -70,25 +72,19 @@ async fn connect(socket: &Path) -> io::Result<UnixStream> {
 }
 
 /// New names in a directory (inotify(7)).
-struct Appearance(pipe::Receiver);
+struct Appearance(AsyncFd<OwnedFd>);
 
 impl Appearance {
     fn watch(dir: &Path) -> io::Result<Appearance> {
-        let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        inotify::add_watch(&watch, dir, WatchFlags::CREATE)?;
-        // It is no pipe, but it is read like one.
-        Ok(Appearance(pipe::Receiver::from_owned_fd_unchecked(watch)?))
+        let watch = watcher()?;
+        inotify::add_watch(watch.get_ref(), dir, WatchFlags::CREATE)?;
+        Ok(Appearance(watch))
     }
 
-    /// Returns once the path is there.
+    /// Returns once the path is there. Which name is new does not matter: the path is looked at again.
     async fn of(&self, path: &Path) -> io::Result<()> {
         while !path.try_exists()? {
-            self.0.readable().await?;
-            // Which name it was does not matter: the path is looked at again.
-            match self.0.try_read(&mut [0; 4096]) {
-                Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(e),
-                _ => {}
-            }
+            self.0.readable().await?.clear_ready();
         }
         Ok(())
     }
