@@ -9,6 +9,10 @@ use crate::cgroup;
 /// must not stay in the root of its tree.
 const AGENT: &str = "agent";
 
+/// How many threads the guest can have, and how many of them are not for containers.
+const THREADS: &str = "/proc/sys/kernel/threads-max";
+const OWN_THREADS: u64 = 256;
+
 /// The cgroup tree could not be prepared.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {source}", path = path.display())]
@@ -36,6 +40,11 @@ pub fn prepare() -> Result<(), Error> {
     let containers = root.join(cgroup::CONTAINERS);
     write(&root.join("cgroup.subtree_control"), &controllers.join(" "))?;
     make(&containers)?;
+    // The agent is PID 1 also for containers that take all threads that there can be.
+    let threads = fs::read_to_string(THREADS).ok().and_then(|all| all.trim().parse::<u64>().ok());
+    if let Some(all) = threads {
+        write(&containers.join("pids.max"), &all.saturating_sub(OWN_THREADS).to_string())?;
+    }
     write(&containers.join("cgroup.subtree_control"), &controllers.join(" "))
 }
 

@@ -11,12 +11,24 @@ use bulkhead_protocols::chain;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use tokio::runtime::Builder;
 
+use crate::setup::set_sysctl;
 use crate::stamps::Stamps;
 use crate::{kmsg, server};
 
 /// Descriptors that the agent, and a container whose spec does not say, may have open; what
 /// container engines give on a plain host.
 const MAX_OPEN_FILES: u64 = 1_048_576;
+
+/// Kernel parameters as an init system sets them: who may follow and make links in directories that all may write to, and
+/// how much there may be of what the kernel keeps small by itself.
+const SYSCTLS: [(&str, &str); 6] = [
+    ("fs.protected_hardlinks", "1"),
+    ("fs.protected_symlinks", "1"),
+    ("fs.inotify.max_user_instances", "8192"),
+    ("fs.inotify.max_user_watches", "524288"),
+    ("kernel.pid_max", "4194304"),
+    ("vm.max_map_count", "262144"),
+];
 
 /// Why the guest could not be brought up.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +71,11 @@ fn run(stamps: &Arc<Stamps>) -> Result<(), Error> {
         log::warn!("cannot bring the loopback interface up: {error}");
     }
     raise_limits();
+    for (name, value) in SYSCTLS {
+        if let Err(error) = set_sysctl(name, value) {
+            log::warn!("{error}");
+        }
+    }
     stamps.mark("mounts");
 
     let runtime =

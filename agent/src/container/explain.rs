@@ -78,7 +78,8 @@ fn without_structs(text: &str) -> String {
             break;
         };
         let inner = &rest[start + 3..start + length];
-        let name = rest[..start].rfind(|c: char| !c.is_ascii_alphanumeric()).map_or(0, |at| at + 1);
+        let before = rest[..start].trim_end_matches(|c: char| c.is_ascii_alphanumeric());
+        let name = before.len();
         result.push_str(&rest[..name]);
         let first = inner.split_once(": ").map_or(inner, |(_, value)| value);
         result.push_str(first.split_once(", ").map_or(first, |(value, _)| value).trim());
@@ -122,6 +123,14 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "failed to prepare rootfs: failed to mount \"/x\": No such device"
+        );
+    }
+
+    #[test]
+    fn an_argument_of_any_letters_is_shown_as_it_is() {
+        assert_eq!(
+            without_structs("exec: \"\u{e4} { }\": not found"),
+            "exec: \"\u{e4}\": not found"
         );
     }
 

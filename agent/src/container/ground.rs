@@ -23,9 +23,6 @@ use crate::sys::lock;
 /// How many directories are on their way out, or have gone.
 static GONE: AtomicU64 = AtomicU64::new(0);
 
-/// Address space, of which what is not used takes no memory, in bytes.
-const REMOVER_STACK: usize = 1 << 30;
-
 /// What there is of it so far.
 #[derive(Debug, Default)]
 pub struct Ground(Mutex<Made>);
@@ -103,19 +100,46 @@ impl Ground {
             let number = GONE.fetch_add(1, Ordering::Relaxed);
             let gone = path.with_file_name(format!(".gone-{number}"));
             // What lay below one that has gone went with it.
-            if fs::rename(path, &gone).is_ok() {
+            if fs::rename(path, part(&gone, 0)).is_ok() {
                 let remove = move || {
-                    if let Err(error) = fs::remove_dir_all(&gone) {
+                    if let Err(error) = remove_parts(&gone) {
                         log::warn!("cannot remove {}: {error}", gone.display());
                     }
                 };
-                // It takes stack for each level, of which the container may have made many.
-                if let Err(error) = Builder::new().stack_size(REMOVER_STACK).spawn(remove) {
+                if let Err(error) = Builder::new().spawn(remove) {
                     log::warn!("what is left of a container stays: {error}");
                 }
             }
         }
     }
+}
+
+/// One of the directories that a tree is taken apart into.
+fn part(tree: &Path, number: u64) -> PathBuf {
+    let mut name = tree.as_os_str().to_owned();
+    name.push(format!(".{number}"));
+    name.into()
+}
+
+/// Removes a tree, of which so far only the first part is there. Each directory in it becomes another part, so that this
+/// takes neither stack nor memory for what a container may have made without end.
+fn remove_parts(tree: &Path) -> io::Result<()> {
+    let (mut done, mut made) = (0, 1);
+    while done < made {
+        let directory = part(tree, done);
+        for entry in fs::read_dir(&directory)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                fs::rename(entry.path(), part(tree, made))?;
+                made += 1;
+            } else {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        fs::remove_dir(&directory)?;
+        done += 1;
+    }
+    Ok(())
 }
 
 /// Has everything that was written to a file system, or to a disk by its node, be on the disk.
@@ -164,6 +188,37 @@ mod tests {
     fn directory(path: &Path, own: bool) -> Directory {
         let path = path.display().to_string();
         Directory { path, mode: 0o2750, own, ..Default::default() }
+    }
+
+    #[test]
+    fn a_tree_of_any_depth_is_removed_and_links_are_not_followed() {
+        let root = std::env::temp_dir().join(format!("bulkhead-parts-{}", std::process::id()));
+        let gone = root.join(".gone-1");
+        let first = part(&gone, 0);
+        fs::create_dir_all(root.join("kept/x")).unwrap();
+        fs::create_dir_all(&first).unwrap();
+        symlink(root.join("kept"), first.join("link")).unwrap();
+        // Deeper than a path is long.
+        for level in 0..50 {
+            let deep = first.join("a/".repeat(100));
+            fs::create_dir_all(&deep).unwrap();
+            fs::write(deep.join("file"), "x").unwrap();
+            let above = root.join(format!("level-{level}"));
+            fs::rename(first.join("a"), &above).unwrap();
+            fs::create_dir(first.join("a")).unwrap();
+            fs::rename(above, first.join("a/a")).unwrap();
+            if level > 0 {
+                fs::rename(root.join("rest"), first.join("a/rest")).unwrap();
+            }
+            fs::rename(first.join("a"), root.join("rest")).unwrap();
+        }
+        fs::rename(root.join("rest"), first.join("rest")).unwrap();
+        remove_parts(&gone).unwrap();
+        let left: Vec<_> = fs::read_dir(&root).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let kept = root.join("kept/x").exists();
+        fs::remove_dir_all(&root).unwrap();
+        assert!(kept);
+        assert_eq!(left, ["kept"]);
     }
 
     #[test]

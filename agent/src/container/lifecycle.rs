@@ -49,8 +49,8 @@ impl Guest {
         self.containers.reserve(&container)?;
         let result = self.create_reserved(&container, request).await;
         if result.is_err() {
-            container.remove_files(&self.shared.submounts);
-            self.containers.remove_container(container.id());
+            let _ = container.cgroup().remove(&self.watcher).await;
+            self.forget(&container).await?;
         }
         result
     }
@@ -240,11 +240,10 @@ impl Guest {
     /// # Errors
     /// [`Error::FailedPrecondition`] while it runs.
     pub async fn delete(&self, process: &Arc<Process>) -> Result<()> {
-        let first = process.is_first();
-        if !process.is_stopped() && (first || !process.is_idle()) {
+        if !process.is_idle() {
             return Err(Error::FailedPrecondition(format!("{} still runs", process.name())));
         }
-        if !first {
+        if !process.is_first() {
             self.containers.remove_process(process);
             // The directory goes with the container if it can't go now.
             let _ = fs::remove_dir_all(process.directory());
@@ -252,10 +251,20 @@ impl Guest {
         }
         let container = process.container();
         container.cgroup().remove(&self.watcher).await?;
-        container.remove_files(&self.shared.submounts);
+        self.forget(container).await
+    }
+
+    /// Removes what a container has left. What was mounted may be written out first, which takes its time.
+    async fn forget(&self, container: &Arc<Container>) -> Result<()> {
+        let (shared, own) = (Arc::clone(&self.shared), Arc::clone(container));
+        let removed = aside(move || {
+            own.remove_files(&shared.submounts);
+            forget_unused_files();
+            Ok(())
+        });
+        let removed = removed.await;
         self.containers.remove_container(container.id());
-        forget_unused_files();
-        Ok(())
+        removed
     }
 }
 

@@ -104,12 +104,8 @@ impl Process {
 
     /// Whether the process has no program, be it not yet or no longer.
     pub fn is_idle(&self) -> bool {
-        matches!(lock(&self.inner).state, State::Prepared(_) | State::Stopped)
-    }
-
-    /// Whether nothing is left that could run.
-    pub fn is_stopped(&self) -> bool {
-        matches!(lock(&self.inner).state, State::Stopped)
+        let state = &lock(&self.inner).state;
+        matches!(state, State::Prepared(_) | State::Created(_) | State::Stopped)
     }
 
     /// The directory of an exec inside the container's bundle.

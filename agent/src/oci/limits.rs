@@ -11,15 +11,29 @@ use nix::errno::Errno;
 use super::failure::Failure;
 use crate::cgroup::{self, CONTAINERS};
 
-/// Leaves out that no huge pages of a size may be used which this kernel does not know: the kubelet says so of all sizes
-/// that its host knows.
-pub fn drop_unknown_sizes(resources: &mut LinuxResources) {
+/// Adapts limits to this kernel, and to libcgroups. That no huge pages of a size may be used which is not known here is
+/// left out: the kubelet says so of all sizes that its host knows. Numbers of processors and of memory nodes are the
+/// host's, and say nothing of the guest's.
+pub fn adapt(resources: &mut LinuxResources) {
     let known = |size: &str| {
         let file = format!("{}/{CONTAINERS}/hugetlb.{size}.max", cgroup::ROOT);
         Path::new(&file).exists()
     };
     if let Some(limits) = resources.hugepage_limits_mut() {
         limits.retain(|limit| limit.limit() != 0 || known(limit.page_size()));
+    }
+    if let Some(cpu) = resources.cpu_mut() {
+        cpu.set_cpus(None).set_mems(None);
+    }
+    // As much as memory is none beside it, which libcgroups does not write.
+    let memory = resources.memory().map(|memory| (memory.limit(), memory.swap()));
+    if let Some((Some(limit), Some(swap))) = memory
+        && limit == swap
+        && limit > 0
+    {
+        let mut unified = resources.unified().clone().unwrap_or_default();
+        unified.entry("memory.swap.max".to_owned()).or_insert_with(|| "0".to_owned());
+        resources.set_unified(Some(unified));
     }
 }
 
@@ -42,7 +56,8 @@ pub fn locked_memory() -> Result<libc::rlimit, Failure> {
 pub fn set_all(pid: i32, limits: &[PosixRlimit]) -> Result<(), Failure> {
     limits.iter().try_for_each(|limit| {
         let value = libc::rlimit { rlim_cur: limit.soft(), rlim_max: limit.hard() };
-        set(pid, number(limit.typ()), value).map_err(|failure| {
+        // The specification lists them in the kernel's order.
+        set(pid, limit.typ() as Resource, value).map_err(|failure| {
             Failure::invalid(format!("process.rlimits: {:?}: {failure}", limit.typ()))
         })
     })
@@ -80,24 +95,3 @@ pub fn is_harmless(limit: &PosixRlimit) -> bool {
 
 /// The kernel's number of a limit.
 type Resource = libc::__rlimit_resource_t;
-
-fn number(kind: PosixRlimitType) -> Resource {
-    match kind {
-        PosixRlimitType::RlimitCpu => libc::RLIMIT_CPU,
-        PosixRlimitType::RlimitFsize => libc::RLIMIT_FSIZE,
-        PosixRlimitType::RlimitData => libc::RLIMIT_DATA,
-        PosixRlimitType::RlimitStack => libc::RLIMIT_STACK,
-        PosixRlimitType::RlimitCore => libc::RLIMIT_CORE,
-        PosixRlimitType::RlimitRss => libc::RLIMIT_RSS,
-        PosixRlimitType::RlimitNproc => libc::RLIMIT_NPROC,
-        PosixRlimitType::RlimitNofile => libc::RLIMIT_NOFILE,
-        PosixRlimitType::RlimitMemlock => libc::RLIMIT_MEMLOCK,
-        PosixRlimitType::RlimitAs => libc::RLIMIT_AS,
-        PosixRlimitType::RlimitLocks => libc::RLIMIT_LOCKS,
-        PosixRlimitType::RlimitSigpending => libc::RLIMIT_SIGPENDING,
-        PosixRlimitType::RlimitMsgqueue => libc::RLIMIT_MSGQUEUE,
-        PosixRlimitType::RlimitNice => libc::RLIMIT_NICE,
-        PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
-        PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
-    }
-}

@@ -20,6 +20,14 @@ pub fn adapt(spec: &mut Spec) {
             let absolute = Path::new("/").join(mount.destination());
             mount.set_destination(absolute);
         }
+        if mount.source().is_none() {
+            mount.set_source(mount.typ().clone().map(PathBuf::from));
+        }
+        if let Ok(rootfs) = Rootfs::open(&root)
+            && rootfs.place(mount.destination()).is_err()
+        {
+            mount.set_destination(rootfs.followed(mount.destination()));
+        }
         keep_mode(&root, mount);
     }
     spec.set_mounts(Some(mounts));

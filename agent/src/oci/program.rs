@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::ffi::CString;
-use std::sync::{Arc, OnceLock};
+use std::fs;
+use std::sync::Arc;
 
 use bulkhead_protocols::chain;
 use libcontainer::capabilities::drop_privileges;
@@ -27,9 +28,11 @@ use crate::stdio::set_window_size;
 pub struct Program {
     reporter: Reporter,
     late: Arc<Late>,
-    /// What libcontainer found in the container's /etc/passwd.
-    home: Arc<OnceLock<String>>,
 }
+
+/// Stands in the environment for the home of a user. libcontainer would look that up with the C library, which loads
+/// what the container's nsswitch.conf names.
+pub const UNKNOWN_HOME: &str = "/:unknown";
 
 /// What is kept from libcontainer and done just before the program is executed, in this order.
 #[derive(Default)]
@@ -45,7 +48,7 @@ pub struct Late {
 impl Program {
     /// Reports failures to `reporter`, before and after libcontainer can.
     pub fn new(reporter: &Reporter, late: Late) -> Self {
-        Self { reporter: reporter.clone(), late: Arc::new(late), home: Arc::new(OnceLock::new()) }
+        Self { reporter: reporter.clone(), late: Arc::new(late) }
     }
 
     /// The file to execute.
@@ -79,9 +82,11 @@ impl Program {
         let process = spec.process().as_ref();
         let args = process.and_then(|process| process.args().clone()).unwrap_or_default();
         let mut env = process.and_then(|process| process.env().clone()).unwrap_or_default();
-        if value(&env, "HOME").is_none_or(str::is_empty) {
+        if value(&env, "HOME") == Some(UNKNOWN_HOME) {
             env.retain(|pair| !pair.starts_with("HOME="));
-            env.push(format!("HOME={}", self.home.get().map_or("/", String::as_str)));
+            let user = process.map_or(0, |process| process.user().uid());
+            let table = fs::read("/etc/passwd").unwrap_or_default();
+            env.push(format!("HOME={}", home(&String::from_utf8_lossy(&table), user)));
         }
         let path = c_string("process.args", &file)?;
         let args = c_strings("process.args", &args)?;
@@ -119,11 +124,7 @@ impl Executor for Program {
         })
     }
 
-    fn setup_envs(&self, envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
-        if let Some(home) = envs.get("HOME") {
-            // Once for each process; the value would be the same again.
-            let _ = self.home.set(home.clone());
-        }
+    fn setup_envs(&self, _: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
         Ok(())
     }
 
@@ -139,8 +140,17 @@ impl Executor for Program {
 }
 
 /// The value of a variable; of several, the last one counts.
-fn value<'a>(env: &'a [String], name: &str) -> Option<&'a str> {
+pub fn value<'a>(env: &'a [String], name: &str) -> Option<&'a str> {
     env.iter().rev().find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+}
+
+/// The home of a user in a table as /etc/passwd (passwd(5)); the root directory where it has none.
+fn home(table: &str, user: u32) -> &str {
+    let home = |line| {
+        let mut fields = str::split(line, ':').skip(2);
+        (fields.next()?.parse() == Ok(user)).then(|| fields.nth(2))?
+    };
+    table.lines().find_map(home).filter(|home| !home.is_empty()).unwrap_or("/")
 }
 
 /// The environment with each variable once: at its first place, with its last value, as runc's
@@ -183,6 +193,14 @@ mod tests {
     fn the_environment_keeps_its_order_and_each_name_once() {
         let env = strings(&["B=1", "A=x=y", "broken", "B=2", "C="]);
         assert_eq!(deduplicated(env), strings(&["B=2", "A=x=y", "C="]));
+    }
+
+    #[test]
+    fn the_home_of_a_user_is_the_containers_own_to_say() {
+        let table = "root:x:0:0:root:/root:/bin/sh\nbroken\nx:x:y:0::/y:\nci:x:1000:100::/home/ci\nno:x:7:7::\n";
+        for (user, place) in [(0, "/root"), (1000, "/home/ci"), (7, "/"), (8, "/")] {
+            assert_eq!(home(table, user), place);
+        }
     }
 
     #[test]

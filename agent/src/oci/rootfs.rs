@@ -7,10 +7,13 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
 use nix::sys::stat::{Mode, mkdirat};
 
 use super::mounts::clean;
+
+/// As many links as the kernel follows (path_resolution(7)).
+const LINKS: u32 = 40;
 
 /// An open root file system.
 pub struct Rootfs(File);
@@ -58,6 +61,24 @@ impl Rootfs {
         Ok(())
     }
 
+    /// Where a path leads that is not there, or whose links lead to what is not there: there runc makes what is missing,
+    /// and libcontainer does not. A loop of links leads nowhere.
+    pub fn followed(&self, path: &Path) -> PathBuf {
+        let names = |path: &Path| -> Vec<_> {
+            path.components().rev().map(|part| part.as_os_str().to_owned()).collect()
+        };
+        let (mut done, mut left, mut links) = (PathBuf::from("/"), names(path), 0..LINKS);
+        while let Some(name) = left.pop() {
+            let next = clean(&done.join(name));
+            let link = self.resolve(&next, OFlag::O_PATH | OFlag::O_NOFOLLOW);
+            match link.ok().and_then(|link| readlinkat(link, "").ok()) {
+                Some(target) if links.next().is_some() => left.extend(names(Path::new(&target))),
+                _ => done = next,
+            }
+        }
+        done
+    }
+
     fn resolve(&self, path: &Path, flags: OFlag) -> io::Result<File> {
         let how = OpenHow::new()
             .flags(flags | OFlag::O_CLOEXEC)
@@ -76,6 +97,22 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    #[test]
+    fn links_to_what_is_missing_lead_there() {
+        let root = std::env::temp_dir().join(format!("bulkhead-links-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("etc")).unwrap();
+        std::fs::create_dir_all(root.join("var")).unwrap();
+        symlink("../run/systemd/../resolve/stub", root.join("etc/resolv.conf")).unwrap();
+        symlink("/run", root.join("var/run")).unwrap();
+        symlink("loop", root.join("loop")).unwrap();
+        let rootfs = Rootfs::open(&root).unwrap();
+        let followed = ["/etc/resolv.conf", "/var/run/x", "/a/b", "/../var/./run/..", "/loop/x"]
+            .map(|path| rootfs.followed(Path::new(path)));
+        std::fs::remove_dir_all(&root).unwrap();
+        let expected = ["/run/resolve/stub", "/run/x", "/a/b", "/", "/loop/x"];
+        assert_eq!(followed, expected.map(PathBuf::from));
+    }
 
     #[test]
     fn links_stay_inside_the_root() {

@@ -1,6 +1,6 @@
 //! From the host's spec to the one that libcontainer gets.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::BufWriter;
 use std::path::Path;
@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::failure::Failure;
 use super::finish::Finish;
+use super::program::{self, UNKNOWN_HOME};
 use super::{SPEC, limits, mounts};
 use crate::cgroup::CONTAINERS;
 use crate::setup::set_sysctl;
@@ -60,7 +61,12 @@ pub fn prepare(
         join_pid_namespace(&mut linux, pid_namespace)?;
     }
     adapt_propagation(&mut linux);
-    linux.resources_mut().iter_mut().for_each(limits::drop_unknown_sizes);
+    linux.resources_mut().iter_mut().for_each(limits::adapt);
+    if let Some(devices) = linux.devices_mut() {
+        // Of several at one place the first counts, as for runc, which finds it there.
+        let mut places = HashSet::new();
+        devices.retain(|device| places.insert(device.path().clone()));
+    }
     spec.set_linux(Some(linux));
 
     mounts::adapt(&mut spec);
@@ -79,6 +85,11 @@ pub fn adapt_process(process: &mut Process, terminal: bool) {
     }
     if process.apparmor_profile().as_deref() == Some("") {
         process.set_apparmor_profile(None);
+    }
+    let mut env = process.env().clone().unwrap_or_default();
+    if program::value(&env, "HOME").is_none_or(str::is_empty) {
+        env.push(format!("HOME={UNKNOWN_HOME}"));
+        process.set_env(Some(env));
     }
 }
 

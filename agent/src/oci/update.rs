@@ -19,7 +19,7 @@ pub fn run(container: &str) -> Result<(), Failure> {
     let cgroup_path = linux
         .and_then(|linux| linux.cgroups_path().clone())
         .ok_or_else(|| Failure::internal("the container has no cgroup"))?;
-    limits::drop_unknown_sizes(&mut resources);
+    limits::adapt(&mut resources);
     // Device rules are not updated; but libcgroups writes them in any case, and none would take all
     // devices away.
     let devices = linux.and_then(|linux| linux.resources().as_ref());

@@ -5,10 +5,11 @@ use std::ffi::CString;
 use std::process::ExitCode;
 
 use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Gid, Uid, chdir, chroot, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, chdir, pivot_root, setgroups, setresgid, setresuid};
 
 use crate::error::{Error, Result};
 
@@ -43,6 +44,8 @@ pub fn spawn() -> Result<u32> {
         pid
     };
     let pid = Errno::result(pid).map_err(|errno| failed(errno.into()))?;
+    // Its end would be all its containers'.
+    std::fs::write(format!("/proc/{pid}/oom_score_adj"), "-1000").map_err(failed)?;
     u32::try_from(pid).map_err(|error| failed(std::io::Error::other(error)))
 }
 
@@ -55,9 +58,14 @@ pub fn main() -> ExitCode {
 }
 
 fn run() -> nix::Result<std::convert::Infallible> {
-    // Nothing of the guest is to be seen through it.
+    // Nothing of the guest is to be seen through it, and what is mounted in the guest now is not to stay for its sake.
+    const NOTHING: Option<&str> = None;
     unshare(CloneFlags::CLONE_NEWNS)?;
-    chroot(EMPTY)?;
+    mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING)?;
+    mount(Some(EMPTY), EMPTY, NOTHING, MsFlags::MS_BIND, NOTHING)?;
+    chdir(EMPTY)?;
+    pivot_root(".", ".")?;
+    umount2(".", MntFlags::MNT_DETACH)?;
     chdir("/")?;
     let ended = SigSet::from(Signal::SIGCHLD);
     ended.thread_block()?;

@@ -97,6 +97,9 @@ fn missing_program(t: &Test<'_>) -> Outcome {
     let done = container.exec("e", &[], &["no-such-program"])?;
     ensure!(done.took < t.deadline(10), "it took {:.1} s", done.took.as_secs_f64());
     done.refused(&["executable file not found in $PATH"])?;
+    // A name that looks like what the agent takes out of errors.
+    let odd = container.exec("odd", &[], &["\u{e4} { }"])?;
+    odd.refused(&["executable file not found in $PATH", "\u{e4}"])?;
     container.exec("e2", &[], &["true"])?.ok().map(drop)
 }
 

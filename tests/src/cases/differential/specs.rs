@@ -1,5 +1,8 @@
 //! The specs, one for each property.
 
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+
 use serde_json::json;
 
 use super::{compare, env, push};
@@ -140,6 +143,18 @@ specs! {
         push(&mut spec["mounts"], mount("/host", "bind", &shared.to_string_lossy(), &["rbind", "rw"]));
         push(&mut spec["mounts"], mount("/host/inner", "tmpfs", "tmpfs", &["ro", "size=1024k"]));
     };
+    "bind_on_dangling_link", "a file of the host on a link to what is not there", |spec, shared| {
+        let root = PathBuf::from(spec["root"]["path"].as_str().unwrap_or_default());
+        let linked = symlink("../run/none/stub", root.join("etc/linked"));
+        env(spec, "PROBE_PATHS", "/run/none/stub /etc/linked");
+        env(spec, "PROBE_RUN", &format!("echo {}; ls -l /etc/linked | sed 's/.*->/->/'", linked.is_ok()));
+        let source = shared.join("file").to_string_lossy().into_owned();
+        push(&mut spec["mounts"], mount("/etc/linked", "bind", &source, &["bind", "ro"]));
+    };
+    "mount_without_source", "a file system that is on nothing", |spec, _shared| {
+        env(spec, "PROBE_PATHS", "/scratch/new");
+        push(&mut spec["mounts"], json!({ "destination": "/scratch", "type": "tmpfs" }));
+    };
     "tmpfs", "a tmpfs with size, mode and flags", |spec, _shared| {
         env(spec, "PROBE_PATHS", "/scratch/new");
         env(spec, "PROBE_RUN", "head -c 3000000 /dev/zero > /scratch/big; ls -ld /scratch | cut -c1-10");
@@ -153,6 +168,11 @@ specs! {
             { "path": "/dev/own-null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o640, "uid": 1000, "gid": 2000 },
             { "path": "/dev/deep/zero", "type": "c", "major": 1, "minor": 5, "fileMode": 0o666, "uid": 0, "gid": 0 },
         ]);
+    "device_twice", "of two devices at one place the first", |spec, _shared|
+        spec["linux"]["devices"] = json!([
+            { "path": "/dev/own", "type": "c", "major": 1, "minor": 3, "fileMode": 0o640, "uid": 1000, "gid": 2000 },
+            { "path": "/dev/own", "type": "c", "major": 1, "minor": 5, "fileMode": 0o666, "uid": 0, "gid": 0 },
+        ]);
     "device_cgroup", "a device that the spec doesn't allow can't be opened", |spec, _shared| {
         env(spec, "PROBE_RUN", "mknod /tmp/mem c 1 1; head -c 1 /tmp/mem; echo code $?; head -c 1 /dev/zero | wc -c");
         spec["linux"]["resources"] = json!({ "devices": [{ "allow": false, "access": "rwm" }] });
@@ -164,6 +184,8 @@ specs! {
         env(spec, "PROBE_RUN", script);
         spec["linux"]["resources"] = json!({ "pids": { "limit": 20 } });
     };
+    "processors", "which processors and memory nodes of the host", |spec, _shared|
+        spec["linux"]["resources"] = json!({ "cpu": { "cpus": "0", "mems": "0", "shares": 512 } });
     "memory_limit", "a limit on memory, and what happens above it", |spec, _shared| {
         env(spec, "PROBE_RUN", "sh -c 'head -c 200000000 /dev/zero | tail > /dev/null; exit $?'; echo code $?");
         spec["linux"]["resources"] = json!({ "memory": { "limit": 67108864, "swap": 67108864 } });
