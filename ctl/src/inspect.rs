@@ -1,12 +1,12 @@
 //! `bulkhead inspect`: the record of a sandbox, and what its processes hold now.
 
-use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::{Duration, UNIX_EPOCH};
 
+use bulkhead_protocols::agent::DiagnosticsResponse;
 use bulkhead_protocols::chain;
 use bulkhead_shim::record::{Entry, Phase, ProcessId, Record};
-use bulkhead_shim::service::{self, AskError};
+use bulkhead_shim::service;
 use bulkhead_shim::vmm::{Api, VmInfo};
 use serde_json::{Value, json};
 
@@ -39,32 +39,7 @@ struct Live<'a> {
     state: &'static str,
     processes: Vec<(&'a ProcessId, Option<Memory>)>,
     vm: Option<Result<VmInfo, String>>,
-    guest: Result<Guest, String>,
-}
-
-/// What the guest says of itself.
-struct Guest {
-    /// /proc/meminfo, in bytes.
-    memory: BTreeMap<String, u64>,
-    /// The agent's resident set, in bytes.
-    agent: u64,
-    /// The last lines of its kernel's log.
-    log: Vec<String>,
-}
-
-impl Guest {
-    fn of(record: &Record) -> Result<Self, AskError> {
-        let answer = service::inspect(&record.socket, ANSWER_DEADLINE)?;
-        Ok(Self {
-            memory: answer.memory.into_iter().collect(),
-            agent: answer.agent_rss,
-            log: answer.kernel_log,
-        })
-    }
-
-    fn size(&self, name: &str) -> String {
-        self.memory.get(name).map_or_else(|| "?".to_owned(), |bytes| text::mib(*bytes))
-    }
+    guest: Result<DiagnosticsResponse, String>,
 }
 
 impl Live<'_> {
@@ -76,7 +51,7 @@ impl Live<'_> {
             state: list::state(record),
             processes,
             vm: record.api.as_deref().map(info),
-            guest: Guest::of(record).map_err(|e| chain(&e)),
+            guest: service::inspect(&record.socket, ANSWER_DEADLINE).map_err(|e| chain(&e)),
         }
     }
 }
@@ -107,9 +82,9 @@ fn value(entry: &Entry, record: &Record, live: &Live<'_>) -> Value {
     value["processes"] = json!(processes);
     value["vm"] = json!(vm);
     value["guest"] = match &live.guest {
-        Ok(guest) => {
-            json!({ "memory": guest.memory, "agent_rss": guest.agent, "kernel_log": guest.log })
-        }
+        Ok(guest) => json!({
+            "memory": guest.memory, "agent_rss": guest.agent_rss, "kernel_log": guest.kernel_log,
+        }),
         Err(error) => json!({ "error": error }),
     };
     value
@@ -143,12 +118,12 @@ fn show(entry: &Entry, record: &Record, live: &Live<'_>, out: &mut impl Write) -
         None => {}
     }
     let inside = match &live.guest {
-        Ok(guest) => format!(
-            "{} of {} available, agent {}",
-            guest.size("MemAvailable"),
-            guest.size("MemTotal"),
-            text::mib(guest.agent)
-        ),
+        Ok(guest) => {
+            let size =
+                |name| guest.memory.get(name).map_or("?".to_owned(), |size| text::mib(*size));
+            let (available, total) = (size("MemAvailable"), size("MemTotal"));
+            format!("{available} of {total} available, agent {}", text::mib(guest.agent_rss))
+        }
         Err(error) => error.clone(),
     };
     facts.push(("inside", inside));

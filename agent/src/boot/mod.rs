@@ -1,7 +1,6 @@
 //! From the kernel's handover to the control connection.
 
 mod cgroups;
-mod loopback;
 mod mounts;
 
 use std::process::ExitCode;
@@ -13,7 +12,7 @@ use tokio::runtime::Builder;
 
 use crate::setup::set_sysctl;
 use crate::stamps::Stamps;
-use crate::{kmsg, server};
+use crate::{kmsg, network, server};
 
 /// Descriptors that the agent, and a container whose spec does not say, may have open; what
 /// container engines give on a plain host.
@@ -67,7 +66,7 @@ fn run(stamps: &Arc<Stamps>) -> Result<(), Error> {
     mounts::prepare()?;
     kmsg::init();
     cgroups::prepare()?;
-    if let Err(error) = loopback::up() {
+    if let Err(error) = network::loopback_up() {
         log::warn!("cannot bring the loopback interface up: {error}");
     }
     raise_limits();

@@ -178,6 +178,17 @@ impl Network {
     }
 }
 
+/// Brings `lo` up; the kernel gives it 127.0.0.1 and ::1 by itself.
+///
+/// # Errors
+/// What the kernel says.
+pub fn loopback_up() -> io::Result<()> {
+    let mut link = LinkMessage::default();
+    link.header.index = LOOPBACK;
+    (link.header.flags, link.header.change_mask) = (LinkFlags::Up, LinkFlags::Up);
+    Netlink::open()?.change(Message::SetLink(link), 0)
+}
+
 /// Renames the devices' interfaces, whose names may be those of others that they are to carry.
 fn give_way(devices: &mut HashMap<u32, Device>) -> io::Result<()> {
     let mut netlink = Netlink::open()?;

@@ -1,7 +1,8 @@
 //! The helper's line to the agent.
 
-use std::io::Read;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::FromRawFd;
 use std::sync::Arc;
 
 use super::report::{Kind, Report};
@@ -9,14 +10,14 @@ use super::report::{Kind, Report};
 /// The inherited end of a socket. Every process that libcontainer forks has it too, and the last
 /// one keeps it until it executes its program: its end tells the agent that the program runs.
 #[derive(Clone)]
-pub struct Reporter(Arc<OwnedFd>);
+pub struct Reporter(Arc<File>);
 
 impl Reporter {
     /// The descriptor whose number the agent has given as an argument.
     pub fn inherited(number: &str) -> Option<Self> {
         let fd: i32 = number.parse().ok().filter(|fd| *fd > 2)?;
         // SAFETY: the agent made the descriptor for this process, which uses it nowhere else.
-        Some(Self(Arc::new(unsafe { OwnedFd::from_raw_fd(fd) })))
+        Some(Self(Arc::new(unsafe { File::from_raw_fd(fd) })))
     }
 
     /// Says one thing. If nobody listens, the guest is at its end.
@@ -25,21 +26,13 @@ impl Reporter {
             return;
         };
         line.push(b'\n');
-        let mut rest = line.as_slice();
-        while !rest.is_empty() {
-            match nix::unistd::write(&*self.0, rest) {
-                Ok(written) => rest = &rest[written..],
-                Err(nix::errno::Errno::EINTR) => {}
-                Err(_) => return,
-            }
-        }
+        let _ = (&*self.0).write_all(&line);
     }
 
     /// Waits until the agent has taken note.
     pub fn wait(&self) {
-        let Ok(fd) = self.0.try_clone() else { return };
         // Whatever comes, or the end of the agent, is as good.
-        let _ = std::fs::File::from(fd).read(&mut [0]);
+        let _ = (&*self.0).read(&mut [0]);
     }
 
     /// Sends the text of a panic here: stderr is the container's.

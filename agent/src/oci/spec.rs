@@ -119,14 +119,8 @@ fn join_pid_namespace(linux: &mut Linux, path: &str) -> Result<(), Failure> {
 
 /// libcontainer knows the propagation of the root without the `r`, and makes it recursive itself.
 fn adapt_propagation(linux: &mut Linux) {
-    let Some(propagation) = linux.rootfs_propagation().clone() else {
-        return;
-    };
-    let adapted = match propagation.as_str() {
-        "" => None,
-        "rshared" | "rslave" | "rprivate" | "runbindable" => Some(propagation[1..].to_owned()),
-        _ => Some(propagation),
-    };
+    let given = linux.rootfs_propagation().as_deref().filter(|given| !given.is_empty());
+    let adapted = given.map(|given| given.strip_prefix('r').unwrap_or(given).to_owned());
     linux.set_rootfs_propagation(adapted);
 }
 
