@@ -6,6 +6,7 @@
 
 mod causes;
 mod create;
+mod devices;
 mod exec;
 mod failure;
 mod finish;

@@ -1,6 +1,6 @@
 //! From the host's spec to the one that libcontainer gets.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::BufWriter;
 use std::path::Path;
@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use super::failure::Failure;
 use super::finish::Finish;
 use super::program::{self, UNKNOWN_HOME};
-use super::{SPEC, limits, mounts};
+use super::{SPEC, devices, limits, mounts};
 use crate::cgroup::CONTAINERS;
 use crate::setup::set_sysctl;
 
@@ -62,11 +62,7 @@ pub fn prepare(
     }
     adapt_propagation(&mut linux);
     linux.resources_mut().iter_mut().for_each(limits::adapt);
-    if let Some(devices) = linux.devices_mut() {
-        // Of several at one place the first counts, as for runc, which finds it there.
-        let mut places = HashSet::new();
-        devices.retain(|device| places.insert(device.path().clone()));
-    }
+    devices::adapt(&mut linux);
     spec.set_linux(Some(linux));
 
     mounts::adapt(&mut spec);

@@ -55,12 +55,14 @@ const RUNC: Handler = ("runc", "runtime_type = \"io.containerd.runc.v2\"\n");
 const BULKHEAD: Handler = (
     "bulkhead",
     "runtime_type = \"io.containerd.bulkhead.v2\"\npod_annotations = [\"io.bulkhead.*\"]\n\
-     privileged_without_host_devices = true\n",
+     privileged_without_host_devices = true\n\
+     privileged_without_host_devices_all_devices_allowed = true\n",
 );
 const BULKHEAD_SANDBOX: Handler = (
     "bulkhead-sandbox",
     "runtime_type = \"io.containerd.bulkhead.v2\"\npod_annotations = [\"io.bulkhead.*\"]\n\
-     privileged_without_host_devices = true\nsandboxer = \"shim\"\n",
+     privileged_without_host_devices = true\n\
+     privileged_without_host_devices_all_devices_allowed = true\nsandboxer = \"shim\"\n",
 );
 
 fn handlers(cri: &str, handlers: &[Handler]) -> String {

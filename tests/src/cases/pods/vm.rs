@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
 
 use k8s_cri::v1::{ContainerState, NamespaceMode, NamespaceOption};
 use nix::sys::signal::{Signal, kill};
@@ -12,11 +11,10 @@ use serde_json::Value;
 use tonic::Code;
 
 use crate::bed::Test;
-use crate::command::{self, Input};
 use crate::cri::pod::Pod;
 use crate::ensure;
 use crate::failure::{Failure, Outcome};
-use crate::options::{Generation, Sandboxer};
+use crate::options::Sandboxer;
 use crate::runner::Case;
 
 /// The tests of this file.
@@ -46,11 +44,6 @@ pub const CASES: &[Case] = &[
         "pods.annotations",
         "an annotation out of range is refused with what is allowed",
         annotations,
-    ),
-    Case::bulkhead(
-        "pods.drop_in",
-        "containerd takes the configuration that deploy/ holds for it",
-        drop_in,
     ),
 ];
 
@@ -162,29 +155,4 @@ fn annotations(t: &Test<'_>) -> Outcome {
         let plan = t.pod_on(node).annotation("io.bulkhead.vcpus", "2");
         plan.run()?.container("app").start()?.prints("nproc", "2\n")
     })
-}
-
-fn drop_in(t: &Test<'_>) -> Outcome {
-    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/containerd");
-    let file = t.directory()?.join("config.toml");
-    match t.bed.options.generation {
-        Generation::One => drop(fs::copy(deploy.join("bulkhead-v2.toml"), &file)?),
-        Generation::Two => {
-            let import = deploy.join("bulkhead-v3.toml");
-            fs::write(&file, format!("version = 3\nimports = [{import:?}]\n"))?;
-        }
-    }
-    let mut dump = t.bed.containerd.tool("containerd");
-    dump.arg("--config").arg(&file).args(["config", "dump"]);
-    let text = command::run(dump, Input::Null, t.deadline(20))?.ok()?.out().replace('\'', "\"");
-    let section = text.split(".runtimes.bulkhead]").nth(1).unwrap_or_default();
-    let section = section.split("\n\n").next().unwrap_or_default();
-    for line in [
-        "runtime_type = \"io.containerd.bulkhead.v2\"",
-        "pod_annotations = [\"io.bulkhead.*\"]",
-        "privileged_without_host_devices = true",
-    ] {
-        ensure!(section.contains(line), "{line} is not in what containerd made of it: {section}");
-    }
-    Ok(())
 }

@@ -1,0 +1,114 @@
+//! Device nodes of a container.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use libcontainer::oci_spec::runtime::{
+    Linux, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceType,
+};
+use nix::sys::stat::{major, minor};
+
+/// What a container has of its own, or never has, of the guest's `/dev`; runc leaves out the same.
+const LEFT_OUT: [&str; 5] = ["console", "fd", "mqueue", "pts", "shm"];
+
+/// Loop devices come when they are asked for; their nodes are there before. Major number and mode are the kernel's
+/// (`Documentation/admin-guide/devices.txt`) and udev's.
+const LOOP_MAJOR: i64 = 7;
+const LOOP_MODE: u32 = 0o660;
+const LOOPS: i64 = 8;
+
+/// Gives a container that may use all devices those of the guest but its disks, which have owners. Of several devices at
+/// one place the first counts, as for runc, which finds it there.
+pub fn adapt(linux: &mut Linux) {
+    let mut devices = linux.devices().clone().unwrap_or_default();
+    let resources = linux.resources().as_ref();
+    let rules = resources.and_then(|resources| resources.devices().as_deref());
+    if rules.unwrap_or_default().iter().any(allows_all) {
+        // The guest's numbers are right, whatever the host's are.
+        let given = std::mem::take(&mut devices);
+        collect(Path::new("/dev"), &mut devices);
+        devices.extend((0..LOOPS).filter_map(|number| {
+            device(format!("/dev/loop{number}"), LinuxDeviceType::B, LOOP_MAJOR, number, LOOP_MODE)
+        }));
+        devices.extend(given);
+    }
+    let mut places = HashSet::new();
+    devices.retain(|device| places.insert(device.path().clone()));
+    linux.set_devices(Some(devices));
+}
+
+fn allows_all(rule: &LinuxDeviceCgroup) -> bool {
+    let any = |number: Option<i64>| number.is_none_or(|number| number == -1);
+    let access = rule.access().as_deref().unwrap_or_default();
+    rule.allow()
+        && matches!(rule.typ(), None | Some(LinuxDeviceType::A))
+        && any(rule.major())
+        && any(rule.minor())
+        && ['r', 'w', 'm'].iter().all(|way| access.contains(*way))
+}
+
+fn collect(directory: &Path, devices: &mut Vec<LinuxDevice>) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let Ok(found) = entry.metadata() else { continue };
+        if LEFT_OUT.iter().any(|name| entry.file_name() == *name) {
+        } else if found.is_dir() {
+            collect(&path, devices);
+        } else if found.file_type().is_char_device() {
+            let [major, minor] = [major, minor].map(|part| part(found.rdev()) as i64);
+            let mode = found.mode() & 0o777;
+            devices.extend(device(path, LinuxDeviceType::C, major, minor, mode));
+        }
+    }
+}
+
+fn device(
+    path: impl Into<std::path::PathBuf>,
+    kind: LinuxDeviceType,
+    major: i64,
+    minor: i64,
+    mode: u32,
+) -> Option<LinuxDevice> {
+    let device = LinuxDeviceBuilder::default().path(path).typ(kind).major(major).minor(minor);
+    device.file_mode(mode).uid(0u32).gid(0u32).build().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adapted(json: &str) -> Vec<String> {
+        let mut linux: Linux = serde_json::from_str(json).unwrap();
+        adapt(&mut linux);
+        let devices = linux.devices().clone().unwrap();
+        devices.iter().map(|one| one.path().display().to_string()).collect()
+    }
+
+    #[test]
+    fn who_may_use_all_devices_has_them() {
+        let rules = [
+            (r#"{"allow":true,"access":"rwm"}"#, true),
+            (r#"{"allow":true,"type":"a","major":-1,"minor":-1,"access":"rwm"}"#, true),
+            (r#"{"allow":true,"type":"a","access":"m"}"#, false),
+            (r#"{"allow":true,"type":"c","access":"rwm"}"#, false),
+            (r#"{"allow":true,"major":1,"access":"rwm"}"#, false),
+            (r#"{"allow":false,"access":"rwm"}"#, false),
+        ];
+        for (rule, all) in rules {
+            let devices = adapted(&format!(r#"{{"resources":{{"devices":[{rule}]}}}}"#));
+            for name in ["/dev/null", "/dev/loop7"] {
+                assert_eq!(devices.iter().any(|device| device == name), all, "{rule}");
+            }
+            assert!(!devices.iter().any(|device| device.starts_with("/dev/pts")), "{rule}");
+        }
+    }
+
+    #[test]
+    fn of_two_at_one_place_the_first_counts() {
+        let devices = r#"{"devices":[{"path":"/dev/a","type":"c","major":1,"minor":3},
+            {"path":"/dev/b","type":"c","major":1,"minor":3},{"path":"/dev/a","type":"c","major":1,"minor":5}]}"#;
+        assert_eq!(adapted(devices), ["/dev/a", "/dev/b"]);
+    }
+}
