@@ -189,6 +189,7 @@ impl Guest {
 
     async fn start_exec(&self, process: &Arc<Process>, announced: Announced) -> Result<u32> {
         let container = process.container();
+        let _on_its_way = container.starting.read().await;
         if container.is_paused() {
             return Err(Error::FailedPrecondition(format!(
                 "container {} is paused",
@@ -196,9 +197,12 @@ impl Guest {
             )));
         }
         let arguments = ["exec", container.id(), process.exec()];
-        let (helper, pid) = self.make(process, announced, &arguments).await?;
-        helper.executed().await?;
-        Ok(pid)
+        let started = async {
+            let (helper, pid) = self.make(process, announced, &arguments).await?;
+            helper.executed().await.map(|()| pid)
+        };
+        // Without its container it fails in many ways, which all come of that.
+        started.await.map_err(|error| self.running(container.id()).err().unwrap_or(error))
     }
 
     /// The first process of a container, which has to run.

@@ -17,9 +17,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use bulkhead_protocols::{SOCKETS_DIR, VOLUMES_DIR};
 use nix::errno::Errno;
+use tokio::sync::RwLock;
+use tokio::time::timeout;
 
 use self::ground::Ground;
 pub use self::lifecycle::{Guest, aside};
@@ -38,6 +41,9 @@ pub const BUNDLES: &str = "/run/bulkhead/containers";
 /// Where libcontainer keeps its state, a directory for each container.
 pub const STATES: &str = "/run/bulkhead/oci";
 
+/// How long a pause waits for execs that are on their way.
+const STARTING: Duration = Duration::from_secs(10);
+
 /// One container.
 pub struct Container {
     id: String,
@@ -50,6 +56,8 @@ pub struct Container {
     /// How many of its processes the OOM killer has ended, as far as the host was told.
     oom_kills: AtomicU64,
     paused: AtomicBool,
+    /// Held by execs that are on their way: one that is frozen half-way would never arrive.
+    starting: RwLock<()>,
 }
 
 impl Container {
@@ -62,6 +70,7 @@ impl Container {
             submounts: Mutex::default(),
             oom_kills: AtomicU64::new(0),
             paused: AtomicBool::new(false),
+            starting: RwLock::new(()),
         }
     }
 
@@ -111,6 +120,10 @@ impl Container {
     /// # Errors
     /// What the kernel says to it.
     pub async fn set_paused(&self, paused: bool, watcher: &Watcher) -> Result<()> {
+        let Ok(_none) = timeout(STARTING, self.starting.write()).await else {
+            let text = format!("an exec of container {} does not start", self.id);
+            return Err(Error::FailedPrecondition(text));
+        };
         self.cgroup.freeze(paused, watcher).await?;
         self.paused.store(paused, Ordering::Relaxed);
         Ok(())

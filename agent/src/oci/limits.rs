@@ -25,6 +25,12 @@ pub fn adapt(resources: &mut LinuxResources) {
     if let Some(cpu) = resources.cpu_mut() {
         cpu.set_cpus(None).set_mems(None);
     }
+    // None is no limit, where libcgroups allows one.
+    if let Some(pids) = resources.pids_mut()
+        && pids.limit() == 0
+    {
+        pids.set_limit(-1);
+    }
     // As much as memory is none beside it, which libcgroups does not write.
     let memory = resources.memory().map(|memory| (memory.limit(), memory.swap()));
     if let Some((Some(limit), Some(swap))) = memory

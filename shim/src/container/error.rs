@@ -8,6 +8,9 @@ use super::stdio::StdioError;
 use crate::guest::GuestError;
 use crate::storage::share::ShareError;
 
+/// How long a spec may be, in bytes: a message of ttrpc has at most 4 MiB, with all that goes along.
+pub const DOCUMENT_LIMIT: usize = 3 << 20;
+
 /// What can go wrong with a container.
 #[derive(Debug, Error)]
 pub enum ContainerError {
@@ -77,6 +80,12 @@ pub enum SpecError {
         field: String,
         /// What happened.
         source: ShareError,
+    },
+    /// It does not fit into a call to the agent.
+    #[error("the OCI spec has {length} bytes, and at most {DOCUMENT_LIMIT} can go to the guest")]
+    TooLong {
+        /// How long it is.
+        length: usize,
     },
     /// The changed spec cannot be written down.
     #[error("the guest's OCI spec cannot be encoded: {0}")]

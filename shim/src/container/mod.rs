@@ -158,8 +158,9 @@ impl Container {
             ..Default::default()
         };
         let made = async {
-            let stdio = Prepared::open(&init.stdio, &guest)?;
-            request.stdio = MessageField::some(stdio.numbers());
+            let numbers = stdio::numbers(&init.stdio, &guest);
+            let stdio = Prepared::open(&init.stdio, &numbers)?;
+            request.stdio = MessageField::some(numbers);
             guest.call(async |agent, context| agent.create(context, &request).await).await?;
             Ok::<_, ContainerError>(connect(stdio, &init, &guest).await?)
         };
@@ -239,6 +240,11 @@ impl Container {
         if !exec.is_empty() && self.init.status() != Status::Running {
             return Err(state("cannot start: its container is not running"));
         }
+        if let (Some(guest), Some(numbers)) = (&self.guest, process.announced.get()) {
+            // Not before: a client may close its end at once, and ctr tells of that only once the exec is there.
+            let stdio = Prepared::open(&process.stdio, numbers)?;
+            process.attach(stdio.connect(guest).await?);
+        }
         if let Some(guest) = &self.guest
             && let Err(error) =
                 guest.call(async |agent, context| agent.start(context, &process.key).await).await
@@ -302,15 +308,15 @@ impl Container {
 
     async fn prepare_exec(&self, new: &Process, process: Vec<u8>) -> Result<(), ContainerError> {
         let guest = self.guest()?;
-        let stdio = Prepared::open(&new.stdio, guest)?;
+        let numbers = new.announced.get_or_init(|| stdio::numbers(&new.stdio, guest)).clone();
         let request = ExecRequest {
             process: MessageField::some(new.key.clone()),
             spec: process,
-            stdio: MessageField::some(stdio.numbers()),
+            stdio: MessageField::some(numbers),
             ..Default::default()
         };
         guest.call(async |agent, context| agent.exec(context, &request).await).await?;
-        Ok(connect(stdio, new, guest).await?)
+        Ok(())
     }
 
     /// Sends a signal to a process, or to all processes of the container.

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
-use bulkhead_protocols::agent::ProcessRef;
+use bulkhead_protocols::agent::{self, ProcessRef};
 use tokio::sync::{Mutex, MutexGuard, watch};
 
 use super::stdio::{StdioPaths, Streams};
@@ -35,7 +35,10 @@ pub struct Process {
     pub key: ProcessRef,
     /// What containerd named as its stdio.
     pub stdio: StdioPaths,
+    /// What the agent knows of its stdio before that is joined.
+    pub announced: OnceLock<agent::Stdio>,
     streams: OnceLock<Streams>,
+    stdin_closed: AtomicBool,
     status: watch::Sender<Status>,
     turn: Mutex<()>,
     ending: AtomicBool,
@@ -52,7 +55,9 @@ impl Process {
                 ..Default::default()
             },
             stdio,
+            announced: OnceLock::new(),
             streams: OnceLock::new(),
+            stdin_closed: AtomicBool::new(false),
             status: watch::Sender::new(Status::Created),
             turn: Mutex::new(()),
             ending: AtomicBool::new(false),
@@ -121,6 +126,18 @@ impl Process {
     pub fn attach(&self, streams: Streams) {
         // A second call would drop the new streams, which ends them.
         let _ = self.streams.set(streams);
+        if self.stdin_closed.load(Ordering::SeqCst) {
+            self.close_stdin();
+        }
+    }
+
+    /// Ends its stdin once the clients that have it open have ended theirs; a client may be so quick that it is not even
+    /// joined yet.
+    pub fn close_stdin(&self) {
+        self.stdin_closed.store(true, Ordering::SeqCst);
+        if let Some(streams) = self.streams() {
+            streams.close_stdin();
+        }
     }
 
     /// The copies of its stdio, if any run.

@@ -52,6 +52,7 @@ pub fn process(process: &Process) -> Result<(), SpecError> {
 pub fn linux(linux: &Linux) -> Result<(), SpecError> {
     let mapped = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
     let resources = linux.resources().as_ref();
+    let memory = resources.and_then(|resources| resources.memory().as_ref());
     let rules = [
         (mapped(linux.uid_mappings()), "uidMappings", "user namespaces are not supported"),
         (mapped(linux.gid_mappings()), "gidMappings", "user namespaces are not supported"),
@@ -67,6 +68,21 @@ pub fn linux(linux: &Linux) -> Result<(), SpecError> {
             linux.seccomp().as_ref().is_some_and(notifies),
             "seccomp",
             "its listener is on the host, out of the guest's reach",
+        ),
+        (
+            linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty()),
+            "timeOffsets",
+            "clocks of a container's own are not supported",
+        ),
+        (
+            memory.is_some_and(|memory| memory.swappiness().is_some()),
+            "resources.memory.swappiness",
+            "cgroup v2, which the guest has, knows none",
+        ),
+        (
+            memory.is_some_and(|memory| memory.disable_oom_killer() == Some(true)),
+            "resources.memory.disableOOMKiller",
+            "cgroup v2, which the guest has, cannot do without",
         ),
         (
             resources.is_some_and(|resources| resources.network().is_some()),

@@ -13,7 +13,7 @@ use bulkhead_protocols::agent::{self, ContainerRef};
 use oci_spec::runtime::{Mount, Process, Spec};
 
 use super::devices;
-use super::error::{SpecError, refused};
+use super::error::{DOCUMENT_LIMIT, SpecError, refused};
 use super::hugepages;
 use super::namespaces::Neighbours;
 use super::refuse::{self, is_bind};
@@ -226,7 +226,7 @@ pub fn for_guest(
     }
     let Held { disk, directories, mounts: own_mounts } = held;
     mounts.extend(disk);
-    let document = serde_json::to_vec(&spec)?;
+    let document = fitting(serde_json::to_vec(&spec)?)?;
     let devices = devices.to_vec();
     Ok(GuestSpec {
         document,
@@ -251,7 +251,12 @@ pub fn exec_for_guest(document: Vec<u8>) -> Result<Vec<u8>, SpecError> {
         })?;
     let changed = drop_default_profile(&mut process);
     refuse::process(&process)?;
-    if changed { Ok(serde_json::to_vec(&process)?) } else { Ok(document) }
+    fitting(if changed { serde_json::to_vec(&process)? } else { document })
+}
+
+fn fitting(document: Vec<u8>) -> Result<Vec<u8>, SpecError> {
+    let length = document.len();
+    if length <= DOCUMENT_LIMIT { Ok(document) } else { Err(SpecError::TooLong { length }) }
 }
 
 /// Takes away the AppArmor profile that containerd gives whoever asks for none: it keeps a container from its host,

@@ -67,44 +67,40 @@ type Output = (Box<dyn AsyncWrite + Send + Unpin>, Option<OwnedFd>);
 /// How long an output is waited for of which nothing moves: others may hold it open, or nobody read it.
 pub const QUIET: Duration = Duration::from_secs(2);
 
-/// The host's ends, opened, and the numbers of the streams that will join them to the guest's.
+/// The numbers of the streams that will join the host's ends to the guest's, for the agent; 0 for those that are not.
+pub fn numbers(paths: &StdioPaths, guest: &Guest) -> agent::Stdio {
+    let number = |path: &str| if path.is_empty() { 0 } else { guest.new_stream() };
+    let stderr = if paths.terminal { "" } else { &paths.stderr };
+    agent::Stdio {
+        terminal: paths.terminal,
+        stdin: number(&paths.stdin),
+        stdout: number(&paths.stdout),
+        stderr: number(stderr),
+        ..Default::default()
+    }
+}
+
+/// The host's ends, opened, with the numbers of their streams.
 pub struct Prepared {
-    numbers: agent::Stdio,
-    stdin: Option<(pipe::Receiver, OwnedFd)>,
+    stdin: Option<(u64, (pipe::Receiver, OwnedFd))>,
     outputs: Vec<(u64, Output)>,
 }
 
 impl Prepared {
     /// Opens what `paths` names.
-    pub fn open(paths: &StdioPaths, guest: &Guest) -> Result<Self, StdioError> {
-        let mut prepared = Self {
-            numbers: agent::Stdio { terminal: paths.terminal, ..Default::default() },
-            stdin: None,
-            outputs: Vec::new(),
-        };
-        if !paths.stdin.is_empty() {
-            prepared.stdin = Some(open_stdin(&paths.stdin)?);
-            prepared.numbers.stdin = guest.new_stream();
+    pub fn open(paths: &StdioPaths, numbers: &agent::Stdio) -> Result<Self, StdioError> {
+        let mut prepared = Self { stdin: None, outputs: Vec::new() };
+        if numbers.stdin != 0 {
+            prepared.stdin = Some((numbers.stdin, open_stdin(&paths.stdin)?));
         }
-        let none = String::new();
-        let stderr = if paths.terminal { &none } else { &paths.stderr };
-        let numbers = &mut prepared.numbers;
-        for (stream, path, number) in [
-            ("stdout", &paths.stdout, &mut numbers.stdout),
-            ("stderr", stderr, &mut numbers.stderr),
-        ] {
-            if !path.is_empty() {
-                *number = guest.new_stream();
-                let output = open_output(stream, path)?;
-                prepared.outputs.push((*number, output));
+        for (stream, path, number) in
+            [("stdout", &paths.stdout, numbers.stdout), ("stderr", &paths.stderr, numbers.stderr)]
+        {
+            if number != 0 {
+                prepared.outputs.push((number, open_output(stream, path)?));
             }
         }
         Ok(prepared)
-    }
-
-    /// What the agent is told.
-    pub fn numbers(&self) -> agent::Stdio {
-        self.numbers.clone()
     }
 
     /// Joins the host's ends to the guest's, which the agent knows by now.
@@ -122,8 +118,8 @@ impl Prepared {
             };
             lock(&streams.outputs).push(tokio::spawn(copy));
         }
-        if let Some((fifo, keeper)) = self.stdin {
-            let stream = guest.open_stream(self.numbers.stdin).await?;
+        if let Some((number, (fifo, keeper))) = self.stdin {
+            let stream = guest.open_stream(number).await?;
             streams.stdin = Mutex::new(Some(keeper));
             streams.input = Some(tokio::spawn(to_guest(fifo, stream)));
         }

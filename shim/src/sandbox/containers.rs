@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bulkhead_protocols::agent;
 use oci_spec::runtime::Spec;
@@ -24,6 +25,9 @@ use crate::sys::lock;
 
 /// The largest number that the kernel gives to a process is below this (linux/threads.h).
 const PID_MAX_LIMIT: u32 = 4 << 20;
+
+/// How long it may take until it is known why a connection was lost.
+const REASON: Duration = Duration::from_secs(5);
 
 /// What a container is to be made from.
 struct Wanted {
@@ -61,7 +65,28 @@ impl Sandbox {
         }
         let created = self.make(new).await;
         lock(&self.creating).remove(&id);
-        created
+        match created {
+            Ok(pid) => Ok(pid),
+            Err(error) => Err(self.explained(error).await),
+        }
+    }
+
+    /// What a lost connection comes of, once that is known: why a VM has ended is what helps.
+    async fn explained(&self, error: SandboxError) -> SandboxError {
+        let (SandboxError::Guest(lost) | SandboxError::Container(ContainerError::Guest(lost))) =
+            &error
+        else {
+            return error;
+        };
+        if !matches!(lost, GuestError::Lost(_) | GuestError::Stream(_)) {
+            return error;
+        }
+        let mut state = self.state.subscribe();
+        let ended = state.wait_for(|state| matches!(state, State::Ended(_)));
+        match timeout(REASON, ended).await.ok().and_then(Result::ok).as_deref() {
+            Some(State::Ended(reason)) => SandboxError::Ended { reason: reason.to_string() },
+            _ => error,
+        }
     }
 
     async fn make(&self, new: NewContainer) -> Result<u32, SandboxError> {
@@ -159,7 +184,7 @@ impl Sandbox {
                 warn!(self.log, "the guest does not answer: its VM is ended"; "container" => id);
                 self.kill_vm();
             }
-            return Err(error.into());
+            return Err(self.explained(error.into()).await);
         }
         drop(lock(&self.began).take());
         if id == self.identity.id && exec.is_empty() {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bulkhead_protocols::agent::{Mount, SetupRequest};
-use bulkhead_protocols::{CONTROL_PORT, SCRATCH_SERIAL, SHARE_DIR, SHARE_TAG, hybrid_vsock};
+use bulkhead_protocols::{CONTROL_PORT, SCRATCH_SERIAL, SHARE_DIR, SHARE_TAG, chain, hybrid_vsock};
 use slog::{Logger, info, warn};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
@@ -90,7 +90,7 @@ impl Parts {
         record.processes = self.processes().into_iter().map(ProcessId::from).collect();
         record.phases = phases.all().iter().map(|(name, since)| Phase::new(name, *since)).collect();
         if let Err(error) = record.write(&self.spec.dir) {
-            warn!(self.log, "{error}");
+            warn!(self.log, "{}", chain(&error));
         }
     }
 
@@ -108,7 +108,7 @@ impl Parts {
         let mut record = lock(&self.record);
         change(&mut record.devices);
         if let Err(error) = record.write(&self.spec.dir) {
-            warn!(self.log, "{error}");
+            warn!(self.log, "{}", chain(&error));
         }
     }
 }
@@ -189,7 +189,7 @@ pub async fn devices(
     record.cgroups = cgroup.iter().flat_map(Cgroup::directories).collect();
     record.network.clone_from(&pod.network);
     if let Err(error) = record.write(&dir) {
-        warn!(log, "{error}");
+        warn!(log, "{}", chain(&error));
     }
     if let Some((scratch, _)) = &scratch {
         spec.disks.push(disk(scratch, config.scratch.size)?);

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use bulkhead_protocols::cri::{NamespaceMode, PodSandboxConfig};
+use nix::unistd::gethostname;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use protobuf::Message;
 use thiserror::Error;
@@ -67,6 +68,10 @@ pub struct Pod {
     pub files: Vec<(&'static str, String)>,
 }
 
+fn host_name() -> String {
+    gethostname().unwrap_or_default().to_string_lossy().into_owned()
+}
+
 impl Pod {
     /// From the spec of a sandbox's first container, be it a pod's or not.
     pub fn of_spec(spec: &Spec) -> Self {
@@ -76,7 +81,8 @@ impl Pod {
         let network = namespaces.iter().find(|one| one.typ() == LinuxNamespaceType::Network);
         let alone = Self {
             network: network.and_then(|network| network.path().clone()),
-            hostname: spec.hostname().clone().unwrap_or_default(),
+            // A UTS namespace without a name of its own has the host's.
+            hostname: spec.hostname().clone().unwrap_or_else(host_name),
             annotations: spec.annotations().clone().unwrap_or_default(),
             cgroup: cgroup.map(|path| path.display().to_string()).unwrap_or_default(),
             ..Self::default()

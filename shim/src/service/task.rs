@@ -191,8 +191,8 @@ impl Task for TaskService {
 
     async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> Answer<Empty> {
         let process = self.process(&request.id, &request.exec_id)?;
-        if let (true, Some(streams)) = (request.stdin, process.streams()) {
-            streams.close_stdin();
+        if request.stdin {
+            process.close_stdin();
         }
         Ok(Empty::new())
     }

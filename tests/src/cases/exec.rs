@@ -2,6 +2,7 @@
 
 use super::run::two_outputs;
 use crate::bed::{Container, Test};
+use crate::command::{self, Input};
 use crate::ensure;
 use crate::failure::Outcome;
 use crate::runner::Case;
@@ -15,6 +16,11 @@ pub const CASES: &[Case] = &[
         output_and_code,
     ),
     Case::any("exec.input", "exec takes stdin, and sees its end", input),
+    Case::any(
+        "exec.input_that_is_over",
+        "stdin that ends before the exec runs ends it",
+        input_that_is_over,
+    ),
     Case::any("exec.outputs_apart", "stdout and stderr of an exec arrive apart", outputs_apart),
     Case::any(
         "exec.same_container",
@@ -65,6 +71,17 @@ fn input(t: &Test<'_>) -> Outcome {
     session.close_input();
     session.read_until("end\n")?;
     session.finish()?.ok().map(drop)
+}
+
+fn input_that_is_over(t: &Test<'_>) -> Outcome {
+    let container = idle(t)?;
+    for round in 0..8 {
+        let command = container.exec_command(&format!("e{round}"), &[], &["cat"]);
+        let out =
+            command::run(command, Input::Bytes(b"hi\n".to_vec()), t.deadline(30))?.ok()?.out();
+        ensure!(out == "hi\n", "{out:?}");
+    }
+    Ok(())
 }
 
 fn outputs_apart(t: &Test<'_>) -> Outcome {
