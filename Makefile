@@ -18,6 +18,8 @@ PROFILE ?= dev
 built := target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 guest := target/guest
 programs := containerd-shim-bulkhead-v2 bulkhead
+# What a sandbox needs besides, and not every distribution has: `make setup` has built it then.
+helpers := virtiofsd vhost-device-vsock
 packages := -p bulkhead-shim -p bulkhead-ctl
 triple = $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 release = target/static/$(triple)/release
@@ -100,6 +102,10 @@ install: setup guest ## Install under PREFIX (/usr/local); DESTDIR is put before
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/bulkhead $(DESTDIR)$(SYSCONFDIR)/bulkhead
 	install -m 755 $(addprefix $(release)/,$(programs)) $(DESTDIR)$(PREFIX)/bin
 	install -m 644 $(guest)/vmlinux $(guest)/initramfs.cpio $(DESTDIR)$(PREFIX)/share/bulkhead
+	@for program in $(helpers); do \
+	    built=$(BULKHEAD_CACHE)/tools/bin/$$program; \
+	    if [[ -x $$built ]]; then install -D -m 755 $$built $(DESTDIR)$(PREFIX)/libexec/bulkhead/$$program; fi; \
+	done
 	@config=$(DESTDIR)$(SYSCONFDIR)/bulkhead/config.toml; \
 	if [[ -e $$config ]] && ! cmp -s deploy/config.toml $$config; then \
 	    echo "$$config has been changed: kept; the new default is $$config.new"; config=$$config.new; \
@@ -109,7 +115,7 @@ install: setup guest ## Install under PREFIX (/usr/local); DESTDIR is put before
 .PHONY: uninstall
 uninstall: ## Take away what install put there; a changed configuration stays.
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(programs))
-	rm -rf $(DESTDIR)$(PREFIX)/share/bulkhead
+	rm -rf $(DESTDIR)$(PREFIX)/share/bulkhead $(DESTDIR)$(PREFIX)/libexec/bulkhead
 	@dir=$(DESTDIR)$(SYSCONFDIR)/bulkhead; rm -f $$dir/config.toml.new; \
 	if cmp -s deploy/config.toml $$dir/config.toml; then rm $$dir/config.toml; fi; \
 	if [[ -d $$dir ]] && ! rmdir $$dir 2>/dev/null; then echo "$$dir holds changes: kept"; fi

@@ -51,7 +51,11 @@ impl Live<'_> {
             state: list::state(record),
             processes,
             vm: record.api.as_deref().map(info),
-            guest: service::inspect(&record.socket, ANSWER_DEADLINE).map_err(|e| chain(&e)),
+            guest: if record.is_spare() {
+                Err("it waits for a sandbox".to_owned())
+            } else {
+                service::inspect(&record.socket, ANSWER_DEADLINE).map_err(|e| chain(&e))
+            },
         }
     }
 }

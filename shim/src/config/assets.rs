@@ -79,9 +79,10 @@ pub fn mkfs(name: &'static str) -> Result<PathBuf, AssetError> {
 /// `/usr/lib/qemu` may have a virtiofsd of another kind, which came with QEMU before version 8.
 const EXTRA_PROGRAM_DIRS: [&str; 3] = ["/usr/local/bin", "/usr/libexec", "/usr/sbin"];
 
+/// Last `libexec/bulkhead` beside the running program's `bin`: what an installation brings where the host has none.
 fn program_dirs() -> Vec<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    dirs_of_path(&path)
+    once_each(dirs_of_path(&path).into_iter().chain(beside("libexec/bulkhead")))
 }
 
 fn dirs_of_path(path: &OsStr) -> Vec<PathBuf> {
@@ -92,10 +93,13 @@ fn dirs_of_path(path: &OsStr) -> Vec<PathBuf> {
 
 /// `share/bulkhead` beside the running program's `bin`, then where installations put it.
 fn image_dirs() -> Vec<PathBuf> {
-    let own = env::current_exe().unwrap_or_default();
-    let own = own.parent().and_then(Path::parent).map(|prefix| prefix.join("share/bulkhead"));
     let usual = ["/usr/local/share/bulkhead", "/usr/share/bulkhead"].map(PathBuf::from);
-    once_each(own.into_iter().chain(usual))
+    once_each(beside("share/bulkhead").into_iter().chain(usual))
+}
+
+fn beside(directory: &str) -> Option<PathBuf> {
+    let own = env::current_exe().ok()?;
+    Some(own.parent()?.parent()?.join(directory))
 }
 
 fn once_each(dirs: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {

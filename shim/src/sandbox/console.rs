@@ -17,7 +17,10 @@ use crate::guest::clean;
 use crate::sys::lock;
 
 /// How much of the end is kept at hand, for errors.
-const TAIL: usize = 2048;
+const TAIL: usize = 8192;
+
+/// How many lines of it an error shows.
+const LINES: usize = 12;
 
 /// The console of one sandbox. Dropping it ends the reading.
 pub struct Console {
@@ -43,7 +46,11 @@ impl Console {
         let tail = lock(&self.tail);
         let text = String::from_utf8_lossy(&tail);
         let lines: Vec<_> = text.lines().map(clean).filter(|line| !line.is_empty()).collect();
-        lines[lines.len().saturating_sub(12)..].join("; ")
+        // What follows a panic is where it happened; why stands in its first line.
+        let panic = lines.iter().position(|line| line.contains("Kernel panic"));
+        let first = panic.unwrap_or(lines.len()).min(lines.len().saturating_sub(LINES));
+        let last = lines.len().min(first + LINES);
+        if lines.is_empty() { "nothing".to_owned() } else { lines[first..last].join("; ") }
     }
 }
 
@@ -133,7 +140,8 @@ mod tests {
         let pipe = dir.join("console");
         let console = Console::open(&pipe, 64 << 10).unwrap();
         fs::write(pipe, b"\x1b[31mone\r\n\r\n\xfftwo\n").unwrap();
-        while console.tail().is_empty() {
+        assert_eq!(console.tail(), "nothing");
+        while console.tail() == "nothing" {
             tokio::task::yield_now().await;
         }
         assert_eq!(console.tail(), "[31mone; \u{fffd}two");
