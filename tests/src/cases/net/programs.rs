@@ -32,7 +32,8 @@ fn nftables(t: &Test<'_>) -> Outcome {
          nft add rule inet own out ip daddr 10.9.0.1 icmp type echo-request counter accept
          nft add set inet own blocked '{ type ipv4_addr; }'
          nft add element inet own blocked '{ 10.9.0.9 }'
-         nft add rule inet own out ip daddr @blocked drop
+         nft add rule inet own out ip daddr @blocked log prefix blocked drop
+         nft add rule inet own out ip daddr 10.9.0.8 queue num 7 bypass
          ping -c 2 -i 0.2 -W 5 10.9.0.1 > /dev/null
          ! ping -c 1 -W 1 10.9.0.9 > /dev/null 2>&1
          nft list chain inet own out",
@@ -47,6 +48,10 @@ fn iptables(t: &Test<'_>) -> Outcome {
         "for tool in iptables ip6tables; do
              $tool -A OUTPUT -p tcp --dport 9 -m conntrack --ctstate NEW -m comment --comment own -j REJECT
              $tool -t nat -A POSTROUTING -o eth0 -j MASQUERADE
+             $tool -t mangle -A OUTPUT -p udp --dport 9 -j NFQUEUE --queue-num 7 --queue-bypass
+             $tool -t mangle -A OUTPUT -p udp --dport 68 -j CHECKSUM --checksum-fill
+             $tool -t raw -A OUTPUT -p udp --dport 9 -j CT --notrack
+             $tool -A OUTPUT -p udp --dport 9 -m hashlimit --hashlimit-upto 1/s --hashlimit-name own -j LOG
              $tool -S OUTPUT | grep -q 'dport 9 '
              $tool -t nat -S POSTROUTING | grep -q MASQUERADE
          done
