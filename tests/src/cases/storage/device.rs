@@ -176,7 +176,9 @@ fn root(t: &Test<'_>) -> Outcome {
 
 fn others(t: &Test<'_>) -> Outcome {
     let _disk = Loop::new(t, SIZE)?;
-    let said = t.container().run(&["--privileged"], &["find", "/dev", "-type", "b"])?.ok()?.out();
+    // The guest's own loop devices have nothing in them.
+    let script = "find /dev -type b ! -name 'loop[0-7]'; for loop in /dev/loop*; do head -c 1 $loop; done 2> /dev/null";
+    let said = t.container().run(&["--privileged"], &["sh", "-c", script])?.out();
     ensure!(said.is_empty(), "a privileged container has {said}");
     Ok(())
 }
