@@ -78,8 +78,7 @@ fn without_structs(text: &str) -> String {
             break;
         };
         let inner = &rest[start + 3..start + length];
-        let before = rest[..start].trim_end_matches(|c: char| c.is_ascii_alphanumeric());
-        let name = before.len();
+        let name = rest[..start].trim_end_matches(|c: char| c.is_ascii_alphanumeric()).len();
         result.push_str(&rest[..name]);
         let first = inner.split_once(": ").map_or(inner, |(_, value)| value);
         result.push_str(first.split_once(", ").map_or(first, |(value, _)| value).trim());

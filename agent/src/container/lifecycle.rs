@@ -49,8 +49,9 @@ impl Guest {
         self.containers.reserve(&container)?;
         let result = self.create_reserved(&container, request).await;
         if result.is_err() {
+            // What went wrong first is what is told.
             let _ = container.cgroup().remove(&self.watcher).await;
-            self.forget(&container).await?;
+            let _ = self.forget(&container).await;
         }
         result
     }

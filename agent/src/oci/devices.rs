@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use libcontainer::oci_spec::runtime::{
     Linux, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceType,
@@ -54,7 +54,9 @@ fn collect(directory: &Path, devices: &mut Vec<LinuxDevice>) {
         let path = entry.path();
         let Ok(found) = entry.metadata() else { continue };
         if LEFT_OUT.iter().any(|name| entry.file_name() == *name) {
-        } else if found.is_dir() {
+            continue;
+        }
+        if found.is_dir() {
             collect(&path, devices);
         } else if found.file_type().is_char_device() {
             let [major, minor] = [major, minor].map(|part| part(found.rdev()) as i64);
@@ -65,7 +67,7 @@ fn collect(directory: &Path, devices: &mut Vec<LinuxDevice>) {
 }
 
 fn device(
-    path: impl Into<std::path::PathBuf>,
+    path: impl Into<PathBuf>,
     kind: LinuxDeviceType,
     major: i64,
     minor: i64,

@@ -9,7 +9,8 @@ use super::rootfs::Rootfs;
 
 /// Adapts the mounts to what runc makes of them, where that can be said in the spec.
 pub fn adapt(spec: &mut Spec) {
-    let Some(root) = spec.root().as_ref().map(|root| root.path().clone()) else {
+    // Without a root libcontainer has an error to tell.
+    let Some(Ok(rootfs)) = spec.root().as_ref().map(|root| Rootfs::open(root.path())) else {
         return;
     };
     let Some(mut mounts) = spec.mounts().clone() else {
@@ -23,18 +24,16 @@ pub fn adapt(spec: &mut Spec) {
         if mount.source().is_none() {
             mount.set_source(mount.typ().clone().map(PathBuf::from));
         }
-        if let Ok(rootfs) = Rootfs::open(&root)
-            && rootfs.place(mount.destination()).is_err()
-        {
+        if rootfs.place(mount.destination()).is_err() {
             mount.set_destination(rootfs.followed(mount.destination()));
         }
-        keep_mode(&root, mount);
+        keep_mode(&rootfs, mount);
     }
     spec.set_mounts(Some(mounts));
 }
 
 /// A tmpfs on a directory takes over its mode, unless the spec says one.
-fn keep_mode(root: &Path, mount: &mut Mount) {
+fn keep_mode(rootfs: &Rootfs, mount: &mut Mount) {
     let mut options = mount.options().clone().unwrap_or_default();
     if mount.typ().as_deref() != Some("tmpfs")
         || is_bind(mount)
@@ -42,9 +41,6 @@ fn keep_mode(root: &Path, mount: &mut Mount) {
     {
         return;
     }
-    let Ok(rootfs) = Rootfs::open(root) else {
-        return;
-    };
     let Ok(directory) = rootfs.directory(mount.destination()) else {
         return;
     };
@@ -110,7 +106,7 @@ mod tests {
             r#"{"destination":"/other","type":"tmpfs"}"#,
         ] {
             let mut mount: Mount = serde_json::from_str(json).unwrap();
-            keep_mode(&root, &mut mount);
+            keep_mode(&Rootfs::open(&root).unwrap(), &mut mount);
             adapted.push(mount.options().clone().unwrap_or_default().join(","));
         }
         std::fs::remove_dir_all(&root).unwrap();

@@ -82,9 +82,9 @@ pub fn adapt_process(process: &mut Process, terminal: bool) {
     if process.apparmor_profile().as_deref() == Some("") {
         process.set_apparmor_profile(None);
     }
-    let mut env = process.env().clone().unwrap_or_default();
-    if program::value(&env, "HOME").is_none_or(str::is_empty) {
-        env.push(format!("HOME={UNKNOWN_HOME}"));
+    let env = process.env().as_deref().unwrap_or_default();
+    if program::value(env, "HOME").is_none_or(str::is_empty) {
+        let env = [env, &[format!("HOME={UNKNOWN_HOME}")]].concat();
         process.set_env(Some(env));
     }
 }

@@ -78,14 +78,14 @@ pub fn serve(args: &Args) -> Result<(), ServeError> {
     }
     let events = events_address(args);
     let origin = Origin { spare: None, began };
-    let served = runtime.block_on(run(args, events, config, listener, origin, &log));
-    end(runtime);
-    served
+    to_the_end(runtime, run(args, events, config, listener, origin, &log))
 }
 
-/// Ends the runtime, whatever its threads wait for: a mount from a server that is gone may have no end.
-pub fn end(runtime: Runtime) {
+/// Does this, and ends the runtime, whatever its threads wait for: a mount from a server that is gone may have no end.
+pub fn to_the_end<T>(runtime: Runtime, work: impl Future<Output = T>) -> T {
+    let done = runtime.block_on(work);
     runtime.shutdown_timeout(LAST_WORK);
+    done
 }
 
 /// Reads the configuration, and opens the log of a sandbox as that says.

@@ -34,7 +34,7 @@ pub fn wait(args: &Args) -> Result<(), ServeError> {
     let runtime = prepare()?;
     // Nobody's guest is worth as little to the host as any process.
     server::take_oom_score(None).map_err(ServeError::Runtime)?;
-    let served = runtime.block_on(async {
+    server::to_the_end(runtime, async {
         let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
         let log = Later::default();
@@ -57,9 +57,7 @@ pub fn wait(args: &Args) -> Result<(), ServeError> {
         log.open(&opened);
         let origin = Origin { spare: Some(spare), began };
         server::run(&args, claim.events, config, listener, origin, &opened).await
-    });
-    server::end(runtime);
-    served
+    })
 }
 
 /// Where a spare listens, for as long as it does.

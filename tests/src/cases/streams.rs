@@ -84,21 +84,22 @@ fn out(t: &Test<'_>) -> Outcome {
     let mut session = t.container().converse(&["--mount", &mount], &["sh", "-c", &script])?;
     let mut expected =
         (1..=megabytes).map(|number| [&block, format!("{number}\n").as_bytes()].concat());
-    let (mut place, mut rest, mut wrong) = (0, Vec::new(), None);
+    let (mut place, mut part, mut at, mut wrong) = (0, Vec::new(), 0, None);
     while let Some(piece) = session.read()? {
         let mut piece = &piece[..];
         while !piece.is_empty() && wrong.is_none() {
-            if rest.is_empty() {
-                rest = expected.next().unwrap_or_default();
+            if at == part.len() {
+                (part, at) = (expected.next().unwrap_or_default(), 0);
             }
+            let rest = &part[at..];
             let size = piece.len().min(rest.len());
             let same = size > 0 && piece[..size] == rest[..size];
             if !same {
-                wrong = Some(place + piece.iter().zip(&rest).take_while(|(a, b)| a == b).count());
+                wrong = Some(place + piece.iter().zip(rest).take_while(|(a, b)| a == b).count());
             }
             place += size;
             piece = &piece[size..];
-            rest.drain(..size);
+            at += size;
         }
     }
     session.finish()?.ok()?;
@@ -106,9 +107,9 @@ fn out(t: &Test<'_>) -> Outcome {
         return Err(Failure::new(format!("byte {wrong} is not what was sent")));
     }
     ensure!(
-        rest.is_empty() && expected.next().is_none(),
+        at == part.len() && expected.next().is_none(),
         "after {place} bytes {} of that MiB are missing, and {} MiB after it",
-        rest.len(),
+        part.len() - at,
         expected.count()
     );
     Ok(())

@@ -29,12 +29,19 @@ fn drop_in(t: &Test<'_>) -> Outcome {
     }
     let mut dump = t.bed.containerd.tool("containerd");
     dump.arg("--config").arg(&file).args(["config", "dump"]);
-    let merged = command::run(dump, Input::Null, t.deadline(30))?.ok()?.out();
+    let merged = command::run(dump, Input::Null, t.deadline(30))?.ok()?.out().replace('\'', "\"");
     let section = merged.split("runtimes.bulkhead]").nth(1).unwrap_or_default();
     let section = section.split("\n\n").next().unwrap_or_default();
-    for line in
-        ["io.containerd.bulkhead.v2", "io.bulkhead.*", "privileged_without_host_devices = true"]
-    {
+    let mut lines = vec![
+        "runtime_type = \"io.containerd.bulkhead.v2\"",
+        "pod_annotations = [\"io.bulkhead.*\"]",
+        "privileged_without_host_devices = true",
+    ];
+    // containerd 1.6 knows no such key.
+    if t.bed.options.generation == Generation::Two {
+        lines.push("privileged_without_host_devices_all_devices_allowed = true");
+    }
+    for line in lines {
         ensure!(section.contains(line), "{line} is not in containerd's configuration:\n{section}");
     }
     Ok(())
