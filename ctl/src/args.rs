@@ -8,7 +8,7 @@ use lexopt::{Arg, Parser, ValueExt};
 pub const USAGE: &str = "\
 Usage: bulkhead COMMAND
 
-  check                    say whether this host can run sandboxes, and what it lacks
+  check [--boot]           say whether this host can run sandboxes, and what it lacks; boot one to see
   list [--json]            show the sandboxes of this host
   inspect ID [--json]      show one sandbox: VMM, guest, processes, phases of its start
   gc [--dry-run]           end and remove the sandboxes whose shim is gone
@@ -35,7 +35,10 @@ pub struct Args {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Look whether this host can run sandboxes.
-    Check,
+    Check {
+        /// Boot a guest, too.
+        boot: bool,
+    },
     /// Show all sandboxes.
     List,
     /// Show one.
@@ -66,7 +69,7 @@ impl Args {
 
 fn parse(mut parser: Parser) -> Result<Args, lexopt::Error> {
     let mut words: Vec<String> = Vec::new();
-    let (mut json, mut dry_run, mut namespace) = (false, false, None);
+    let (mut json, mut dry_run, mut boot, mut namespace) = (false, false, false, None);
     while let Some(arg) = parser.next()? {
         match arg {
             Arg::Short('h') | Arg::Long("help") => return Ok(plain(Command::Help)),
@@ -76,13 +79,14 @@ fn parse(mut parser: Parser) -> Result<Args, lexopt::Error> {
             }
             Arg::Long("json") => json = true,
             Arg::Long("dry-run") => dry_run = true,
+            Arg::Long("boot") => boot = true,
             Arg::Value(word) => words.push(word.string()?),
             other => return Err(other.unexpected()),
         }
     }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let command = match words[..] {
-        ["check"] => Command::Check,
+        ["check"] => Command::Check { boot },
         ["list"] => Command::List,
         ["inspect", id] => Command::Inspect { id: id.to_owned() },
         ["gc"] => Command::Gc { dry_run },
@@ -97,6 +101,7 @@ fn parse(mut parser: Parser) -> Result<Args, lexopt::Error> {
     let misplaced = [
         ("--json", json && !inspect && command != Command::List),
         ("--dry-run", dry_run && !matches!(command, Command::Gc { .. })),
+        ("--boot", boot && !matches!(command, Command::Check { .. })),
         ("--namespace", namespace.is_some() && !inspect),
     ];
     if let Some((flag, _)) = misplaced.iter().find(|(_, wrong)| *wrong) {
@@ -124,7 +129,8 @@ mod tests {
 
     #[test]
     fn commands_and_flags_are_understood_in_any_order() {
-        assert_eq!(parsed("check").expect("check"), plain(Command::Check));
+        assert_eq!(parsed("check").expect("check"), plain(Command::Check { boot: false }));
+        assert_eq!(parsed("check --boot").expect("check"), plain(Command::Check { boot: true }));
         assert_eq!(parsed("gc --dry-run").expect("gc"), plain(Command::Gc { dry_run: true }));
         let expected = Args {
             command: Command::Inspect { id: "web".to_owned() },
@@ -144,6 +150,7 @@ mod tests {
         assert_eq!(refused("inspect a b"), "\"b\" is one argument too many");
         assert_eq!(refused("check --json"), "--json does not go with check");
         assert_eq!(refused("list --dry-run"), "--dry-run does not go with list");
+        assert_eq!(refused("gc --boot"), "--boot does not go with gc");
         assert_eq!(refused("list -n x"), "--namespace does not go with list");
         assert!(refused("list --all").contains("--all"));
         assert!(refused("inspect web -n").contains("-n"));

@@ -67,7 +67,7 @@ fn run(args: &Args) -> Result<ExitCode, CommandError> {
     match &args.command {
         Command::Help => writeln!(out, "{}", args::USAGE)?,
         Command::Version => writeln!(out, "bulkhead {}", env!("CARGO_PKG_VERSION"))?,
-        Command::Check => return Ok(check::run(&mut out)?),
+        Command::Check { boot } => return Ok(check::run(*boot, &mut out)?),
         Command::List => list::run(&entries()?, args.json, &mut out)?,
         Command::Inspect { id } => {
             let entry = find::find(entries()?, id, args.namespace.as_deref())?;

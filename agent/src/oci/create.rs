@@ -7,7 +7,7 @@ use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
 
 use super::failure::Failure;
-use super::program::{Late, Program};
+use super::program::Program;
 use super::report::Report;
 use super::reporter::Reporter;
 use super::spec::Prepared;
@@ -29,7 +29,7 @@ pub fn run(
 ) -> Result<(), Failure> {
     let bundle = bundle(container);
     let arguments = ["bulkhead-agent", "oci", "finish", container, fd].map(str::to_owned);
-    let Prepared { spec, rlimits } =
+    let Prepared { spec, rlimits, late } =
         spec::prepare(&bundle, container, pid_namespace, console.is_some(), arguments.into())?;
     stdio::give_to(user(&spec))?;
     let inherited = limits::locked_memory()?;
@@ -37,13 +37,11 @@ pub fn run(
     let build = ContainerBuilder::new(container.to_owned(), SyscallType::default())
         .with_root_path(STATES)?
         .with_console_socket(console)
-        .with_executor(Program::new(reporter, Late::default()))
+        .with_executor(Program::new(reporter, late))
         .as_init(&bundle)
         .with_systemd(false)
         .with_detach(true);
-    // A profile is a program that each system call goes through, and the container's for good.
-    let profile = spec.linux().as_ref().is_some_and(|linux| linux.seccomp().is_some());
-    let made = if profile { build.build() } else { jit::off(|| build.build()) }?;
+    let made = jit::off(|| build.build())?;
     let pid = made.pid().ok_or_else(|| Failure::internal("the container has no process"))?.as_raw();
     // To load the device cgroup's program, libcgroups has changed this one.
     limits::set(pid, libc::RLIMIT_MEMLOCK, inherited)?;

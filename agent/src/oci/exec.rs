@@ -72,19 +72,15 @@ fn complete(process: &mut Process, first: &Spec) -> Late {
             process.set_rlimits(first.rlimits().clone());
         }
     }
-    let capabilities = spec::complete_capabilities(process.capabilities());
-    process.set_capabilities(Some(capabilities.clone()));
+    process.set_capabilities(Some(spec::complete_capabilities(process.capabilities())));
     let rlimits = process.rlimits().clone().unwrap_or_default();
     let (early, rlimits): (Vec<_>, Vec<_>) = rlimits.into_iter().partition(limits::is_harmless);
     process.set_rlimits(Some(early));
 
+    let mut late = Late { rlimits, ..Late::default() };
     let seccomp = first.linux().as_ref().and_then(|linux| linux.seccomp().clone());
-    let keeps_privilege = seccomp.is_some() && process.no_new_privileges() != Some(true);
-    if keeps_privilege {
-        // Without no_new_privs only a privileged process may load a profile.
-        process.set_capabilities(None);
-    }
-    Late { rlimits, seccomp, capabilities: keeps_privilege.then_some(capabilities) }
+    late.take_seccomp(seccomp, process);
+    late
 }
 
 /// A record of the container in which libcontainer sees it run: the agent starts containers without
@@ -121,6 +117,8 @@ fn below(membership: &str, own: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use libcontainer::oci_spec::runtime::LinuxCapabilities;
+
     use super::*;
 
     #[test]
@@ -149,12 +147,15 @@ mod tests {
         assert_eq!(process.rlimits().as_ref().unwrap().len(), 1);
         assert_eq!(late.rlimits.len(), 1);
         assert!(late.seccomp.is_some());
-        assert!(process.capabilities().is_none());
-        assert_eq!(late.capabilities.unwrap().bounding().as_ref().unwrap().len(), 1);
+        let bounding = |set: &Option<LinuxCapabilities>| {
+            set.as_ref().unwrap().bounding().as_ref().unwrap().len()
+        };
+        assert_eq!(bounding(process.capabilities()), 3);
+        assert_eq!(bounding(&late.capabilities), 1);
 
-        process.set_no_new_privileges(Some(true));
+        process.set_no_new_privileges(Some(true)).set_capabilities(late.capabilities);
         let late = complete(&mut process, &first);
         assert!(late.capabilities.is_none());
-        assert!(process.capabilities().is_some());
+        assert_eq!(bounding(process.capabilities()), 1);
     }
 }

@@ -1,8 +1,7 @@
 //! The kernel's compiler of BPF programs (its admin-guide/sysctl/net.rst, `bpf_jit_enable`).
 //!
 //! The first program that it compiles takes 2 MiB, of which a container's device rules fill a few hundred bytes. They are
-//! asked for when a device is opened; what would gain by being compiled comes with a seccomp profile, or is the
-//! containers' own.
+//! asked for when a device is opened; what would gain by being compiled, as a seccomp profile, is loaded later.
 
 use std::fs;
 

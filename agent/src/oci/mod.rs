@@ -18,6 +18,7 @@ mod program;
 pub mod report;
 mod reporter;
 mod rootfs;
+mod seccomp;
 mod signals;
 mod spec;
 mod stdio;

@@ -41,10 +41,8 @@ fn keep_mode(rootfs: &Rootfs, mount: &mut Mount) {
     {
         return;
     }
-    let Ok(directory) = rootfs.directory(mount.destination()) else {
-        return;
-    };
-    let Ok(metadata) = directory.metadata() else {
+    let directory = rootfs.directory(mount.destination()).ok();
+    let Some(metadata) = directory.and_then(|directory| directory.metadata().ok()) else {
         return;
     };
     options.push(format!("mode={:o}", metadata.permissions().mode() & 0o7777));

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use bulkhead_protocols::chain;
 use libcontainer::capabilities::drop_privileges;
-use libcontainer::oci_spec::runtime::{LinuxCapabilities, LinuxSeccomp, PosixRlimit, Spec};
-use libcontainer::seccomp::initialize_seccomp;
+use libcontainer::oci_spec::runtime::{
+    LinuxCapabilities, LinuxSeccomp, PosixRlimit, Process, Spec,
+};
 use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
@@ -19,7 +20,7 @@ use nix::unistd::execve;
 use super::failure::Failure;
 use super::report::Report;
 use super::reporter::Reporter;
-use super::{limits, lookup};
+use super::{limits, lookup, seccomp};
 use crate::stdio::set_window_size;
 
 /// Executes the container's program as runc does: the environment in its order, and errors in the
@@ -39,9 +40,9 @@ pub const UNKNOWN_HOME: &str = "/:unknown";
 pub struct Late {
     /// Limits that only get lower.
     pub rlimits: Vec<PosixRlimit>,
-    /// A seccomp profile, which libcontainer forgets for an exec.
+    /// A seccomp profile. libcontainer forgets it for an exec, and loads it too early for a first process.
     pub seccomp: Option<LinuxSeccomp>,
-    /// Capabilities to drop to, if libcontainer has not done so.
+    /// Capabilities to drop to, if the profile needs more.
     pub capabilities: Option<LinuxCapabilities>,
 }
 
@@ -98,14 +99,21 @@ impl Program {
 }
 
 impl Late {
+    /// Takes a profile over, and the capabilities of the process that could not load it.
+    pub fn take_seccomp(&mut self, profile: Option<LinuxSeccomp>, process: &mut Process) {
+        // Without no_new_privs only a privileged process may load a profile.
+        if profile.is_some() && process.no_new_privileges() != Some(true) {
+            let capabilities = process.capabilities().clone().unwrap_or_default();
+            process.set_capabilities(Some(seccomp::privileged(&capabilities)));
+            self.capabilities = Some(capabilities);
+        }
+        self.seccomp = profile;
+    }
+
     fn apply(&self) -> Result<(), Failure> {
         const MYSELF: i32 = 0;
         limits::set_all(MYSELF, &self.rlimits)?;
-        if let Some(seccomp) = &self.seccomp {
-            initialize_seccomp(seccomp).map_err(|error| {
-                Failure::internal(format!("cannot load the seccomp profile: {}", chain(&error)))
-            })?;
-        }
+        self.seccomp.as_ref().map_or(Ok(()), seccomp::load)?;
         if let Some(capabilities) = &self.capabilities {
             drop_privileges(capabilities, create_syscall().as_ref()).map_err(|error| {
                 Failure::internal(format!("cannot drop capabilities: {}", chain(&error)))

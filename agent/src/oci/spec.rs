@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::failure::Failure;
 use super::finish::Finish;
-use super::program::{self, UNKNOWN_HOME};
+use super::program::{self, Late, UNKNOWN_HOME};
 use super::{SPEC, devices, limits, mounts};
 use crate::cgroup::CONTAINERS;
 use crate::setup::set_sysctl;
@@ -28,6 +28,8 @@ pub struct Prepared {
     /// To be set once the process is there: libcontainer would set them on itself, in the middle
     /// of its work, and trip over low ones.
     pub rlimits: Vec<PosixRlimit>,
+    /// To be done just before the program is executed.
+    pub late: Late,
 }
 
 /// Reads the host's spec, adapts it to the guest and to libcontainer, and leaves the result in the
@@ -51,7 +53,6 @@ pub fn prepare(
     process.set_capabilities(Some(complete_capabilities(process.capabilities())));
     let rlimits = process.rlimits().clone().unwrap_or_default();
     process.set_rlimits(None);
-    spec.set_process(Some(process));
 
     let mut linux =
         spec.linux().clone().ok_or_else(|| Failure::invalid("the spec has no linux section"))?;
@@ -63,22 +64,20 @@ pub fn prepare(
     adapt_propagation(&mut linux);
     linux.resources_mut().iter_mut().for_each(limits::adapt);
     devices::adapt(&mut linux);
-    spec.set_linux(Some(linux));
+    let mut late = Late::default();
+    late.take_seccomp(linux.seccomp().clone(), &mut process);
+    linux.set_seccomp(None);
+    spec.set_process(Some(process)).set_linux(Some(linux));
 
     mounts::adapt(&mut spec);
     Finish::plan(&mut spec, bundle, arguments)?;
     write(&spec, &bundle.join(CONFIG))?;
-    Ok(Prepared { spec, rlimits })
+    Ok(Prepared { spec, rlimits, late })
 }
 
 /// What is the same for a container's first process and for an exec.
 pub fn adapt_process(process: &mut Process, terminal: bool) {
     process.set_terminal(Some(terminal));
-    if process.no_new_privileges() == Some(false) {
-        // libcontainer takes any value as a wish to load the seccomp profile last, which without
-        // no_new_privs needs a privilege that the process has no more.
-        process.set_no_new_privileges(None);
-    }
     if process.apparmor_profile().as_deref() == Some("") {
         process.set_apparmor_profile(None);
     }

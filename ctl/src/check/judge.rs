@@ -1,6 +1,7 @@
 //! What the facts mean, and what to do about them.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bulkhead_protocols::chain;
 use bulkhead_shim::config::AssetError;
@@ -77,6 +78,16 @@ pub fn judge(facts: &Facts) -> Vec<Line> {
     lines.push(containerd(facts));
     lines.push(handler(&facts.handler));
     lines
+}
+
+/// What a boot has shown: how long it took until all was gone again, or why there was none.
+pub fn booted(trial: Result<Duration, String>) -> Line {
+    const ADVICE: &str = "no container starts before this does";
+    let says = |took: Duration| format!("a guest came and went in {} ms", took.as_millis());
+    match trial {
+        Ok(took) => line(Level::Ok, "boot", says(took), None),
+        Err(error) => line(Level::Fail, "boot", error, Some(ADVICE)),
+    }
 }
 
 fn configuration(facts: &Facts) -> Line {

@@ -7,18 +7,28 @@ mod judge;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::Instant;
 
+use bulkhead_protocols::chain;
+use bulkhead_shim::service::trial;
 use facts::Facts;
-use judge::{Level, Line, judge};
+use judge::{Level, Line, booted, judge};
 
-/// Looks at this host and says whether it can run sandboxes.
+/// Looks at this host and says whether it can run sandboxes. Only a boot tells of all that may be missing.
 ///
 /// # Errors
 /// Those of `out`.
-pub fn run(out: &mut impl Write) -> io::Result<ExitCode> {
-    let lines = judge(&Facts::probe());
+pub fn run(boot: bool, out: &mut impl Write) -> io::Result<ExitCode> {
+    let facts = Facts::probe();
+    let lines = judge(&facts);
     show(&lines, out)?;
-    let failed = lines.iter().any(|line| line.level == Level::Fail);
+    let mut failed = lines.iter().any(|line| line.level == Level::Fail);
+    if let (true, false, Ok(config)) = (boot, failed, &facts.config) {
+        let began = Instant::now();
+        let line = booted(trial(config).map(|()| began.elapsed()).map_err(|error| chain(&error)));
+        failed = line.level == Level::Fail;
+        show(&[line], out)?;
+    }
     let verdict =
         if failed { "this host cannot run sandboxes yet" } else { "this host can run sandboxes" };
     writeln!(out, "\n{verdict}")?;

@@ -55,20 +55,19 @@ pub struct Spare {
 }
 
 impl Spare {
-    /// Makes one.
+    /// Makes one, for such a pod.
     ///
     /// # Errors
     /// [`SandboxError`]; nothing is left then.
-    pub async fn boot(config: &Config, log: &Logger) -> Result<Spare, SandboxError> {
+    pub async fn boot(config: &Config, pod: &Pod, log: &Logger) -> Result<Spare, SandboxError> {
         let identity = Identity {
             namespace: Record::SPARE.to_owned(),
             id: format!("spare-{}", std::process::id()),
             socket: PathBuf::new(),
         };
-        let (phases, pod) = (Phases::start(), Pod::default());
-        let first = ready(None);
+        let (phases, first) = (Phases::start(), ready(None));
         let (parts, listener) =
-            launch::devices(config, &identity, &pod, first, &phases, log).await?;
+            launch::devices(config, &identity, pod, first, &phases, log).await?;
         let connection = launch::agent(&parts, listener, config).await?;
         let made_of = made_of(config, &parts)?;
         Ok(Spare { parts, connection, made_of })

@@ -7,7 +7,9 @@ mod sandbox;
 mod server;
 mod spare;
 mod task;
+mod trial;
 
 pub use diagnostics::{AskError, containers, inspect};
 pub use server::{ServeError, serve};
 pub use spare::wait;
+pub use trial::{TrialError, trial};

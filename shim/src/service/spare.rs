@@ -15,7 +15,7 @@ use super::server::{self, ServeError, inherited, prepare};
 use crate::args::{Action, Args};
 use crate::config::Config;
 use crate::logging::Later;
-use crate::sandbox::{Origin, Spare};
+use crate::sandbox::{Origin, Pod, Spare};
 use crate::spare::{Claimed, Likeness, Place, agree};
 
 /// How long the sandbox before has the host to itself after its first container has begun.
@@ -81,7 +81,7 @@ async fn be_found(
     let place = Place::named(&config, &args.id)?;
     Place::leave_word(&lock, "");
     let failed = |word: String| Place::leave_word(&lock, &word);
-    let spare = Spare::boot(&config, &log.logger()).await;
+    let spare = Spare::boot(&config, &Pod::default(), &log.logger()).await;
     let spare = spare.map_err(|error| failed(chain(&error))).ok()?;
     let findable = Findable(&place);
     let waiting = place.listen().and_then(|socket| {

@@ -1,6 +1,7 @@
 //! Asks a file system for what programs expect of one: `bulkhead-probe CHECK DIRECTORY`. It runs in a container, and
 //! says what is not so; the rules are those of POSIX and of Linux' manual pages.
 
+mod calls;
 mod data;
 mod handles;
 mod locks;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         "locks" => locks::check(directory),
         "hold" => locks::hold(directory),
         "held" => locks::held(directory),
+        "calls" => calls::check(directory),
         "handles" => handles::check(directory),
         other => Err(format!("there is no check {other:?}")),
     };

@@ -10,6 +10,7 @@ use crate::failure::Outcome;
 use crate::leftovers;
 use crate::product;
 use crate::runner::Case;
+use crate::ward::Ward;
 
 /// The tests of this file.
 pub const CASES: &[Case] = &[
@@ -27,6 +28,11 @@ pub const CASES: &[Case] = &[
         "tool.gc",
         "gc takes away what a killed shim left, and touches nothing that runs",
         gc,
+    ),
+    Case::bulkhead(
+        "tool.check_boot",
+        "check --boot boots a guest and leaves nothing, and says why there is none",
+        check_boot,
     ),
 ];
 
@@ -102,6 +108,24 @@ fn gc(t: &Test<'_>) -> Outcome {
     alive.remove();
     node.stop()?;
     leftovers::none(&node.dir().to_string_lossy(), &[], t.deadline(20))
+}
+
+fn check_boot(t: &Test<'_>) -> Outcome {
+    let ward = Ward::new(t)?;
+    ward.configure("")?;
+    let checked = |code: i32, texts: [&str; 2]| -> Outcome {
+        let done = ward.node.bulkhead(&["check", "--boot"])?;
+        let said = texts.iter().all(|text| done.out().contains(text));
+        ensure!(said && done.code() == code, "not {texts:?}, but {}: {}", done.code(), done.out());
+        Ok(())
+    };
+    checked(0, ["ok    boot                a guest came and went in ", "can run sandboxes"])?;
+    ward.configure("scratch_dir = \"/proc/nowhere\"")?;
+    checked(1, ["FAIL  boot                ", "/proc/nowhere"])?;
+    leftovers::none(&ward.node.dir().join("s").to_string_lossy(), &[], t.deadline(15))?;
+    let left = leftovers::entries(&product::state_dir(ward.node.dir()));
+    ensure!(left.is_empty(), "left: {left:?}");
+    Ok(())
 }
 
 fn list_of(value: &Value) -> &[Value] {

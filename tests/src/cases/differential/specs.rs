@@ -3,7 +3,7 @@
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{compare, env, push};
 use crate::runner::Case;
@@ -19,6 +19,18 @@ macro_rules! specs {
             }),)*
         ];
     };
+}
+
+/// A profile that has no sockets.
+fn without_sockets() -> Value {
+    json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{
+            "names": ["socket", "connect", "accept", "accept4", "sendto", "sendmsg", "recvfrom", "recvmsg"],
+            "action": "SCMP_ACT_KILL_PROCESS",
+        }],
+    })
 }
 
 specs! {
@@ -122,6 +134,13 @@ specs! {
             "architectures": ["SCMP_ARCH_X86_64"],
             "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_KILL_PROCESS" }],
         });
+    };
+    "seccomp_narrow", "a seccomp profile without what only runtimes do", |spec, _shared|
+        spec["linux"]["seccomp"] = without_sockets();
+    "seccomp_narrow_privileges", "the same without no_new_privs, and another user", |spec, _shared| {
+        spec["process"]["noNewPrivileges"] = json!(false);
+        spec["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+        spec["linux"]["seccomp"] = without_sockets();
     };
     "bind_directory", "a directory of the host, read-write", |spec, shared| {
         env(spec, "PROBE_PATHS", "/host/file /host/new");

@@ -26,7 +26,11 @@ pub const CASES: &[Case] = &[
         privileged,
     ),
     Case::any("pods.capabilities", "capabilities are added and dropped", capabilities),
-    Case::any("pods.seccomp_default", "seccomp RuntimeDefault", seccomp_default),
+    Case::any(
+        "pods.seccomp_default",
+        "seccomp RuntimeDefault, with calls that are newer than the profile",
+        seccomp_default,
+    ),
     Case::any("pods.seccomp_localhost", "a seccomp profile of the node's", seccomp_localhost),
     Case::any(
         "pods.read_only_root",
@@ -146,6 +150,10 @@ fn seccomp_default(t: &Test<'_>) -> Outcome {
         security.seccomp = profile(ProfileType::Unconfined, "");
     })?;
     ensure!(printed == "0\n", "Unconfined: {printed:?}");
+    let app =
+        pod.container("newer").mount(&t.bed.options.target.join("guest/bulkhead-probe"), "/probe");
+    let app = app.security(|security| security.seccomp = profile(ProfileType::RuntimeDefault, ""));
+    app.start()?.sh("/probe calls /")?;
     Ok(())
 }
 
