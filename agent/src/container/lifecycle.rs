@@ -13,7 +13,7 @@ use super::console::Console;
 use super::helper::{Helper, Made};
 use super::process::State;
 use super::{Container, Containers, Process, devices, id};
-use crate::cgroup::Watcher;
+use crate::cgroup::{Cgroup, Watcher};
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::oci;
@@ -94,7 +94,7 @@ impl Guest {
         let process =
             Process::new(Arc::clone(container), "", Arc::clone(&self.events), State::Starting);
         let arguments = ["create", container.id(), &pid_namespace];
-        let (helper, pid) = self.make(&process, announced, &arguments).await?;
+        let (helper, pid) = limited(self.make(&process, announced, &arguments)).await?;
         process.created(helper);
         self.containers.add(&process)?;
         container.watch_memory(&self.watcher, &self.events);
@@ -203,7 +203,7 @@ impl Guest {
             helper.executed().await.map(|()| pid)
         };
         // Without its container it fails in many ways, which all come of that.
-        started.await.map_err(|error| self.running(container.id()).err().unwrap_or(error))
+        limited(started).await.map_err(|error| self.running(container.id()).err().unwrap_or(error))
     }
 
     /// The first process of a container, which has to run.
@@ -270,6 +270,19 @@ impl Guest {
         let removed = removed.await;
         self.containers.remove_container(container.id());
         removed
+    }
+}
+
+/// Makes a process. libcontainer only misses it where the kernel has killed it for want of memory.
+async fn limited<T>(making: impl Future<Output = Result<T>>) -> Result<T> {
+    let kills = || Cgroup::of_all().oom_kills();
+    let before = kills();
+    match making.await {
+        Err(Error::Internal(_)) if kills() > before => Err(Error::FailedPrecondition(
+            "no process can begin within the container's memory limit (linux.resources.memory.limit)"
+                .to_owned(),
+        )),
+        made => made,
     }
 }
 

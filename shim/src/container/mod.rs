@@ -4,6 +4,7 @@ pub mod devices;
 mod error;
 mod hugepages;
 mod namespaces;
+mod notices;
 mod process;
 mod refuse;
 pub mod scratch;
@@ -24,7 +25,6 @@ use bulkhead_protocols::agent::{
 };
 use bulkhead_protocols::agent_ttrpc::AgentClient;
 use containerd_shim_protos::api::Mount;
-use containerd_shim_protos::events::task;
 use futures::future::join_all;
 use protobuf::MessageField;
 use slog::{Logger, info, warn};
@@ -32,13 +32,14 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use ttrpc::Code;
 
-use crate::events::{Publisher, timestamp};
+use crate::events::Publisher;
 use crate::guest::{Guest, GuestError};
 use crate::storage::share::ContainerTree;
 use crate::sys::lock;
 
 pub use error::{ContainerError, SpecError};
 pub use namespaces::Neighbours;
+use notices::Notices;
 pub use process::{Exit, Process, Status};
 use sockets::Forwarding;
 use spec::GuestSpec;
@@ -100,7 +101,7 @@ pub struct Container {
     pub host_pid: u32,
     /// None for the one that stands for its pod: its namespaces are the guest's own, and nothing is to be run.
     guest: Option<Guest>,
-    publisher: Publisher,
+    notices: Notices,
     log: Logger,
     paused: AtomicBool,
     /// What it has on the host.
@@ -116,11 +117,11 @@ impl Container {
         let init = Process::new(&new.id, "", new.stdio);
         let container = Self {
             log: log.new(slog::o!("container" => new.id.clone())),
+            notices: Notices { container: new.id.clone(), pid: host_pid, publisher },
             id: new.id,
             bundle: new.bundle,
             host_pid,
             guest: None,
-            publisher,
             paused: AtomicBool::new(false),
             held: Mutex::default(),
             init: Arc::new(init),
@@ -174,11 +175,11 @@ impl Container {
         let sockets = sockets.map(forwarded).collect();
         let container = Self {
             log,
+            notices: Notices { container: new.id.clone(), pid: host_pid, publisher },
             id: new.id,
             bundle: new.bundle,
             host_pid,
             guest: Some(guest),
-            publisher,
             paused: AtomicBool::new(false),
             held: Mutex::new(Some((tree, sockets))),
             init: Arc::new(init),
@@ -190,21 +191,8 @@ impl Container {
     }
 
     fn created(&self, rootfs: Vec<Mount>) {
-        let stdio = &self.init.stdio;
-        self.publisher.publish(&task::TaskCreate {
-            container_id: self.id.clone(),
-            bundle: self.bundle.to_string_lossy().into_owned(),
-            rootfs,
-            io: MessageField::some(task::TaskIO {
-                stdin: stdio.stdin.clone(),
-                stdout: stdio.stdout.clone(),
-                stderr: stdio.stderr.clone(),
-                terminal: stdio.terminal,
-                ..Default::default()
-            }),
-            pid: self.host_pid,
-            ..Default::default()
-        });
+        let bundle = self.bundle.to_string_lossy().into_owned();
+        self.notices.created(bundle, rootfs, &self.init.stdio);
     }
 
     fn guest(&self) -> Result<&Guest, ContainerError> {
@@ -256,20 +244,7 @@ impl Container {
             return Err(error.into());
         }
         process.set(Status::Running);
-        if exec.is_empty() {
-            self.publisher.publish(&task::TaskStart {
-                container_id: self.id.clone(),
-                pid: self.host_pid,
-                ..Default::default()
-            });
-        } else {
-            self.publisher.publish(&task::TaskExecStarted {
-                container_id: self.id.clone(),
-                exec_id: exec.to_owned(),
-                pid: self.host_pid,
-                ..Default::default()
-            });
-        }
+        self.notices.started(exec);
         info!(self.log, "started"; "exec" => exec.to_owned());
         Ok(())
     }
@@ -298,11 +273,7 @@ impl Container {
             self.forget(exec);
             return Err(error);
         }
-        self.publisher.publish(&task::TaskExecAdded {
-            container_id: self.id.clone(),
-            exec_id: exec.to_owned(),
-            ..Default::default()
-        });
+        self.notices.exec_added(exec);
         Ok(())
     }
 
@@ -397,14 +368,7 @@ impl Container {
             self.execs_lost().await;
             let held = lock(&self.held).take();
             give_back(held).await;
-            self.publisher.publish(&task::TaskDelete {
-                container_id: self.id.clone(),
-                id: self.id.clone(),
-                pid: self.host_pid,
-                exit_status: exit.status,
-                exited_at: MessageField::some(timestamp(exit.at)),
-                ..Default::default()
-            });
+            self.notices.deleted(exit);
         } else {
             self.forget(exec);
         }
@@ -433,14 +397,7 @@ impl Container {
         if let (true, Some(streams)) = (exec.is_empty(), process.streams()) {
             streams.source_ended();
         }
-        self.publisher.publish(&task::TaskExit {
-            container_id: self.id.clone(),
-            id: if exec.is_empty() { self.id.clone() } else { exec.to_owned() },
-            pid: self.host_pid,
-            exit_status: exit.status,
-            exited_at: MessageField::some(timestamp(exit.at)),
-            ..Default::default()
-        });
+        self.notices.exited(exec, exit);
         info!(self.log, "exited"; "exec" => exec.to_owned(), "status" => exit.status);
     }
 
@@ -464,8 +421,7 @@ impl Container {
             return;
         }
         *last = Some(now);
-        self.publisher
-            .publish(&task::TaskOOM { container_id: self.id.clone(), ..Default::default() });
+        self.notices.out_of_memory();
         info!(self.log, "out of memory");
     }
 
@@ -487,8 +443,7 @@ impl Container {
         let container = self.reference();
         self.guest()?.call(async |agent, context| agent.pause(context, &container).await).await?;
         self.paused.store(true, Ordering::Relaxed);
-        let container_id = self.id.clone();
-        self.publisher.publish(&task::TaskPaused { container_id, ..Default::default() });
+        self.notices.paused();
         Ok(())
     }
 
@@ -497,8 +452,7 @@ impl Container {
         let container = self.reference();
         self.guest()?.call(async |agent, context| agent.resume(context, &container).await).await?;
         self.paused.store(false, Ordering::Relaxed);
-        let container_id = self.id.clone();
-        self.publisher.publish(&task::TaskResumed { container_id, ..Default::default() });
+        self.notices.resumed();
         Ok(())
     }
 

@@ -47,6 +47,10 @@ pub const CASES: &[Case] = &[
             attempt(t, |spec| spec["linux"]["seccomp"] = seccomp, &["seccomp", "scmp_act_nonsense"])
         },
     ),
+    Case::any("specs.no_memory", "a memory limit in which nothing can begin is named", |t| {
+        let limit = json!({ "limit": 8192 });
+        attempt(t, |spec| spec["linux"]["resources"]["memory"] = limit, &["memory limit", "oom"])
+    }),
     Case::any("specs.unknown_sysctl", "a sysctl that doesn't exist is refused", |t| {
         let sysctl = json!({ "net.no_such_key": "1" });
         attempt(t, |spec| spec["linux"]["sysctl"] = sysctl, &["no_such_key", "sysctl"])
