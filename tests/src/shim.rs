@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use containerd_shim_protos::api::{
     CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse,
-    DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest, PidsRequest,
-    PidsResponse, ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse,
-    StatsRequest, StatsResponse, UpdateTaskRequest, WaitRequest, WaitResponse,
+    DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest, PauseRequest,
+    PidsRequest, PidsResponse, ResumeRequest, ShutdownRequest, StartRequest, StartResponse,
+    StateRequest, StateResponse, StatsRequest, StatsResponse, UpdateTaskRequest, WaitRequest,
+    WaitResponse,
 };
 use nix::sys::stat::Mode;
 use protobuf::well_known_types::any::Any;
@@ -207,6 +208,18 @@ impl Shim {
             ..Default::default()
         };
         self.call("Kill", &request)
+    }
+
+    /// Pause, or Resume.
+    ///
+    /// # Errors
+    /// As for [`Shim::call`].
+    pub fn set_paused(&self, paused: bool) -> Reply {
+        let id = self.id.clone();
+        if paused {
+            return self.call("Pause", &PauseRequest { id, ..Default::default() });
+        }
+        self.call("Resume", &ResumeRequest { id, ..Default::default() })
     }
 
     /// Wait: returns when the process has ended.

@@ -44,8 +44,14 @@ async fn hand_on(
         if count == 0 {
             return to.shutdown().await;
         }
-        to.write_all(&buffer[..count]).await?;
-        moved.notify_one();
+        let mut rest = &buffer[..count];
+        while !rest.is_empty() {
+            match to.write(rest).await? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                written => rest = &rest[written..],
+            }
+            moved.notify_one();
+        }
         taken += count;
         // As many bytes as it is; their value means nothing. A guest that has sent everything and closed
         // takes no more of them, and what it sent is still to be read.

@@ -1,15 +1,21 @@
 //! The task API itself, over the shim's own socket: states, codes and texts.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::PathBuf;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::{CheckpointTaskRequest, Empty, Status};
+use nix::sys::signal::kill;
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
 use serde_json::{Value, json};
 use ttrpc::Code;
 
 use crate::bed::Test;
 use crate::ensure;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::runner::Case;
 use crate::shim::{Refusal, Reply, Shim, TASK_V2, TASK_V3};
 use crate::spec;
@@ -45,6 +51,16 @@ pub const CASES: &[Case] = &[
         "api.streams_missing",
         "a stdio FIFO that isn't there is an error, not a hang",
         streams_missing,
+    ),
+    Case::bulkhead(
+        "api.slow_client",
+        "a client that takes a killed container's output slowly gets it, and the VM lives meanwhile",
+        slow_client,
+    ),
+    Case::bulkhead(
+        "api.pause_exec",
+        "an exec starts before a pause or is refused, whenever the pause comes",
+        pause_exec,
     ),
     Case::bulkhead("api.both_versions", "task v2 and v3 are served on one socket", both_versions),
     Case::bulkhead("api.checkpoint", "Checkpoint says Unimplemented", checkpoint),
@@ -290,6 +306,64 @@ fn streams_missing(t: &Test<'_>) -> Outcome {
     ensure!(started.elapsed() < t.deadline(30), "it took {} s", started.elapsed().as_secs());
     shim.shutdown()?;
     Ok(())
+}
+
+fn slow_client(t: &Test<'_>) -> Outcome {
+    // Longer than a container may take to end after SIGKILL. A page of the FIFO is free every second.
+    const SLOW: Duration = Duration::from_secs(22);
+    let shim = shim(t, &["cat", "/dev/zero"])?;
+    let fifo = shim.bundle.join("stdout");
+    mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    let pid = shim.create_with(|request| request.stdout = fifo.to_string_lossy().into_owned())?.pid;
+    let mut output = File::open(&fifo)?;
+    shim.start_process("")?;
+    output.read_exact(&mut [0; 1 << 20])?;
+    shim.kill("", 9, true)?;
+    let killed = Instant::now();
+    while killed.elapsed() < SLOW {
+        output.read_exact(&mut [0; 1024])?;
+        thread::sleep(Duration::from_millis(250));
+    }
+    ensure!(kill(Pid::from_raw(i32::try_from(pid)?), None).is_ok(), "the VMM is gone");
+    // Its end waits for the client still, and comes once that has taken everything.
+    let rest = thread::spawn(move || output.read_to_end(&mut Vec::new()));
+    let status = shim.wait("")?.exit_status;
+    ensure!(status == 137, "SIGKILL gave {status}");
+    shim.delete("")?;
+    let rest = rest.join().map_err(|_| Failure::new("the reader panicked"))??;
+    ensure!(rest > 0, "the end came before the output");
+    shim.shutdown()?;
+    Ok(())
+}
+
+fn pause_exec(t: &Test<'_>) -> Outcome {
+    let shim = shim(t, &["sleep", "1000"])?;
+    shim.create()?;
+    shim.start_process("")?;
+    let mut refusals = 0;
+    for round in 0..12 {
+        let exec = format!("e{round}");
+        shim.exec(&exec, &["true"])?;
+        let started = thread::scope(|scope| -> Outcome<_> {
+            let start = scope.spawn(|| shim.start_process(&exec));
+            thread::sleep(Duration::from_millis(20 * round));
+            shim.set_paused(true)?;
+            // It does not wait for the container to go on.
+            let started = start.join().map_err(|_| Failure::new("the caller panicked"))?;
+            shim.set_paused(false)?;
+            Ok(started)
+        })?;
+        if started.is_err() {
+            refused("Start in a paused container", started, &["paused"])?;
+            refusals += 1;
+        } else {
+            let status = shim.wait(&exec)?.exit_status;
+            ensure!(status == 0, "round {round}: {status}");
+        }
+        shim.delete(&exec)?;
+    }
+    ensure!(refusals < 12, "no exec was ever in time");
+    end(&shim)
 }
 
 fn both_versions(t: &Test<'_>) -> Outcome {
