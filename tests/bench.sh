@@ -11,10 +11,11 @@ mkdir -p "$out"
 bench=(target/debug/bulkhead-bench --profile "${PROFILE:-release}")
 
 run() {
-    echo "== $1"
+    local title=$1
+    echo "== $title"
     shift
     "$@" | tee "$out/last" | grep -v '^json: '
-    sed -n 's/^json: \[\(.*\)\]$/\1/p' "$out/last" >>"$out/parts"
+    sed -n 's/^json: \[\(.*\)\]$/\1/p' "$out/last" | sed "s/\"name\":\"/&$title: /g" >>"$out/parts"
     rm "$out/last"
 }
 
@@ -29,6 +30,9 @@ else
     run "cloud-hypervisor, in the test bed" tests/test-bed/boot.sh -t 3600 \
         sh -c '"$@" && echo deny >/sys/kernel/mm/transparent_hugepage/shmem_enabled && exec "$@" idle' sh \
         "${bench[@]}" --hypervisor cloud-hypervisor --scratch /bed --patience 6
+    # As the bed was in which the budget of starts was set.
+    BED_CACHE=auto run "cloud-hypervisor, in the test bed, programs read anew" tests/test-bed/boot.sh -t 3600 \
+        "${bench[@]}" --hypervisor cloud-hypervisor --scratch /bed --patience 6 start
 fi
 echo "[$(paste -sd, "$out/parts")]" >"$out/bench.json"
 rm "$out/parts"

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_protocols::SCRATCH_DIR;
@@ -36,7 +37,7 @@ fn abandon(mount: &Path) {
 
 /// Ends every container, lets go of the given mounts, and writes everything to where it belongs.
 /// What can't be done is logged: the VM is over in any case.
-pub async fn quiesce(watcher: &Watcher, mounts: &[String]) {
+pub async fn quiesce(watcher: &Arc<Watcher>, mounts: &[String]) {
     let containers = Cgroup::of_all();
     containers.kill_if_populated();
     if let Err(error) = containers.emptied(watcher, DEADLINE).await {

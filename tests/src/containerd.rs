@@ -188,11 +188,18 @@ impl Containerd {
         command
     }
 
+    /// Whether a program is where containerd looks for its shims.
+    pub fn finds(&self, name: &str) -> bool {
+        self.found(name).is_some()
+    }
+
+    fn found(&self, name: &str) -> Option<PathBuf> {
+        std::env::split_paths(&self.path).map(|dir| dir.join(name)).find(|file| file.is_file())
+    }
+
     /// A program of the chosen generation, with the environment that containerd has.
     pub fn tool(&self, name: &str) -> Command {
-        let found =
-            std::env::split_paths(&self.path).map(|dir| dir.join(name)).find(|file| file.is_file());
-        let mut command = Command::new(found.unwrap_or_else(|| name.into()));
+        let mut command = Command::new(self.found(name).unwrap_or_else(|| name.into()));
         command.env("PATH", &self.path).env("BULKHEAD_CONFIG", self.config_file());
         command
     }

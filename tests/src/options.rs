@@ -34,6 +34,8 @@ pub enum Runtime {
     Runc,
     /// The product.
     Bulkhead,
+    /// Kata Containers: measured beside the two where it is installed.
+    Kata,
 }
 
 impl Runtime {
@@ -42,6 +44,7 @@ impl Runtime {
         match self {
             Self::Runc => "io.containerd.runc.v2",
             Self::Bulkhead => "io.containerd.bulkhead.v2",
+            Self::Kata => "io.containerd.kata.v2",
         }
     }
 }
@@ -177,6 +180,7 @@ impl Options {
     pub fn handler(&self) -> &'static str {
         match (self.runtime, self.sandboxer) {
             (Runtime::Runc, _) => "runc",
+            (Runtime::Kata, _) => "kata",
             (Runtime::Bulkhead, Sandboxer::Pause) => "bulkhead",
             (Runtime::Bulkhead, Sandboxer::Shim) => "bulkhead-sandbox",
         }

@@ -327,6 +327,7 @@ pub fn program(runtime: Runtime) -> &'static str {
     match runtime {
         Runtime::Runc => "containerd-shim-runc-v2",
         Runtime::Bulkhead => "containerd-shim-bulkhead-v2",
+        Runtime::Kata => "containerd-shim-kata-v2",
     }
 }
 

@@ -7,7 +7,8 @@
 # A processor without vmx or svm runs no KVM guests, but QEMU's TCG emulates AMD's SVM with nested paging: inside,
 # KVM works, slowly. The processor lacks cmpxchg16b, after which QEMU before 8.0 has nonsense in the flags. The kernel
 # is Debian's cloud kernel, unpacked into the cache. Inside, /bed is an empty ext4 disk, the root is an overlay of this
-# machine's with a tmpfs, and cgroup v2 is mounted. It has no network.
+# machine's with a tmpfs, and cgroup v2 is mounted. It has no network. It reads this machine's files once; with
+# BED_CACHE=auto, virtiofsd's default, anew whenever one is opened or executed.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -82,7 +83,7 @@ mkdir "$work/share"
 unshare -m --propagation private sh -c "
     mount --bind / '$work/share' && mount -o remount,bind,ro '$work/share' &&
     exec '$virtiofsd' --shared-dir '$work/share' --socket-path '$work/fs.sock' --sandbox none --seccomp none \
-        --cache always --log-level error" 2>"$work/virtiofsd.log" &
+        --cache '${BED_CACHE:-always}' --log-level error" 2>"$work/virtiofsd.log" &
 processes+=($!)
 for ((i = 0; i < 100; i++)); do [[ -S $work/fs.sock ]] && break; sleep 0.1; done
 [[ -S $work/fs.sock ]] || die "virtiofsd does not listen: $(cat "$work/virtiofsd.log")"

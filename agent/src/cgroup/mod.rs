@@ -8,6 +8,7 @@ mod watch;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -97,7 +98,7 @@ impl Cgroup {
     ///
     /// # Errors
     /// [`Error::Internal`] if the kernel refuses, or takes too long.
-    pub async fn freeze(&self, freeze: bool, watcher: &Watcher) -> Result<()> {
+    pub async fn freeze(&self, freeze: bool, watcher: &Arc<Watcher>) -> Result<()> {
         let value = u64::from(freeze);
         let path = self.0.join("cgroup.freeze");
         let changes =
@@ -115,7 +116,7 @@ impl Cgroup {
     ///
     /// # Errors
     /// [`Error::Internal`] if a process won't die, or the kernel refuses.
-    pub async fn remove(&self, watcher: &Watcher) -> Result<()> {
+    pub async fn remove(&self, watcher: &Arc<Watcher>) -> Result<()> {
         if !self.0.is_dir() {
             return Ok(());
         }
@@ -136,7 +137,7 @@ impl Cgroup {
     ///
     /// # Errors
     /// [`Error::Internal`] if one is left after `deadline`.
-    pub async fn emptied(&self, watcher: &Watcher, deadline: Duration) -> Result<()> {
+    pub async fn emptied(&self, watcher: &Arc<Watcher>, deadline: Duration) -> Result<()> {
         let path = self.0.join("cgroup.events");
         let changes = watcher.changes(&path).map_err(|error| failed(&path, &error))?;
         if changes.wait_until(deadline, || self.state("populated") != Some(1)).await {
@@ -171,7 +172,7 @@ impl Cgroup {
     }
 }
 
-impl watch::Changes<'_> {
+impl watch::Changes {
     /// Waits until `holds` does, looking again at each change of the file; says whether it does.
     async fn wait_until(&self, deadline: Duration, holds: impl Fn() -> bool) -> bool {
         let wait = async {

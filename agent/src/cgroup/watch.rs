@@ -15,13 +15,10 @@ use tokio::sync::Notify;
 
 use crate::sys::lock;
 
-/// What to do at a change. It runs in the event loop and must not block.
-type Action = Box<dyn Fn() + Send + Sync>;
-
 /// One inotify for all cgroups.
 pub struct Watcher {
     inotify: AsyncFd<Descriptor>,
-    actions: Mutex<HashMap<WatchDescriptor, Vec<(u64, Action)>>>,
+    waiting: Mutex<HashMap<WatchDescriptor, Vec<Arc<Notify>>>>,
 }
 
 /// nix's type tells its descriptor only to some.
@@ -34,10 +31,9 @@ impl AsRawFd for Descriptor {
 }
 
 /// The changes of one file, for as long as someone waits for them.
-pub struct Changes<'a> {
-    watcher: &'a Watcher,
+pub struct Changes {
+    watcher: Arc<Watcher>,
     watch: WatchDescriptor,
-    token: u64,
     notify: Arc<Notify>,
 }
 
@@ -51,34 +47,18 @@ impl Watcher {
         // SAFETY: the descriptor stays the same, and open, for as long as its owner lives.
         let inotify =
             unsafe { AsyncFd::register_with_interest(Descriptor(inotify), Interest::READABLE)? };
-        Ok(Self { inotify, actions: Mutex::new(HashMap::new()) })
-    }
-
-    /// Calls `action` at each change of a file, until the file is gone.
-    ///
-    /// # Errors
-    /// When the file can't be watched.
-    pub fn watch(&self, path: &Path, action: impl Fn() + Send + Sync + 'static) -> io::Result<()> {
-        self.add(path, 0, Box::new(action)).map(drop)
+        Ok(Self { inotify, waiting: Mutex::default() })
     }
 
     /// The changes of a file from now on.
     ///
     /// # Errors
     /// When the file can't be watched.
-    pub fn changes(&self, path: &Path) -> io::Result<Changes<'_>> {
-        let notify = Arc::new(Notify::new());
-        // The address is the token: no two waiters share it while both wait.
-        let token = Arc::as_ptr(&notify) as u64;
-        let waiter = Arc::clone(&notify);
-        let watch = self.add(path, token, Box::new(move || waiter.notify_one()))?;
-        Ok(Changes { watcher: self, watch, token, notify })
-    }
-
-    fn add(&self, path: &Path, token: u64, action: Action) -> io::Result<WatchDescriptor> {
+    pub fn changes(self: &Arc<Self>, path: &Path) -> io::Result<Changes> {
         let watch = self.inotify.get_ref().0.add_watch(path, AddWatchFlags::IN_MODIFY)?;
-        lock(&self.actions).entry(watch).or_default().push((token, action));
-        Ok(watch)
+        let notify = Arc::new(Notify::new());
+        lock(&self.waiting).entry(watch).or_default().push(Arc::clone(&notify));
+        Ok(Changes { watcher: Arc::clone(self), watch, notify })
     }
 
     /// Hands out changes for as long as the guest lives.
@@ -89,12 +69,12 @@ impl Watcher {
             };
             match self.inotify.get_ref().0.read_events() {
                 Ok(events) => {
-                    let mut actions = lock(&self.actions);
+                    let mut waiting = lock(&self.waiting);
                     for event in events {
                         if event.mask.contains(AddWatchFlags::IN_IGNORED) {
-                            actions.remove(&event.wd);
-                        } else if let Some(actions) = actions.get(&event.wd) {
-                            actions.iter().for_each(|(_, action)| action());
+                            waiting.remove(&event.wd);
+                        } else if let Some(waiting) = waiting.get(&event.wd) {
+                            waiting.iter().for_each(|one| one.notify_one());
                         }
                     }
                 }
@@ -108,22 +88,22 @@ impl Watcher {
     }
 }
 
-impl Changes<'_> {
+impl Changes {
     /// The next change; at once if there was one since the last.
     pub async fn next(&self) {
         self.notify.notified().await;
     }
 }
 
-impl Drop for Changes<'_> {
+impl Drop for Changes {
     fn drop(&mut self) {
-        let mut actions = lock(&self.watcher.actions);
-        let Some(list) = actions.get_mut(&self.watch) else {
+        let mut waiting = lock(&self.watcher.waiting);
+        let Some(list) = waiting.get_mut(&self.watch) else {
             return;
         };
-        list.retain(|(token, _)| *token != self.token);
+        list.retain(|one| !Arc::ptr_eq(one, &self.notify));
         if list.is_empty() {
-            actions.remove(&self.watch);
+            waiting.remove(&self.watch);
             // It is gone already if the file is.
             let _ = self.watcher.inotify.get_ref().0.rm_watch(self.watch);
         }

@@ -16,12 +16,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bulkhead_protocols::{SOCKETS_DIR, VOLUMES_DIR};
 use nix::errno::Errno;
 use tokio::sync::RwLock;
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use self::ground::Ground;
@@ -55,6 +56,8 @@ pub struct Container {
     submounts: Mutex<Vec<String>>,
     /// How many of its processes the OOM killer has ended, as far as the host was told.
     oom_kills: AtomicU64,
+    /// What tells the host of them.
+    watching: Mutex<Option<AbortHandle>>,
     paused: AtomicBool,
     /// Held by execs that are on their way: one that is frozen half-way would never arrive.
     starting: RwLock<()>,
@@ -69,6 +72,7 @@ impl Container {
             sockets: Sockets::default(),
             submounts: Mutex::default(),
             oom_kills: AtomicU64::new(0),
+            watching: Mutex::default(),
             paused: AtomicBool::new(false),
             starting: RwLock::new(()),
         }
@@ -119,7 +123,7 @@ impl Container {
     ///
     /// # Errors
     /// What the kernel says to it.
-    pub async fn set_paused(&self, paused: bool, watcher: &Watcher) -> Result<()> {
+    pub async fn set_paused(&self, paused: bool, watcher: &Arc<Watcher>) -> Result<()> {
         let Ok(_none) = timeout(STARTING, self.starting.write()).await else {
             let text = format!("an exec of container {} does not start", self.id);
             return Err(Error::FailedPrecondition(text));
@@ -153,22 +157,31 @@ impl Container {
     }
 
     /// Reports out-of-memory kills from now on, as they happen.
-    fn watch_memory(self: &Arc<Self>, watcher: &Watcher, events: &Arc<Events>) {
-        let container: Weak<Self> = Arc::downgrade(self);
-        let events = Arc::clone(events);
-        let watched = watcher.watch(&self.cgroup.memory_events(), move || {
-            if let Some(container) = container.upgrade() {
+    fn watch_memory(self: &Arc<Self>, watcher: &Arc<Watcher>, events: &Arc<Events>) {
+        let changes = match watcher.changes(&self.cgroup.memory_events()) {
+            Ok(changes) => changes,
+            Err(error) => {
+                log::warn!("cannot watch the memory of container {}: {error}", self.id);
+                return;
+            }
+        };
+        let (container, events) = (Arc::downgrade(self), Arc::clone(events));
+        let watching = tokio::spawn(async move {
+            loop {
+                changes.next().await;
+                let Some(container) = container.upgrade() else { return };
                 container.report_oom(&events);
             }
         });
-        if let Err(error) = watched {
-            log::warn!("cannot watch the memory of container {}: {error}", self.id);
-        }
+        *lock(&self.watching) = Some(watching.abort_handle());
     }
 
     /// Removes what the container has left in the agent's directories.
     fn remove_files(&self, submounts: &Submounts) {
         self.sockets.close();
+        if let Some(watching) = lock(&self.watching).take() {
+            watching.abort();
+        }
         self.ground.clear();
         submounts.leave(&std::mem::take(&mut *lock(&self.submounts)));
         let [volumes, sockets] =

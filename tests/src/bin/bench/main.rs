@@ -1,4 +1,5 @@
-//! The benchmarks: Bulkhead against runc, interleaved in one run on one containerd. Prints a table,
+//! The benchmarks: Bulkhead against runc, interleaved in one run on one containerd, and Kata Containers' starts beside
+//! them where its shim is on PATH. Prints a table,
 //! and as its last line the same as JSON: a list of {name, unit, value, peer, ratio}.
 
 mod network;
@@ -15,6 +16,7 @@ use bulkhead_tests::failure::{Context, Outcome};
 use bulkhead_tests::measure::{self, median};
 use bulkhead_tests::options::{Options, Runtime, USAGE};
 use bulkhead_tests::product;
+use bulkhead_tests::shim;
 use serde_json::{Value, json};
 
 /// How often each time is taken.
@@ -35,10 +37,9 @@ fn work() -> Outcome {
         println!("{USAGE}");
         return Ok(());
     };
-    let place = options.hypervisor.clone();
     let bed = Bed::make(options)?;
     let test = Test::new(&bed, "bench");
-    let mut results = Results { place, list: Vec::new() };
+    let mut results = Results { list: Vec::new() };
     println!("{:<44} {:>9} {:>9} {:>7}", "", "bulkhead", "runc", "ratio");
     let wanted = |name: &str| {
         let patterns = &bed.options.patterns;
@@ -69,7 +70,6 @@ const SECTIONS: [(&str, Section); 7] = [
 
 /// What was measured.
 struct Results {
-    place: String,
     list: Vec<Value>,
 }
 
@@ -78,7 +78,6 @@ impl Results {
     fn pair(&mut self, name: &str, unit: &str, value: f64, peer: f64) {
         let ratio = if peer > 0.0 { value / peer } else { 0.0 };
         println!("{name:<44} {value:>9.2} {peer:>9.2} {ratio:>7.2}  {unit}");
-        let name = format!("{}: {name}", self.place);
         self.list.push(
             json!({ "name": name, "unit": unit, "value": value, "peer": peer, "ratio": ratio }),
         );
@@ -87,7 +86,6 @@ impl Results {
     /// A value that runc has none beside.
     fn single(&mut self, name: &str, unit: &str, value: f64) {
         println!("{name:<44} {value:>9.2} {:>9} {:>7}  {unit}", "", "");
-        let name = format!("{}: {name}", self.place);
         self.list.push(
             json!({ "name": name, "unit": unit, "value": value, "peer": null, "ratio": null }),
         );
@@ -152,11 +150,12 @@ fn spares(t: &Test<'_>, count: u32) -> Outcome {
 
 /// `ctr run --rm`: to the first byte, to the end, and its phases.
 fn cold_start(t: &Test<'_>, results: &mut Results) -> Outcome {
-    let mut ways = [
-        Way::new("spare", Runtime::Bulkhead, 1),
-        Way::new("boot", Runtime::Bulkhead, 0),
-        Way::new("runc", Runtime::Runc, 0),
-    ];
+    let mut ways =
+        vec![Way::new("spare", Runtime::Bulkhead, 1), Way::new("boot", Runtime::Bulkhead, 0)];
+    if t.bed.containerd.finds(shim::program(Runtime::Kata)) {
+        ways.push(Way::new("Kata", Runtime::Kata, 0));
+    }
+    ways.push(Way::new("runc", Runtime::Runc, 0));
     // The first of each fills the page cache, or makes the first spare, and doesn't count.
     for round in 0..=ROUNDS {
         for way in &mut ways {
@@ -165,8 +164,8 @@ fn cold_start(t: &Test<'_>, results: &mut Results) -> Outcome {
     }
     spares(t, 0)?;
     t.bed.containerd.bulkhead(&["gc"])?.ok()?;
-    let Some((runc, ours)) = ways.split_last() else { return Ok(()) };
-    for way in ours {
+    let Some((runc, others)) = ways.split_last() else { return Ok(()) };
+    for way in others {
         let name = format!("ctr run ({}), to the first byte", way.name);
         results.pair(&name, "s", seconds(&way.first_byte), seconds(&runc.first_byte));
         let name = format!("ctr run ({}), to the end", way.name);
