@@ -114,6 +114,7 @@ install: setup guest ## Install under PREFIX (/usr/local); DESTDIR is put before
 
 .PHONY: uninstall
 uninstall: ## Take away what install put there; a changed configuration stays.
+	-@[[ -n "$(DESTDIR)" || ! -x $(PREFIX)/bin/bulkhead ]] || $(PREFIX)/bin/bulkhead gc --spares
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(programs))
 	rm -rf $(DESTDIR)$(PREFIX)/share/bulkhead $(DESTDIR)$(PREFIX)/libexec/bulkhead
 	@dir=$(DESTDIR)$(SYSCONFDIR)/bulkhead; rm -f $$dir/config.toml.new; \

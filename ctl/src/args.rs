@@ -11,7 +11,7 @@ Usage: bulkhead COMMAND
   check [--boot]           say whether this host can run sandboxes, and what it lacks; boot one to see
   list [--json]            show the sandboxes of this host
   inspect ID [--json]      show one sandbox: VMM, guest, processes, phases of its start
-  gc [--dry-run]           end and remove the sandboxes whose shim is gone
+  gc [--dry-run]           end and remove the sandboxes whose shim is gone; with --spares also the guests that wait
 
   -n, --namespace NAME     with inspect: containerd's namespace, where an id is in several
   -h, --help               show this
@@ -50,6 +50,8 @@ pub enum Command {
     Gc {
         /// Only say what would be removed.
         dry_run: bool,
+        /// End the spares, too, whatever the configuration says of them.
+        spares: bool,
     },
     /// Show the usage.
     Help,
@@ -69,7 +71,8 @@ impl Args {
 
 fn parse(mut parser: Parser) -> Result<Args, lexopt::Error> {
     let mut words: Vec<String> = Vec::new();
-    let (mut json, mut dry_run, mut boot, mut namespace) = (false, false, false, None);
+    let (mut json, mut dry_run, mut spares, mut boot) = (false, false, false, false);
+    let mut namespace = None;
     while let Some(arg) = parser.next()? {
         match arg {
             Arg::Short('h') | Arg::Long("help") => return Ok(plain(Command::Help)),
@@ -79,6 +82,7 @@ fn parse(mut parser: Parser) -> Result<Args, lexopt::Error> {
             }
             Arg::Long("json") => json = true,
             Arg::Long("dry-run") => dry_run = true,
+            Arg::Long("spares") => spares = true,
             Arg::Long("boot") => boot = true,
             Arg::Value(word) => words.push(word.string()?),
             other => return Err(other.unexpected()),
@@ -89,7 +93,7 @@ fn parse(mut parser: Parser) -> Result<Args, lexopt::Error> {
         ["check"] => Command::Check { boot },
         ["list"] => Command::List,
         ["inspect", id] => Command::Inspect { id: id.to_owned() },
-        ["gc"] => Command::Gc { dry_run },
+        ["gc"] => Command::Gc { dry_run, spares },
         ["inspect"] => return Err("inspect needs an id".into()),
         [] => return Err("a command is missing".into()),
         ["check" | "list" | "inspect" | "gc", .., last] => {
@@ -98,9 +102,11 @@ fn parse(mut parser: Parser) -> Result<Args, lexopt::Error> {
         [other, ..] => return Err(format!("{other:?} is no command").into()),
     };
     let inspect = matches!(command, Command::Inspect { .. });
+    let gc = matches!(command, Command::Gc { .. });
     let misplaced = [
         ("--json", json && !inspect && command != Command::List),
-        ("--dry-run", dry_run && !matches!(command, Command::Gc { .. })),
+        ("--dry-run", dry_run && !gc),
+        ("--spares", spares && !gc),
         ("--boot", boot && !matches!(command, Command::Check { .. })),
         ("--namespace", namespace.is_some() && !inspect),
     ];
@@ -131,7 +137,9 @@ mod tests {
     fn commands_and_flags_are_understood_in_any_order() {
         assert_eq!(parsed("check").expect("check"), plain(Command::Check { boot: false }));
         assert_eq!(parsed("check --boot").expect("check"), plain(Command::Check { boot: true }));
-        assert_eq!(parsed("gc --dry-run").expect("gc"), plain(Command::Gc { dry_run: true }));
+        let gc = |dry_run, spares| plain(Command::Gc { dry_run, spares });
+        assert_eq!(parsed("gc --dry-run").expect("gc"), gc(true, false));
+        assert_eq!(parsed("--spares gc").expect("gc"), gc(false, true));
         let expected = Args {
             command: Command::Inspect { id: "web".to_owned() },
             json: true,
@@ -150,6 +158,7 @@ mod tests {
         assert_eq!(refused("inspect a b"), "\"b\" is one argument too many");
         assert_eq!(refused("check --json"), "--json does not go with check");
         assert_eq!(refused("list --dry-run"), "--dry-run does not go with list");
+        assert_eq!(refused("check --spares"), "--spares does not go with check");
         assert_eq!(refused("gc --boot"), "--boot does not go with gc");
         assert_eq!(refused("list -n x"), "--namespace does not go with list");
         assert!(refused("list --all").contains("--all"));

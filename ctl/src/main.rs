@@ -73,11 +73,12 @@ fn run(args: &Args) -> Result<ExitCode, CommandError> {
             let entry = find::find(entries()?, id, args.namespace.as_deref())?;
             inspect::run(&entry, args.json, &mut out)?;
         }
-        Command::Gc { dry_run } => {
+        Command::Gc { dry_run, spares } => {
             let config = Config::load()?;
             let entries = record::list(&config.state_dir)?;
-            let code = gc::run(&entries, config.spares > 0, *dry_run, &mut out)?;
-            if config.spares == 0 && !dry_run {
+            let kept = config.spares > 0 && !spares;
+            let code = gc::run(&entries, kept, *dry_run, &mut out)?;
+            if !kept && !dry_run {
                 Place::remove_all(&config);
             }
             return Ok(code);

@@ -4,6 +4,8 @@
 //! delete). One task owns the queue and the connection, so nothing can overtake.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::api::ForwardRequest;
@@ -31,6 +33,9 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// restarting: together a little over a minute.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 const RETRIES: u32 = 120;
+
+/// How many events may wait before news that there is more of is no longer added.
+const ENOUGH: usize = 256;
 
 /// The protobuf package of the messages.
 const PACKAGE: &str = "containerd.events";
@@ -64,6 +69,7 @@ topics! {
 pub struct Publisher {
     namespace: String,
     queue: mpsc::UnboundedSender<Envelope>,
+    waiting: Arc<AtomicUsize>,
     log: Logger,
 }
 
@@ -72,8 +78,14 @@ impl Publisher {
     /// forwarded or given up, after the last `Publisher` is gone.
     pub fn start(address: String, namespace: String, log: &Logger) -> (Self, JoinHandle<()>) {
         let (queue, events) = mpsc::unbounded_channel();
-        let task = tokio::spawn(forward(address, events, log.clone()));
-        (Self { namespace, queue, log: log.clone() }, task)
+        let waiting = Arc::<AtomicUsize>::default();
+        let task = tokio::spawn(forward(address, events, waiting.clone(), log.clone()));
+        (Self { namespace, queue, waiting, log: log.clone() }, task)
+    }
+
+    /// Whether containerd has been away for so long that what a guest can repeat is better left out.
+    pub fn is_behind(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) >= ENOUGH
     }
 
     /// Puts an event behind all earlier ones.
@@ -96,6 +108,7 @@ impl Publisher {
             }),
             ..Default::default()
         };
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         // The far end is gone only when the process ends.
         let _ = self.queue.send(envelope);
     }
@@ -106,7 +119,12 @@ pub fn timestamp(time: SystemTime) -> Timestamp {
     time.into()
 }
 
-async fn forward(address: String, mut events: mpsc::UnboundedReceiver<Envelope>, log: Logger) {
+async fn forward(
+    address: String,
+    mut events: mpsc::UnboundedReceiver<Envelope>,
+    waiting: Arc<AtomicUsize>,
+    log: Logger,
+) {
     let mut client = None;
     while let Some(envelope) = events.recv().await {
         let topic = envelope.topic.clone();
@@ -130,6 +148,7 @@ async fn forward(address: String, mut events: mpsc::UnboundedReceiver<Envelope>,
                 }
             }
         }
+        waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -149,4 +168,22 @@ async fn forward_one(
         }
     };
     events.forward(ttrpc::context::with_duration(DEADLINE), request).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_publisher_knows_that_nobody_listens() {
+        let log = Logger::root(slog::Discard, slog::o!());
+        let (publisher, _forwarding) =
+            Publisher::start("/nowhere".to_owned(), "ns".to_owned(), &log);
+        for _ in 1..ENOUGH {
+            publisher.publish(&TaskOOM::default());
+        }
+        assert!(!publisher.is_behind());
+        publisher.publish(&TaskOOM::default());
+        assert!(publisher.is_behind());
+    }
 }

@@ -236,6 +236,7 @@ impl Guest {
     /// # Errors
     /// What is wrong with the resources, or what the kernel says to them.
     pub async fn update(&self, container: &Container, resources: &[u8]) -> Result<()> {
+        let _turn = container.updating.lock().await;
         write(&container.bundle().join(oci::RESOURCES), resources)?;
         Helper::spawn(&self.reaper, &["update", container.id()], None)?.done().await
     }

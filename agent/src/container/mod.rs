@@ -61,6 +61,8 @@ pub struct Container {
     paused: AtomicBool,
     /// Held by execs that are on their way: one that is frozen half-way would never arrive.
     starting: RwLock<()>,
+    /// Held by an update: each has its limits in the same file.
+    updating: tokio::sync::Mutex<()>,
 }
 
 impl Container {
@@ -75,6 +77,7 @@ impl Container {
             watching: Mutex::default(),
             paused: AtomicBool::new(false),
             starting: RwLock::new(()),
+            updating: tokio::sync::Mutex::new(()),
         }
     }
 

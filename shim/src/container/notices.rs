@@ -76,6 +76,9 @@ impl Notices {
     }
 
     pub fn out_of_memory(&self) {
+        if self.publisher.is_behind() {
+            return;
+        }
         let container_id = self.container.clone();
         self.publisher.publish(&task::TaskOOM { container_id, ..Default::default() });
     }
