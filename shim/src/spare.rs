@@ -21,9 +21,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use rustix::fs::inotify::{self, WatchFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, FILE_VARIABLE};
+use crate::sys::watcher;
 
 /// How long the other side may take for its next word. Both have nothing else to do.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -170,6 +172,22 @@ impl Place {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.0.exists()
+    }
+
+    /// Waits until whoever listens here cannot be found any more, and would wait for ever.
+    ///
+    /// # Errors
+    /// The system's.
+    pub async fn is_gone(&self) -> io::Result<()> {
+        let changes = watcher()?;
+        // How many names a file has is one of its attributes.
+        inotify::add_watch(changes.get_ref(), &self.0, WatchFlags::ATTRIB)?;
+        while self.is_ready() {
+            let mut ready = changes.readable().await?;
+            let _ = rustix::io::read(changes.get_ref(), &mut [0; 1024]);
+            ready.clear_ready();
+        }
+        Ok(())
     }
 
     /// Listens for who wants the spare. Only who has taken the place may.

@@ -52,6 +52,7 @@ pub const CASES: &[Case] = &[
         "a shim that was spare leaves nothing when it is killed",
         killed,
     ),
+    Case::bulkhead("spare.lost", "a spare that nobody can find any more ends by itself", lost),
     Case::bulkhead("spare.pod", "a pod's network reaches a guest that was spare", pod),
 ];
 
@@ -195,6 +196,16 @@ fn dies(t: &Test<'_>) -> Outcome {
     until(&dir, t.deadline(15), gone).context("the end of the spare")?;
     ward.container().run(&[], &["true"])?.ok()?;
     ensure!(ward.node.log().contains("was killed by SIGKILL"), "the log does not say how it died");
+    close(t, &ward.node)
+}
+
+fn lost(t: &Test<'_>) -> Outcome {
+    let ward = ward(t)?;
+    let dir = product::state_dir(ward.node.dir());
+    fs::remove_file(dir.join("spare-0"))?;
+    let gone = || Ok(!leftovers::entries(&dir).iter().any(|path| path.is_dir()));
+    until(&dir, t.deadline(15), gone).context("the end of the spare")?;
+    ward.container().run(&[], &["true"])?.ok()?;
     close(t, &ward.node)
 }
 

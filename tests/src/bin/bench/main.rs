@@ -47,8 +47,9 @@ fn work() -> Outcome {
     };
     let mut sections = SECTIONS.into_iter().filter(|(name, _)| wanted(name));
     let measured = sections.try_for_each(|(_, measure)| measure(&test, &mut results));
-    // Containers don't stay behind, whatever went wrong.
+    // Neither containers nor spares stay behind, whatever went wrong.
     test.close()?;
+    bed.containerd.bulkhead(&["gc", "--spares"])?;
     measured?;
     println!("json: {}", Value::Array(results.list));
     Ok(())
