@@ -183,9 +183,7 @@ impl Place {
         // How many names a file has is one of its attributes.
         inotify::add_watch(changes.get_ref(), &self.0, WatchFlags::ATTRIB)?;
         while self.is_ready() {
-            let mut ready = changes.readable().await?;
-            let _ = rustix::io::read(changes.get_ref(), &mut [0; 1024]);
-            ready.clear_ready();
+            changes.readable().await?.clear_ready();
         }
         Ok(())
     }

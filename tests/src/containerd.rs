@@ -188,12 +188,8 @@ impl Containerd {
         command
     }
 
-    /// Whether a program is where containerd looks for its shims.
-    pub fn finds(&self, name: &str) -> bool {
-        self.found(name).is_some()
-    }
-
-    fn found(&self, name: &str) -> Option<PathBuf> {
+    /// A program where containerd looks for its shims.
+    pub fn found(&self, name: &str) -> Option<PathBuf> {
         std::env::split_paths(&self.path).map(|dir| dir.join(name)).find(|file| file.is_file())
     }
 

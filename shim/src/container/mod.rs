@@ -101,7 +101,7 @@ pub struct Container {
     pub host_pid: u32,
     /// None for the one that stands for its pod: its namespaces are the guest's own, and nothing is to be run.
     guest: Option<Guest>,
-    notices: Notices,
+    publisher: Publisher,
     log: Logger,
     paused: AtomicBool,
     /// What it has on the host.
@@ -117,7 +117,7 @@ impl Container {
         let init = Process::new(&new.id, "", new.stdio);
         let container = Self {
             log: log.new(slog::o!("container" => new.id.clone())),
-            notices: Notices { container: new.id.clone(), pid: host_pid, publisher },
+            publisher,
             id: new.id,
             bundle: new.bundle,
             host_pid,
@@ -175,7 +175,7 @@ impl Container {
         let sockets = sockets.map(forwarded).collect();
         let container = Self {
             log,
-            notices: Notices { container: new.id.clone(), pid: host_pid, publisher },
+            publisher,
             id: new.id,
             bundle: new.bundle,
             host_pid,
@@ -192,7 +192,11 @@ impl Container {
 
     fn created(&self, rootfs: Vec<Mount>) {
         let bundle = self.bundle.to_string_lossy().into_owned();
-        self.notices.created(bundle, rootfs, &self.init.stdio);
+        self.notices().created(bundle, rootfs, &self.init.stdio);
+    }
+
+    fn notices(&self) -> Notices<'_> {
+        Notices { container: &self.id, pid: self.host_pid, publisher: &self.publisher }
     }
 
     fn guest(&self) -> Result<&Guest, ContainerError> {
@@ -244,7 +248,7 @@ impl Container {
             return Err(error.into());
         }
         process.set(Status::Running);
-        self.notices.started(exec);
+        self.notices().started(exec);
         info!(self.log, "started"; "exec" => exec.to_owned());
         Ok(())
     }
@@ -273,7 +277,7 @@ impl Container {
             self.forget(exec);
             return Err(error);
         }
-        self.notices.exec_added(exec);
+        self.notices().exec_added(exec);
         Ok(())
     }
 
@@ -368,7 +372,7 @@ impl Container {
             self.execs_lost().await;
             let held = lock(&self.held).take();
             give_back(held).await;
-            self.notices.deleted(exit);
+            self.notices().deleted(exit);
         } else {
             self.forget(exec);
         }
@@ -397,7 +401,7 @@ impl Container {
         if let (true, Some(streams)) = (exec.is_empty(), process.streams()) {
             streams.source_ended();
         }
-        self.notices.exited(exec, exit);
+        self.notices().exited(exec, exit);
         info!(self.log, "exited"; "exec" => exec.to_owned(), "status" => exit.status);
     }
 
@@ -421,7 +425,7 @@ impl Container {
             return;
         }
         *last = Some(now);
-        self.notices.out_of_memory();
+        self.notices().out_of_memory();
         info!(self.log, "out of memory");
     }
 
@@ -443,7 +447,7 @@ impl Container {
         let container = self.reference();
         self.guest()?.call(async |agent, context| agent.pause(context, &container).await).await?;
         self.paused.store(true, Ordering::Relaxed);
-        self.notices.paused();
+        self.notices().paused();
         Ok(())
     }
 
@@ -452,7 +456,7 @@ impl Container {
         let container = self.reference();
         self.guest()?.call(async |agent, context| agent.resume(context, &container).await).await?;
         self.paused.store(false, Ordering::Relaxed);
-        self.notices.resumed();
+        self.notices().resumed();
         Ok(())
     }
 

@@ -92,7 +92,7 @@ async fn be_found(
     let asked = tokio::select! {
         asked = waiting.accept() => asked,
         reason = spare.over() => Err(io::Error::other(format!("the VM has ended: {reason}"))),
-        gone = place.is_gone() => Err(gone.err().unwrap_or_else(|| io::Error::other("its place was removed"))),
+        gone = place.is_gone() => gone.and(Err(io::Error::other("its place was removed"))),
     };
     // Nobody else finds it, and who has its place next makes a socket of his own.
     drop((waiting, findable));

@@ -71,12 +71,18 @@ fn ready(t: &Test<'_>, node: &Containerd) -> Outcome {
     until(&dir, t.deadline(60), || Ok(dir.join("spare-0").exists())).context("a spare")
 }
 
-/// Requires that a spare goes when it is told to, not before, and that nothing is left.
+/// Requires that a spare goes once there are to be none, not before, and that nothing is left.
 fn close(t: &Test<'_>, node: &Containerd) -> Outcome {
     ready(t, node)?;
     let ended = node.bulkhead(&["gc"])?.ok()?.out();
     ensure!(!ended.contains("spare-"), "gc says {ended:?}");
-    let ended = node.bulkhead(&["gc", "--spares"])?.ok()?.out();
+    node.configure(&product::config(&t.bed.options, node.dir()))?;
+    gone(node, &["gc"])
+}
+
+/// Requires that a command ends the spare, and that nothing is left.
+fn gone(node: &Containerd, command: &[&str]) -> Outcome {
+    let ended = node.bulkhead(command)?.ok()?.out();
     ensure!(ended.contains("removed spare-"), "gc says {ended:?}");
     let dir = product::state_dir(node.dir());
     let left = leftovers::entries(&dir);
@@ -203,10 +209,12 @@ fn lost(t: &Test<'_>) -> Outcome {
     let ward = ward(t)?;
     let dir = product::state_dir(ward.node.dir());
     fs::remove_file(dir.join("spare-0"))?;
-    let gone = || Ok(!leftovers::entries(&dir).iter().any(|path| path.is_dir()));
-    until(&dir, t.deadline(15), gone).context("the end of the spare")?;
+    let ended = || Ok(!leftovers::entries(&dir).iter().any(|path| path.is_dir()));
+    until(&dir, t.deadline(15), ended).context("the end of the spare")?;
     ward.container().run(&[], &["true"])?.ok()?;
-    close(t, &ward.node)
+    ready(t, &ward.node)?;
+    // Whatever the configuration wants.
+    gone(&ward.node, &["gc", "--spares"])
 }
 
 fn killed(t: &Test<'_>) -> Outcome {

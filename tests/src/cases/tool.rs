@@ -122,8 +122,9 @@ fn check_boot(t: &Test<'_>) -> Outcome {
     checked(0, ["ok    boot                a guest came and went in ", "can run sandboxes"])?;
     ward.configure("scratch_dir = \"/proc/nowhere\"")?;
     checked(1, ["FAIL  boot                ", "/proc/nowhere"])?;
-    leftovers::none(&ward.node.dir().join("s").to_string_lossy(), &[], t.deadline(15))?;
-    let left = leftovers::entries(&product::state_dir(ward.node.dir()));
+    let dir = product::state_dir(ward.node.dir());
+    leftovers::none(&dir.to_string_lossy(), &[], t.deadline(15))?;
+    let left = leftovers::entries(&dir);
     ensure!(left.is_empty(), "left: {left:?}");
     Ok(())
 }

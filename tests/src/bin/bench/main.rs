@@ -1,6 +1,6 @@
 //! The benchmarks: Bulkhead against runc, interleaved in one run on one containerd, and Kata Containers' starts beside
-//! them where its shim is on PATH. Prints a table,
-//! and as its last line the same as JSON: a list of {name, unit, value, peer, ratio}.
+//! them where its shim is on PATH. Prints a table, and as its last line the same as JSON: a list of {name, unit, value,
+//! peer, ratio}.
 
 mod network;
 mod pods;
@@ -153,7 +153,7 @@ fn spares(t: &Test<'_>, count: u32) -> Outcome {
 fn cold_start(t: &Test<'_>, results: &mut Results) -> Outcome {
     let mut ways =
         vec![Way::new("spare", Runtime::Bulkhead, 1), Way::new("boot", Runtime::Bulkhead, 0)];
-    if t.bed.containerd.finds(shim::program(Runtime::Kata)) {
+    if t.bed.containerd.found(shim::program(Runtime::Kata)).is_some() {
         let mut kata = Way::new("Kata", Runtime::Kata, 0);
         match kata.once(t, false) {
             Ok(()) => ways.push(kata),
