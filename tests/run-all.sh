@@ -14,6 +14,13 @@ e2e=(target/debug/bulkhead-e2e --profile "${PROFILE:-debug}")
 # Without KVM everything is several times slower.
 qemu=(--hypervisor qemu --patience 3)
 
+# What of the end-to-end tests is run in the test bed, where each takes ten times as long: what a VMM has a hand in, once.
+# `make test-bed` runs more of them, for as long as everything else takes together.
+bed=(api. run. exec. terminal. streams. events. lifecycle. tool.
+    refusals.no_ refusals.vmm refusals.virtiofsd refusals.panic refusals.not_a refusals.then hostile.liar hostile.vandal
+    spare.life spare.pod spare.misfit pods.run pods.one_vm pods.vm_lost pods.forward pods.config_map pods.exec_sync
+    storage.block storage.empty_dir storage.full storage.device_root storage.image diff.plain diff.user)
+
 # Where hardware virtualization is usable, cloud-hypervisor's tests need no machine around them.
 hardware_kvm() { grep -qwE 'vmx|svm' /proc/cpuinfo && [[ -w /dev/kvm ]]; }
 
@@ -29,7 +36,7 @@ part_cloud-hypervisor() {
     if command -v cloud-hypervisor >/dev/null && hardware_kvm; then
         "${e2e[@]}" --containerd 2 --hypervisor cloud-hypervisor
     else
-        tests/test-bed/run-tests.sh
+        tests/test-bed/run-tests.sh "${bed[@]}"
     fi
 }
 
