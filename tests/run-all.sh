@@ -25,7 +25,8 @@ bed=(api. run. exec. terminal. streams. events. lifecycle. tool.
 hardware_kvm() { grep -qwE 'vmx|svm' /proc/cpuinfo && [[ -w /dev/kvm ]]; }
 
 part_lint() { make --no-print-directory lint; }
-part_unit() { cargo test --locked --workspace; }
+# Some of them run the real virtiofsd.
+part_unit() { PATH=$BULKHEAD_CACHE/tools/bin:$PATH cargo test --locked --workspace; }
 # runc first: a test that it fails is a wrong test.
 part_runc-2() { "${e2e[@]}" --runtime runc --containerd 2 --megabytes 64 --skip diff. ; }
 part_runc-1.6() { "${e2e[@]}" --runtime runc --containerd 1.6 --megabytes 64 --skip diff. ; }

@@ -278,6 +278,18 @@ impl Containerd {
         Ok(())
     }
 
+    /// Takes away what a failed test has left. What can't be taken away is seen by the checks of the whole run.
+    fn sweep(&self) {
+        let left = self.run(["container", "list", "-q"]).map(|done| done.out()).unwrap_or_default();
+        for id in left.split_whitespace() {
+            let _ = self.run(["task", "delete", "--force", id]);
+            let _ = self.run(["container", "delete", id]);
+        }
+        if self.options.runtime == Runtime::Bulkhead {
+            let _ = self.bulkhead(&["gc", "--spares"]);
+        }
+    }
+
     /// Keeps the scratch directory, and says where it is.
     pub fn keep(&mut self) -> PathBuf {
         self.dir.disable_cleanup(true);
@@ -295,6 +307,9 @@ impl Containerd {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
+        if self.slot().is_some() {
+            self.sweep();
+        }
         // A failed stop has already been told by whoever called it.
         let _ = self.stop();
     }

@@ -6,12 +6,25 @@ use std::fmt;
 pub type Outcome<T = ()> = Result<T, Failure>;
 
 /// A failed step. Any error becomes one by `?`.
-pub struct Failure(String);
+pub struct Failure {
+    text: String,
+    out_of_place: bool,
+}
 
 impl Failure {
     /// A failure with this text.
     pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
+        Self { text: text.into(), out_of_place: false }
+    }
+
+    /// What the test is about is not here, for this reason: it counts as skipped.
+    pub fn not_here(why: impl Into<String>) -> Self {
+        Self { text: why.into(), out_of_place: true }
+    }
+
+    /// Whether the test is skipped.
+    pub fn is_skip(&self) -> bool {
+        self.out_of_place
     }
 }
 
@@ -23,19 +36,19 @@ impl<E: std::error::Error> From<E> for Failure {
             text = format!("{text}: {next}");
             cause = next.source();
         }
-        Self(text)
+        Self::new(text)
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
 impl fmt::Debug for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
@@ -50,7 +63,7 @@ pub trait Context<T> {
 
 impl<T, E: Into<Failure>> Context<T> for Result<T, E> {
     fn context(self, step: impl fmt::Display) -> Outcome<T> {
-        self.map_err(|error| Failure(format!("{step}: {}", error.into())))
+        self.map_err(|error| Failure::new(format!("{step}: {}", error.into())))
     }
 }
 
@@ -70,7 +83,7 @@ macro_rules! ensure {
 /// Those of either, or of both.
 pub fn both(first: Outcome, second: Outcome) -> Outcome {
     match (first, second) {
-        (Err(first), Err(second)) => Err(Failure(format!("{first}\n{second}"))),
+        (Err(first), Err(second)) => Err(Failure::new(format!("{first}\n{second}"))),
         (first, second) => first.and(second),
     }
 }

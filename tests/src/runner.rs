@@ -68,7 +68,7 @@ pub struct Tally {
     pub passed: usize,
     /// They did not.
     pub failed: usize,
-    /// They are not about this runtime, or were left out by the command line.
+    /// What they are about is not here, or the command line left them out.
     pub skipped: usize,
 }
 
@@ -121,6 +121,10 @@ fn run_on(bed: &Bed, cases: VecDeque<&Case>, threads: usize, tally: &Mutex<Tally
                         Ok(()) => {
                             tally.passed += 1;
                             println!("ok      {:<34} {seconds:6.1} s", case.name);
+                        }
+                        Err(failure) if failure.is_skip() => {
+                            tally.skipped += 1;
+                            println!("skipped {:<34} {failure}", case.name);
                         }
                         Err(failure) => {
                             tally.failed += 1;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use bulkhead_tests::bed::{Bed, Test};
-use bulkhead_tests::failure::Outcome;
+use bulkhead_tests::failure::{Outcome, both};
 use bulkhead_tests::options::{Options, USAGE};
 use bulkhead_tests::{image, leftovers, measure, product};
 
@@ -38,18 +38,21 @@ fn work() -> Outcome {
         bed.options.runtime.name(),
         image::NAME
     );
-    let done = container.run(&[], &["uname", "-r"])?.ok()?;
-    println!("  kernel of the container   {}", done.out().trim());
-    println!(
-        "  kernel of this host       {}",
-        fs::read_to_string("/proc/sys/kernel/osrelease")?.trim()
-    );
-    println!("  from start to end         {:.1} s\n", done.took.as_secs_f64());
-    println!("its cold start, milliseconds from the start of the shim's server:");
-    for (phase, milliseconds) in measure::phases(&bed.containerd.log(), &container.id) {
-        println!("  {milliseconds:>7}  {phase}");
-    }
-    test.close()?;
+    let shown = (|| {
+        let done = container.run(&[], &["uname", "-r"])?.ok()?;
+        println!("  kernel of the container   {}", done.out().trim());
+        println!(
+            "  kernel of this host       {}",
+            fs::read_to_string("/proc/sys/kernel/osrelease")?.trim()
+        );
+        println!("  from start to end         {:.1} s\n", done.took.as_secs_f64());
+        println!("its cold start, milliseconds from the start of the shim's server:");
+        for (phase, milliseconds) in measure::phases(&bed.containerd.log(), &container.id) {
+            println!("  {milliseconds:>7}  {phase}");
+        }
+        Ok(())
+    })();
+    both(shown, test.close())?;
     let word = bed.containerd.dir().to_string_lossy().into_owned();
     bed.containerd.stop()?;
     let left = leftovers::entries(&product::state_dir(bed.containerd.dir()));

@@ -25,6 +25,10 @@ fn work() -> Outcome<bool> {
         return Ok(true);
     };
     let all = cases::all();
+    for pattern in options.patterns.iter().chain(&options.skipped) {
+        let known = all.iter().any(|case| case.name.contains(pattern.as_str()));
+        bulkhead_tests::ensure!(known, "no test's name holds {pattern:?}");
+    }
     let (chosen, skipped) = runner::select(&all, &options);
     if options.list {
         for case in chosen {
@@ -32,11 +36,7 @@ fn work() -> Outcome<bool> {
         }
         return Ok(true);
     }
-    bulkhead_tests::ensure!(
-        !chosen.is_empty(),
-        "no test's name holds any of {:?}",
-        options.patterns
-    );
+    bulkhead_tests::ensure!(!chosen.is_empty(), "all of them are left out");
     let devices = leftovers::network_devices();
     let mut bed = Bed::make(options)?;
     let mut tally = runner::run(&bed, chosen, skipped);

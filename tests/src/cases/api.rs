@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use containerd_shim_protos::api::{CheckpointTaskRequest, Empty, Status};
 use nix::sys::signal::kill;
@@ -147,11 +147,14 @@ fn whole_life(t: &Test<'_>) -> Outcome {
     let deleted = shim.delete("e")?;
     ensure!(deleted.exit_status == 21 && deleted.exited_at.is_some(), "Delete says {deleted:?}");
 
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).map(|now| now.as_secs());
+    let killed = i64::try_from(now()?)?;
     shim.kill("", 15, false)?;
     let waited = shim.wait("")?;
+    let when = waited.exited_at.seconds;
     ensure!(
-        waited.exit_status == 9 && waited.exited_at.seconds > 1_000_000_000,
-        "Wait says {waited:?}"
+        waited.exit_status == 9 && (killed..=i64::try_from(now()?)?).contains(&when),
+        "Wait says {waited:?}, killed at {killed}"
     );
     let state = shim.state("")?;
     ensure!(state.status.enum_value() == Ok(Status::STOPPED), "the state is {:?}", state.status);
@@ -182,37 +185,40 @@ fn start_twice(t: &Test<'_>) -> Outcome {
 fn gone(t: &Test<'_>) -> Outcome {
     let shim = shim(t, &["true"])?;
     let texts = ["not found", "no such", "not created", "does not exist"];
-    for _ in 0..2 {
-        // First before anything was made, then after all is gone.
-        let calls: [(&str, Option<Refusal>); 4] = [
+    let none = |when: &str| -> Outcome {
+        let calls: [(&str, Option<Refusal>); 11] = [
             ("State", shim.state("").err()),
             ("Kill", shim.kill("", 9, false).err()),
             ("Start", shim.start_process("").err()),
+            ("Exec", shim.exec("e", &["true"]).err()),
+            ("Wait", shim.wait("").err()),
+            ("Pids", shim.pids().err()),
+            ("Stats", shim.stats().err()),
+            ("Update", shim.update(&json!({})).err()),
+            ("Pause", shim.set_paused(true).err()),
+            ("CloseIO", shim.close_input("").err()),
             ("Delete", shim.delete("").err()),
         ];
         for (call, refusal) in calls {
             let reply: Reply = refusal.map_or_else(|| Ok(Empty::new()), Err);
-            let refusal = refused(call, reply, &texts)?;
+            let refusal = refused(&format!("{call} {when}"), reply, &texts)?;
             ensure!(
                 !t.is_bulkhead() || refusal.code == Code::NOT_FOUND,
-                "{call} has the code {:?}: {}",
+                "{call} {when} has the code {:?}: {}",
                 refusal.code,
                 refusal.message
             );
         }
-        shim.create()?;
-        let refusal = refused("State of no exec", shim.state("nobody"), &texts)?;
-        ensure!(refusal.code == Code::NOT_FOUND, "the code is {:?}", refusal.code);
-        shim.start_process("")?;
-        shim.wait("")?;
-        shim.delete("")?;
-        // A shim takes no new container under the name of one that it had: one round is all.
-        if shim.state("").is_err() {
-            break;
-        }
-    }
-    refused("Kill of what is gone", shim.kill("", 9, false), &texts)?;
-    refused("Delete of what is gone", shim.delete(""), &texts)?;
+        Ok(())
+    };
+    none("before Create")?;
+    shim.create()?;
+    let refusal = refused("State of no exec", shim.state("nobody"), &texts)?;
+    ensure!(refusal.code == Code::NOT_FOUND, "the code is {:?}", refusal.code);
+    shim.start_process("")?;
+    shim.wait("")?;
+    shim.delete("")?;
+    none("after Delete")?;
     shim.shutdown()?;
     Ok(())
 }
@@ -243,9 +249,7 @@ fn wait_many(t: &Test<'_>) -> Outcome {
         let waiters: Vec<_> = (0..4).map(|_| scope.spawn(|| shim.wait(""))).collect();
         waiters.into_iter().filter_map(|waiter| waiter.join().ok()).collect()
     });
-    let started = Instant::now();
     let late = shim.wait("")?;
-    ensure!(started.elapsed() < Duration::from_secs(2), "a wait after the end took its time");
     ensure!(answers.len() == 4 && late.exit_status == 17, "late: {late:?}");
     for answer in answers {
         let answer = answer?;
@@ -300,10 +304,8 @@ fn same_exec_twice(t: &Test<'_>) -> Outcome {
 fn streams_missing(t: &Test<'_>) -> Outcome {
     let shim = shim(t, &["true"])?;
     let missing = shim.bundle.join("no-such-fifo").to_string_lossy().into_owned();
-    let started = Instant::now();
     let reply = shim.create_with(|request| request.stdout = missing);
     refused("Create with a missing FIFO", reply, &["no such file"])?;
-    ensure!(started.elapsed() < t.deadline(30), "it took {} s", started.elapsed().as_secs());
     shim.shutdown()?;
     Ok(())
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::bed::Test;
@@ -23,6 +25,11 @@ pub const CASES: &[Case] = &[
         short_life,
     ),
     Case::any("events.pause", "pause and resume are told", pause),
+    Case::bulkhead(
+        "events.vm_lost",
+        "a VM that dies ends its processes with 137, once each, and the log has the reason",
+        vm_lost,
+    ),
 ];
 
 /// An event of one container: its topic and its content.
@@ -37,7 +44,7 @@ fn subscribe(t: &Test<'_>) -> Outcome<Session> {
         marker.create(&[], &["true"])?;
         marker.container("delete")?.ok()?;
         let mut seen = Vec::new();
-        while let Some(piece) = session.read_within(Duration::from_millis(300))? {
+        while let Some(piece) = more(&mut session, Duration::from_millis(300))? {
             seen.extend(piece);
             if String::from_utf8_lossy(&seen).contains(&marker.id) {
                 return Ok(session);
@@ -47,19 +54,24 @@ fn subscribe(t: &Test<'_>) -> Outcome<Session> {
     Err(Failure::new("`ctr events` shows nothing"))
 }
 
+/// What `ctr events` prints within a time; nothing once it has ended.
+fn more(session: &mut Session, time: Duration) -> Outcome<Option<Vec<u8>>> {
+    Ok(session.read_within(time)?.filter(|piece| !piece.is_empty()))
+}
+
 /// The task events of container `id`, up to its delete and whatever comes shortly after.
-fn collect(mut session: Session, id: &str) -> Outcome<Vec<Event>> {
+fn collect(t: &Test<'_>, mut session: Session, id: &str) -> Outcome<Vec<Event>> {
     let mut text = String::new();
     let deleted =
         |text: &str| text.lines().any(|line| line.contains(id) && line.contains(" /tasks/delete "));
     while !deleted(&text) {
-        match session.read_within(Duration::from_secs(3))? {
-            Some(piece) if !piece.is_empty() => text.push_str(&String::from_utf8_lossy(&piece)),
-            _ => break,
+        match more(&mut session, t.deadline(3))? {
+            Some(piece) => text.push_str(&String::from_utf8_lossy(&piece)),
+            None => break,
         }
     }
     // Another exit, if there is one too many, would come now.
-    while let Some(piece) = session.read_within(Duration::from_millis(500))? {
+    while let Some(piece) = more(&mut session, Duration::from_millis(500))? {
         text.push_str(&String::from_utf8_lossy(&piece));
     }
     let mine = text.lines().filter(|line| line.contains(id) && line.contains(" /tasks/"));
@@ -91,7 +103,7 @@ fn order(t: &Test<'_>) -> Outcome {
     container.kill("TERM")?;
     container.wait_stopped()?;
     container.delete()?;
-    let events = collect(session, &container.id)?;
+    let events = collect(t, session, &container.id)?;
     let seen = topics(&events);
     let expected = [
         "/tasks/create",
@@ -103,13 +115,7 @@ fn order(t: &Test<'_>) -> Outcome {
         "/tasks/delete",
     ];
     in_order(t, &seen, &expected)?;
-    let exits: Vec<(&str, u64)> = events
-        .iter()
-        .filter(|(topic, _)| topic == "/tasks/exit")
-        .map(|(_, event)| {
-            (event["id"].as_str().unwrap_or(""), event["exit_status"].as_u64().unwrap_or(0))
-        })
-        .collect();
+    let exits = exits(&events)?;
     ensure!(exits == [("e", 5), (container.id.as_str(), 4)], "the exits were {exits:?}");
     let pid = |topic: &str| {
         events.iter().find(|(name, _)| name == topic).map(|(_, event)| event["pid"].as_u64())
@@ -118,12 +124,53 @@ fn order(t: &Test<'_>) -> Outcome {
     Ok(())
 }
 
+/// Which processes have ended, and how. Each says when.
+fn exits(events: &[Event]) -> Outcome<Vec<(&str, u64)>> {
+    let exits = events.iter().filter(|(topic, _)| topic == "/tasks/exit");
+    exits
+        .map(|(_, event)| {
+            ensure!(!event["exited_at"].is_null(), "an exit without its time: {event}");
+            let (id, status) = (event["id"].as_str(), event["exit_status"].as_u64());
+            Ok((id.unwrap_or_default(), status.unwrap_or_default()))
+        })
+        .collect()
+}
+
+fn vm_lost(t: &Test<'_>) -> Outcome {
+    let session = subscribe(t)?;
+    let container = t.container();
+    container.start(&["sleep", "100000"])?;
+    let exec = container.exec_command("e", &[], &["sh", "-c", "echo ready; exec sleep 100000"]);
+    let mut exec = Session::pipes(exec, t.deadline(30))?;
+    exec.read_until("ready\n")?;
+    let sandbox = container.inspect()?;
+    let vmm = sandbox["processes"].as_array().into_iter().flatten();
+    let vmm = vmm.filter(|process| process["role"] == t.bed.options.hypervisor.as_str());
+    let pid = vmm.filter_map(|process| process["pid"].as_i64()).next();
+    let pid = pid.ok_or_else(|| Failure::new(format!("no VMM in {sandbox}")))?;
+    kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?;
+    exec.finish()?.exits(137)?;
+    container.wait_stopped()?;
+    let status = container.delete()?;
+    ensure!(status == 137, "the container ended with {status}");
+    let events = collect(t, session, &container.id)?;
+    let mut exits = exits(&events)?;
+    exits.sort_unstable();
+    let mut expected = [("e", 137), (container.id.as_str(), 137)];
+    expected.sort_unstable();
+    ensure!(exits == expected, "the exits were {exits:?}");
+    let log = container.node().log();
+    let told = log.lines().any(|line| line.contains(&container.id) && line.contains("SIGKILL"));
+    ensure!(told, "the log does not say what became of the VM");
+    Ok(())
+}
+
 fn short_life(t: &Test<'_>) -> Outcome {
     for _ in 0..3 {
         let session = subscribe(t)?;
         let container = t.container();
         container.run(&[], &["true"])?.ok()?;
-        let events = collect(session, &container.id)?;
+        let events = collect(t, session, &container.id)?;
         let seen = topics(&events);
         in_order(t, &seen, &["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"])?;
     }
@@ -139,7 +186,7 @@ fn pause(t: &Test<'_>) -> Outcome {
     container.kill("KILL")?;
     container.wait_stopped()?;
     container.delete()?;
-    let events = collect(session, &container.id)?;
+    let events = collect(t, session, &container.id)?;
     let seen = topics(&events);
     let expected = [
         "/tasks/create",

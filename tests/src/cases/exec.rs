@@ -112,7 +112,6 @@ fn user_and_cwd(t: &Test<'_>) -> Outcome {
 fn missing_program(t: &Test<'_>) -> Outcome {
     let container = idle(t)?;
     let done = container.exec("e", &[], &["no-such-program"])?;
-    ensure!(done.took < t.deadline(10), "it took {:.1} s", done.took.as_secs_f64());
     done.refused(&["executable file not found in $PATH"])?;
     // A name that looks like what the agent takes out of errors.
     let odd = container.exec("odd", &[], &["\u{e4} { }"])?;

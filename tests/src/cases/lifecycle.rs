@@ -54,11 +54,7 @@ pub const CASES: &[Case] = &[
         "a container started in the background is attached to later",
         attach,
     ),
-    Case::any(
-        "lifecycle.orphans",
-        "processes whose parent died are reaped, and end with the container",
-        orphans,
-    ),
+    Case::any("lifecycle.orphans", "processes whose parent died are reaped", orphans),
     Case::any(
         "lifecycle.containerd_restart",
         "a task lives on while containerd restarts",
@@ -103,8 +99,7 @@ fn kill_all(t: &Test<'_>) -> Outcome {
 fn delete_force(t: &Test<'_>) -> Outcome {
     let container = t.container();
     container.start(&["sh", "-c", "trap '' TERM INT HUP; while :; do sleep 1; done"])?;
-    let done = container.task("delete", &["--force"])?;
-    ensure!(done.took < t.deadline(20), "it took {:.1} s", done.took.as_secs_f64());
+    container.task("delete", &["--force"])?;
     ensure!(container.state()?.is_empty(), "the task is {}", container.state()?);
     container.container("delete")?.ok().map(drop)
 }
@@ -115,10 +110,15 @@ fn kill_soon(t: &Test<'_>) -> Outcome {
         let command = container.run_command(&["--null-io", "-d"], &["sleep", "1000"]);
         let session = Session::pipes(command, t.deadline(60))?;
         thread::sleep(Duration::from_millis(milliseconds));
-        // There may be no task yet, or one that can't be killed yet: either is said, and that is all.
-        container.task("kill", &["--signal", "KILL"])?;
-        container.task("delete", &["--force"])?;
+        // There may be no task yet, or one that can't be killed yet: either is said. A kill that succeeds is one.
+        let killed = container.task("kill", &["--signal", "KILL"])?.code() == 0;
+        let deleted = container.task("delete", &["--force"])?.code() == 0;
         session.finish()?;
+        let limit = Instant::now() + t.deadline(20);
+        while (killed || deleted) && container.state()? == "RUNNING" {
+            ensure!(Instant::now() < limit, "killed after {milliseconds} ms, it runs");
+            thread::sleep(Duration::from_millis(50));
+        }
         container.remove();
         leftovers::none(&container.id, &[container.node().bundle(&container.id)], t.deadline(20))?;
     }
@@ -277,9 +277,11 @@ fn attach(t: &Test<'_>) -> Outcome {
 
 fn orphans(t: &Test<'_>) -> Outcome {
     let container = t.container();
-    let script = "(sleep 0.2 &) ; (sleep 1000 &) ; sleep 1; echo ready; sleep 0.5";
+    // The program itself waits for nobody: its own children are zombies then, those of a subshell are not.
+    let script =
+        "(sleep 0.2 & sleep 1000 &) ; sleep 1; grep -l '^State:.Z' /proc/[0-9]*/status; echo end";
     let done = container.run(&[], &["sh", "-c", script])?.ok()?;
-    ensure!(done.out() == "ready\n", "printed {:?}", done.out());
+    ensure!(done.out() == "end\n", "there are zombies: {:?}", done.out());
     Ok(())
 }
 

@@ -197,7 +197,7 @@ fn virtiofsd_ends(t: &Test<'_>) -> Outcome {
     let ward = Ward::new(t)?;
     let daemon = ward.script("virtiofsd", "echo no share today >&2; exit 1")?;
     ward.configure(&format!("virtiofsd = {daemon:?}\nagent_timeout = 600"))?;
-    ward.refused(20, &["virtiofsd"]).map(drop)
+    ward.refused(20, &["virtiofsd", "no share today"]).map(drop)
 }
 
 fn then_all_is_well(t: &Test<'_>) -> Outcome {

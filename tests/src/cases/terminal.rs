@@ -46,7 +46,7 @@ fn echo_and_interrupt(t: &Test<'_>) -> Outcome {
     // The shell has to be waiting for sleep before the interrupt is worth anything.
     std::thread::sleep(std::time::Duration::from_millis(500));
     session.write(b"\x03")?;
-    session.read_until("# ")?;
+    session.read_until("interrupted\n")?;
     session.write(b"exit 6\n")?;
     session.finish()?.exits(6).map(drop)
 }
