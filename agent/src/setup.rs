@@ -37,7 +37,18 @@ pub fn apply(request: &SetupRequest) -> Result<()> {
     for (name, value) in &request.sysctls {
         set_sysctl(name, value)?;
     }
+    for (path, content) in &request.files {
+        write_file(Path::new(path), content)
+            .map_err(|error| Error::io(format!("cannot write {path}"), error))?;
+    }
     Ok(())
+}
+
+fn write_file(path: &Path, content: &[u8]) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    fs::write(path, content)
 }
 
 fn set_clock(ns: i64) -> Result<()> {

@@ -84,6 +84,9 @@ pub const VOLUME_DATA: &str = "..data";
 /// Where the guest has what its containers share.
 pub const SHARED_DIR: &str = "/run/bulkhead/shared";
 
+/// Where the guest has the files that are the same for all containers of a pod.
+pub const FILES_DIR: &str = "/run/bulkhead/files";
+
 /// Where the guest has its copies of volumes, in a directory for each container.
 pub const VOLUMES_DIR: &str = "/run/bulkhead/volumes";
 

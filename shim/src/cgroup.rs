@@ -32,8 +32,10 @@ impl Cgroup {
         let below = below_root(path).ok_or_else(|| {
             io::Error::new(ErrorKind::InvalidInput, format!("{path:?} is no cgroup's path"))
         })?;
-        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-        let own = fs::read_to_string("/proc/self/cgroup")?;
+        // Names of mounts may be any bytes; those of hierarchies are text.
+        let text = |path| fs::read(path).map(|text| String::from_utf8_lossy(&text).into_owned());
+        let mounts = text("/proc/self/mountinfo")?;
+        let own = text("/proc/self/cgroup")?;
         let mut cgroup = Self { joined: Vec::new() };
         for (root, old) in hierarchies(&mounts, &own) {
             let dir = root.join(&below);

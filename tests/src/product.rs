@@ -40,7 +40,7 @@ pub fn disk_dir(dir: &Path) -> PathBuf {
 
 /// The scratch disk of a sandbox.
 pub fn disk(dir: &Path, namespace: &str, id: &str) -> PathBuf {
-    disk_dir(dir).join(format!("{namespace}.{id}.scratch-disk"))
+    disk_dir(dir).join(format!("{namespace}@{id}.scratch-disk"))
 }
 
 /// Where the shims of a containerd in `dir` keep their sandboxes.

@@ -62,7 +62,7 @@ const SIGTERM: u32 = 15;
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// How long the news of a process's end waits for output that moves.
-const SETTLE: Duration = Duration::from_secs(30);
+pub const SETTLE: Duration = Duration::from_secs(30);
 
 /// How long the guest may take to deliver a signal, or to forget a process that is over.
 const PROMPT: Duration = Duration::from_secs(10);

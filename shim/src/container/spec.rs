@@ -133,6 +133,8 @@ pub struct Surroundings<'a> {
     pub devices: &'a [agent::Device],
     /// Sockets of the host that it may reach.
     pub sockets: &'a [PathBuf],
+    /// Mounts of files that are the guest's already.
+    pub files: &'a [Mount],
 }
 
 /// Rewrites `spec` for the guest, whose root file system is at `rootfs` there; makes the bind
@@ -221,6 +223,7 @@ pub fn for_guest(
             volumes.push(volume);
         }
     }
+    spec.mounts_mut().get_or_insert_default().extend_from_slice(surroundings.files);
     if let Some(scratch) = scratch {
         scratch.add_paths(&mut spec, &id, &mut held);
     }
@@ -408,6 +411,7 @@ mod tests {
             images: &[],
             devices: &[],
             sockets: &[],
+            files: &[],
         };
         let guest = for_guest(spec, "/guest/rootfs".into(), &mut tree, &surroundings)?;
         Ok(serde_json::from_slice(&guest.document).unwrap())

@@ -1,6 +1,7 @@
 //! The containers of a sandbox.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -60,12 +61,18 @@ impl Sandbox {
     /// Makes a container. Returns the pid that stands for it on the host.
     pub async fn create(&self, new: NewContainer) -> Result<u32, SandboxError> {
         let id = new.id.clone();
-        if !lock(&self.creating).insert(id.clone()) {
-            return Err(SandboxError::Exists(id));
-        }
+        match lock(&self.creating).entry(id.clone()) {
+            Entry::Occupied(_) => return Err(SandboxError::Exists(id)),
+            Entry::Vacant(entry) => entry.insert(true),
+        };
         let created = self.make(new).await;
-        lock(&self.creating).remove(&id);
+        let wanted = lock(&self.creating).remove(&id).unwrap_or(true);
         match created {
+            Ok(_) if !wanted => {
+                warn!(self.log, "was given up while it was made"; "container" => &id);
+                self.delete(&id, "").await?;
+                Err(SandboxError::NoContainer(id))
+            }
             Ok(pid) => Ok(pid),
             Err(error) => Err(self.explained(error).await),
         }
@@ -231,6 +238,14 @@ impl Sandbox {
         }
     }
 
+    /// Takes note that containerd has given up a container that is still being made: it asks once for the deletion of
+    /// what it has not been told of.
+    pub fn give_up(&self, id: &str) {
+        if let Some(wanted) = lock(&self.creating).get_mut(id) {
+            *wanted = false;
+        }
+    }
+
     /// Forgets a process, and with the first one its container.
     pub async fn delete(&self, id: &str, exec: &str) -> Result<Exit, SandboxError> {
         let exit = self.container(id)?.delete(exec).await?;
@@ -253,10 +268,9 @@ fn prepare(
     pod: &Pod,
     pids: &HashMap<u32, String>,
     new: &NewContainer,
-    mut document: Spec,
+    document: Spec,
     (images, devices): (&[agent::Mount], &[agent::Device]),
 ) -> Result<(GuestSpec, ContainerTree), ContainerError> {
-    pod.add_mounts(&running.parts.spec.dir, &mut document);
     let mut tree = running.parts.share.container(&new.id).map_err(ContainerError::Rootfs)?;
     let root = spec::root(&document, &new.bundle)?;
     let scratch = running.parts.scratch.as_ref().map(|(_, held)| held);
@@ -278,8 +292,9 @@ fn prepare(
     let bundle = &new.bundle;
     let follows = &follows;
     let sockets = &running.parts.forward_sockets;
+    let files = &pod.mounts(&document);
     let surroundings =
-        Surroundings { bundle, neighbours, follows, scratch, images, devices, sockets };
+        Surroundings { bundle, neighbours, follows, scratch, images, devices, sockets, files };
     let spec = spec::for_guest(document, rootfs, &mut tree, &surroundings)?;
     Ok((spec, tree))
 }

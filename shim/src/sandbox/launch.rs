@@ -273,7 +273,8 @@ pub async fn scratch(
         return Ok(None);
     }
     let wanted = config.scratch.clone();
-    let name = format!("{}.{}", identity.namespace, identity.id);
+    // What divides them is in neither.
+    let name = format!("{}@{}", identity.namespace, identity.id);
     let scratch = aside(move || Scratch::create(&wanted, &name)).await??;
     let held = OnScratch {
         filesystem: config.scratch.filesystem,
@@ -410,6 +411,7 @@ fn setup_request(pod: &Pod, parts: &Parts) -> io::Result<SetupRequest> {
         clock_ns: i64::try_from(now.as_nanos()).unwrap_or(0),
         entropy,
         mounts: parts.spec.share.iter().map(mounted).collect(),
+        files: pod.guest_files(),
         ..Default::default()
     })
 }

@@ -18,7 +18,7 @@ mod pod;
 mod running;
 mod spare;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -36,7 +36,7 @@ use tokio::time::timeout;
 use ttrpc::asynchronous::ClientStreamReceiver;
 
 use crate::config::{Config, ConfigError};
-use crate::container::{Container, Exit, LOST};
+use crate::container::{Container, Exit, LOST, SETTLE};
 use crate::events::Publisher;
 use crate::sys::lock;
 
@@ -104,8 +104,8 @@ pub struct Sandbox {
     /// How many numbers were given to containers of the pod.
     pids: AtomicU32,
     containers: Mutex<HashMap<String, Arc<Container>>>,
-    /// The ids of those that are being made.
-    creating: Mutex<HashSet<String>>,
+    /// The ids of those that are being made, and whether containerd still wants them.
+    creating: Mutex<HashMap<String, bool>>,
     /// Closed once a container runs: the host then has time for the next spare.
     began: Mutex<Option<OwnedFd>>,
     /// Whether it stays without a container: containerd drives it by the sandbox API.
@@ -185,7 +185,6 @@ impl Sandbox {
             None => self.boot(&config, &pod).await?,
         };
         self.phases.stamp("agent");
-        pod.write_files(&parts.spec.dir)?;
         let guest =
             launch::guest(&parts, connection, &config, &pod, &self.phases, &self.log).await?;
         let events = guest.events().await?;
@@ -416,7 +415,8 @@ impl Sandbox {
             }
             State::Failed(_) | State::Ended(_) => {}
         }
-        if timeout(VMM_END, life).await.is_err() {
+        // Its containers' outputs are read meanwhile.
+        if timeout(VMM_END + SETTLE, life).await.is_err() {
             warn!(self.log, "the VMM is still there after it was killed");
         }
     }

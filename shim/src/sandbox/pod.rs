@@ -6,13 +6,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bulkhead_protocols::FILES_DIR;
 use bulkhead_protocols::cri::{NamespaceMode, PodSandboxConfig};
 use nix::unistd::gethostname;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use protobuf::Message;
 use thiserror::Error;
 
-use crate::container::spec::is_sandbox;
+use crate::container::spec::{is_sandbox, read_only};
 
 /// Files of a pod that containerd makes for a sandbox container, and leaves to a shim with the sandbox API.
 const HOSTNAME: &str = "/etc/hostname";
@@ -65,7 +66,7 @@ pub struct Pod {
     /// The network namespace on the host whose interfaces the guest gets; none for a new one.
     pub network: Option<PathBuf>,
     /// Files that every container gets, and what is in them.
-    pub files: Vec<(&'static str, String)>,
+    pub files: Vec<(&'static str, Vec<u8>)>,
 }
 
 fn host_name() -> String {
@@ -129,7 +130,7 @@ impl Pod {
             sysctls: linux.sysctls.clone(),
             network: Some(network.to_owned()),
             files: vec![
-                (HOSTNAME, format!("{}\n", config.hostname)),
+                (HOSTNAME, format!("{}\n", config.hostname).into_bytes()),
                 (HOSTS, read(HOSTS)?),
                 (RESOLV_CONF, resolv_conf(&config)?),
             ],
@@ -137,24 +138,20 @@ impl Pod {
         })
     }
 
-    /// Writes the pod's files into a directory on the host.
-    pub fn write_files(&self, dir: &Path) -> Result<(), PodError> {
-        for (name, content) in &self.files {
-            let path = on_host(dir, name);
-            fs::write(&path, content).map_err(|source| PodError::File { path, source })?;
-        }
-        Ok(())
+    /// The pod's files by their paths in the guest. There a container may fill them without filling the host.
+    pub fn guest_files(&self) -> HashMap<String, Vec<u8>> {
+        self.files.iter().map(|(name, content)| (in_guest(name), content.clone())).collect()
     }
 
-    /// The mounts of the pod's files, those of them that a spec does not have by itself.
-    pub fn add_mounts(&self, dir: &Path, spec: &mut Spec) {
-        let mut mounts = spec.mounts().clone().unwrap_or_default();
-        for (name, _) in &self.files {
-            if !mounts.iter().any(|mount| mount.destination() == Path::new(name)) {
-                mounts.push(file_mount(name, on_host(dir, name)));
-            }
-        }
-        spec.set_mounts(Some(mounts));
+    /// The guest's mounts of the pod's files, those of them that a spec does not have by itself; as containerd has
+    /// them for its own pods.
+    pub fn mounts(&self, spec: &Spec) -> Vec<Mount> {
+        let access = if read_only(spec) { "ro" } else { "rw" };
+        let own = spec.mounts().as_deref().unwrap_or_default();
+        let missing =
+            |name: &&str| !own.iter().any(|mount| mount.destination() == Path::new(*name));
+        let names = self.files.iter().map(|(name, _)| *name).filter(missing);
+        names.map(|name| file_mount(name, access)).collect()
     }
 }
 
@@ -169,21 +166,21 @@ fn cgroup_path(parent: &str, id: &str) -> String {
     }
 }
 
-fn file_mount(name: &str, source: PathBuf) -> Mount {
+fn file_mount(name: &str, access: &str) -> Mount {
     let mut mount = Mount::default();
     mount.set_destination(PathBuf::from(name));
     mount.set_typ(Some("bind".to_owned()));
-    mount.set_source(Some(source));
-    mount.set_options(Some(vec!["rbind".to_owned(), "rw".to_owned()]));
+    mount.set_source(Some(in_guest(name).into()));
+    mount.set_options(Some(vec!["rbind".to_owned(), access.to_owned()]));
     mount
 }
 
-fn on_host(dir: &Path, name: &str) -> PathBuf {
-    dir.join(Path::new(name).file_name().unwrap_or_default())
+fn in_guest(name: &str) -> String {
+    format!("{FILES_DIR}{name}")
 }
 
 /// In the words of resolv.conf(5); the host's own where the pod says nothing.
-fn resolv_conf(config: &PodSandboxConfig) -> Result<String, PodError> {
+fn resolv_conf(config: &PodSandboxConfig) -> Result<Vec<u8>, PodError> {
     let Some(dns) = config.dns_config.as_ref() else {
         return read(RESOLV_CONF);
     };
@@ -195,12 +192,12 @@ fn resolv_conf(config: &PodSandboxConfig) -> Result<String, PodError> {
     if !dns.options.is_empty() {
         text += &format!("options {}\n", dns.options.join(" "));
     }
-    Ok(text)
+    Ok(text.into_bytes())
 }
 
 /// A file of the host's that is the pod's, too; a host without it has pods without.
-fn read(name: &str) -> Result<String, PodError> {
-    match fs::read_to_string(name) {
+fn read(name: &str) -> Result<Vec<u8>, PodError> {
+    match fs::read(name) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(PodError::File { path: name.into(), source })
         }
@@ -214,6 +211,8 @@ mod tests {
         DNSConfig, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceOption,
     };
     use protobuf::MessageField;
+
+    use oci_spec::runtime::Root;
 
     use super::*;
 
@@ -250,15 +249,25 @@ mod tests {
         assert_eq!(pod.hostname, "web-0");
         assert_eq!(pod.sysctls["kernel.shm_rmid_forced"], "1");
         let resolv = pod.files.iter().find(|(name, _)| *name == RESOLV_CONF).unwrap();
-        assert_eq!(resolv.1, "search a.local local\nnameserver 10.0.0.10\noptions ndots:5\n");
+        assert_eq!(resolv.1, b"search a.local local\nnameserver 10.0.0.10\noptions ndots:5\n");
 
         let mut spec = Spec::default();
-        spec.set_mounts(Some(vec![file_mount(HOSTS, "/kubelets/own".into())]));
-        pod.add_mounts(Path::new("/sandbox"), &mut spec);
-        let mounts = spec.mounts().clone().unwrap();
-        let sources: Vec<_> =
-            mounts.iter().map(|m| m.source().clone().unwrap().display().to_string()).collect();
-        assert_eq!(sources, ["/kubelets/own", "/sandbox/hostname", "/sandbox/resolv.conf"]);
+        spec.set_mounts(Some(vec![file_mount(HOSTS, "rw")]));
+        for read_only in [false, true] {
+            let mut root = Root::default();
+            root.set_readonly(Some(read_only));
+            spec.set_root(Some(root));
+            let mounts = pod.mounts(&spec);
+            assert_eq!(mounts.len(), 2, "the kubelet's own stays");
+            let access = if read_only { "ro" } else { "rw" };
+            assert_eq!(mounts, [file_mount(HOSTNAME, access), file_mount(RESOLV_CONF, access)]);
+            let files = pod.guest_files();
+            assert!(
+                mounts
+                    .iter()
+                    .all(|m| files.contains_key(m.source().as_ref().unwrap().to_str().unwrap()))
+            );
+        }
     }
 
     #[test]

@@ -116,9 +116,7 @@ pub async fn run(
     let socket = address.as_pathname().map(PathBuf::from);
     let socket =
         socket.ok_or_else(|| ServeError::Listener(io::ErrorKind::AddrNotAvailable.into()))?;
-    let served = serve_on(args, events, config, listener, &socket, origin, log).await;
-    let _ = std::fs::remove_file(socket);
-    served
+    serve_on(args, events, config, listener, &socket, origin, log).await
 }
 
 async fn serve_on(
@@ -166,6 +164,8 @@ async fn serve_on(
         () = idle(&sandbox) => warn!(log, "ends: containerd asked for no container"),
     }
     server.stop_listen().await;
+    // Later it may be that of the next shim for the same id.
+    let _ = std::fs::remove_file(socket);
     sandbox.shutdown().await;
     server.disconnect().await;
     drop((server, sandbox));

@@ -105,6 +105,9 @@ impl Task for TaskService {
     }
 
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> Answer<DeleteResponse> {
+        if request.exec_id.is_empty() {
+            self.sandbox.give_up(&request.id);
+        }
         let pid = self.container(&request.id)?.host_pid;
         let sandbox = self.sandbox.clone();
         let exit =
@@ -182,10 +185,9 @@ impl Task for TaskService {
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> Answer<Empty> {
-        self.container(&request.id)?
-            .resize(&request.exec_id, request.width, request.height)
-            .await
-            .map_err(|error| status(&error.into()))?;
+        let container = self.container(&request.id)?;
+        let (exec, width, height) = (request.exec_id, request.width, request.height);
+        to_its_end(async move { Ok(container.resize(&exec, width, height).await?) }).await?;
         Ok(Empty::new())
     }
 
@@ -198,7 +200,8 @@ impl Task for TaskService {
     }
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> Answer<PidsResponse> {
-        let pids = self.container(&request.id)?.pids().await;
+        let container = self.container(&request.id)?;
+        let pids = to_its_end(async move { Ok(container.pids().await) }).await?;
         let processes =
             pids.into_iter().map(|pid| ProcessInfo { pid, ..Default::default() }).collect();
         Ok(PidsResponse { processes, ..Default::default() })
@@ -231,8 +234,8 @@ impl Task for TaskService {
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> Answer<StatsResponse> {
-        let stats =
-            self.container(&request.id)?.stats().await.map_err(|error| status(&error.into()))?;
+        let container = self.container(&request.id)?;
+        let stats = to_its_end(async move { Ok(container.stats().await?) }).await?;
         let any = metrics::any(&stats)?;
         Ok(StatsResponse { stats: MessageField::some(any), ..Default::default() })
     }

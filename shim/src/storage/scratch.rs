@@ -1,7 +1,7 @@
 //! The scratch disk of a sandbox: a sparse file on the host with a file system in it, for what a pod does not keep.
 //!
 //! ```text
-//! <scratch_dir>/<namespace>.<id>.scratch-disk   a sandbox's, locked for as long as its shim lives
+//! <scratch_dir>/<namespace>@<id>.scratch-disk   a sandbox's, locked for as long as its shim lives
 //!               <filesystem>-<version>.scratch  an empty one of the size that was asked for last, to copy from
 //! ```
 //! What guests may still write to their disks is promised to them: a disk that would not fit beside those is refused, so

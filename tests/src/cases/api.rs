@@ -38,6 +38,11 @@ pub const CASES: &[Case] = &[
         delete_running,
     ),
     Case::any("api.start_twice", "starting twice is refused, and it runs on", start_twice),
+    Case::bulkhead(
+        "api.given_up",
+        "a container whose Create containerd has given up is not kept",
+        given_up,
+    ),
     Case::any("api.gone", "every call on what is gone, or never was, says NotFound", gone),
     Case::any("api.exec_stopped", "exec in a stopped container is refused", exec_stopped),
     Case::any(
@@ -180,6 +185,22 @@ fn start_twice(t: &Test<'_>) -> Outcome {
     refused("the second Start", shim.start_process(""), &["running", "already", "start"])?;
     ensure!(shim.state("")?.status.enum_value() == Ok(Status::RUNNING), "it no longer runs");
     end(&shim)
+}
+
+fn given_up(t: &Test<'_>) -> Outcome {
+    let shim = shim(t, &["true"])?;
+    let created = thread::scope(|scope| -> Outcome<_> {
+        let create = scope.spawn(|| shim.create());
+        // It waits for the boot.
+        thread::sleep(Duration::from_millis(300));
+        refused("Delete of what is still made", shim.delete(""), &["not found", "no such"])?;
+        create.join().map_err(|_| Failure::new("the caller panicked"))
+    })?;
+    let refusal = refused("Create", created, &["not found", "no such"])?;
+    ensure!(refusal.code == Code::NOT_FOUND, "the code is {:?}", refusal.code);
+    refused("State", shim.state(""), &["not found", "no such"])?;
+    shim.shutdown()?;
+    Ok(())
 }
 
 fn gone(t: &Test<'_>) -> Outcome {

@@ -70,8 +70,9 @@ impl Hotplug {
         for port in 0..PORTS {
             let held = monitor.ports[port].clone();
             if let Some(serial) = held.filter(|one| self.deleted.borrow().contains(&device(one))) {
-                monitor.execute("blockdev-del", json!({ "node-name": serial })).await?;
+                // The place is free, whatever comes of the rest: one that was late has been carried out by now.
                 monitor.ports[port] = None;
+                let _ = monitor.execute("blockdev-del", json!({ "node-name": serial })).await;
             }
         }
         Ok(monitor)
@@ -152,7 +153,13 @@ impl Plugs for Hotplug {
         let added = monitor.execute("device_add", device).await;
         match added {
             Ok(()) => monitor.ports[port] = Some(serial.clone()),
-            Err(_) => monitor.execute("blockdev-del", json!({ "node-name": serial })).await?,
+            // What is not answered in time may still be carried out: the place is taken until the node is gone.
+            Err(_) => {
+                let gone = monitor.execute("blockdev-del", json!({ "node-name": serial })).await;
+                if gone.is_err() {
+                    monitor.ports[port] = Some(serial.clone());
+                }
+            }
         }
         added
     }
@@ -257,5 +264,27 @@ mod tests {
     async fn a_monitor_that_is_gone_is_an_error() {
         let (ours, _) = UnixStream::pair().expect("pair");
         Hotplug::new(ours).plug(&plug()).await.expect_err("gone");
+    }
+
+    #[tokio::test]
+    async fn what_qemu_does_late_takes_no_place_for_good() {
+        // The node goes after the deadline. An empty answer is none.
+        let (hotplug, peer) = with(&[DONE, DONE, &format!("{DONE}{GONE}"), "", DONE, DONE]);
+        hotplug.plug(&plug()).await.expect("plugged");
+        tokio::time::pause();
+        hotplug.unplug("disk1").await.expect("out of the guest");
+        let other = Plug { serial: "disk2".to_owned(), ..plug() };
+        hotplug.plug(&other).await.expect("plugged");
+        assert_eq!(peer.await.expect("peer").len(), 6);
+    }
+
+    #[tokio::test]
+    async fn a_device_that_comes_late_has_its_place() {
+        let no =
+            "{\"error\": {\"class\": \"GenericError\", \"desc\": \"Node disk1 is in use\"}}\r\n";
+        let (hotplug, _peer) = with(&[DONE, "", no]);
+        tokio::time::pause();
+        hotplug.plug(&plug()).await.expect_err("late");
+        assert!(hotplug.monitor.lock().await.ports[0].is_some(), "it would be taken twice");
     }
 }
