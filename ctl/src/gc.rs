@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use bulkhead_protocols::chain;
-use bulkhead_shim::record::{Entry, Reaped, reap};
+use bulkhead_shim::record::{Entry, Reaped, Record, RecordError, reap};
 
 /// How old a directory without a record is before it counts as left over: a shim writes the
 /// record milliseconds after it has made the directory.
@@ -29,6 +29,11 @@ pub fn run(
             writeln!(out, "would remove {name}")?;
             continue;
         }
+        // The one before may have taken its time: what is there by now may be another sandbox.
+        let now = Record::read(&entry.directory);
+        if now.as_ref().ok() != entry.record.as_ref().ok() {
+            continue;
+        }
         match reap(&entry.directory) {
             Ok(reaped) => writeln!(out, "removed {name}{}", killed(&reaped))?,
             Err(error) => {
@@ -44,7 +49,11 @@ pub fn run(
 fn left_over(entry: &Entry, spares: bool, age: Duration) -> bool {
     match &entry.record {
         Ok(record) => !record.shim.is_alive() || (record.is_spare() && !spares),
-        Err(_) => age >= SETTLED,
+        // What is there and cannot be read may be that of a shim which lives.
+        Err(RecordError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            age >= SETTLED
+        }
+        Err(_) => false,
     }
 }
 
@@ -69,7 +78,7 @@ fn killed(reaped: &Reaped) -> String {
 
 #[cfg(test)]
 mod tests {
-    use bulkhead_shim::record::{ProcessId, Record};
+    use bulkhead_shim::record::ProcessId;
 
     use super::*;
     use crate::find::tests::entry;
@@ -106,5 +115,37 @@ mod tests {
         run(&[entry], true, true, &mut out).expect("write");
         assert_eq!(String::from_utf8_lossy(&out), "would remove web (in default)\n");
         assert!(dir.path().exists());
+    }
+
+    #[test]
+    fn a_sandbox_that_was_made_anew_since_it_was_listed_is_kept() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let stale = Entry { directory: dir.path().to_owned(), ..entry("default", "web") };
+        // Meanwhile containerd starts the same container again: same id, same directory.
+        let mut shim = std::process::Command::new("sleep").arg("60").spawn().expect("sleep");
+        let stat = fs::read_to_string(format!("/proc/{}/stat", shim.id())).expect("stat");
+        let start = stat
+            .rsplit_once(") ")
+            .expect("name")
+            .1
+            .split(' ')
+            .nth(19)
+            .expect("start")
+            .parse()
+            .expect("number");
+        let mut record = stale.record.as_ref().expect("record").clone();
+        record.shim = ProcessId { role: "shim".to_owned(), pid: shim.id(), start_time: start };
+        record.processes.clear();
+        record.write(dir.path()).expect("write");
+        let mut out = Vec::new();
+        run(&[stale], true, false, &mut out).expect("write");
+        let ended = shim.try_wait().expect("wait");
+        let there = dir.path().exists();
+        let _ = shim.kill();
+        let _ = shim.wait();
+        assert_eq!(
+            (ended, there, String::from_utf8_lossy(&out).into_owned()),
+            (None, true, String::new())
+        );
     }
 }

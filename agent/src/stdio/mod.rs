@@ -47,7 +47,8 @@ pub struct ChildEnds {
 #[derive(Default)]
 pub struct Copying {
     stdin: Mutex<Option<JoinHandle<()>>>,
-    terminal: Mutex<Option<Arc<OwnedFd>>>,
+    /// The master side, and the other one, held open.
+    terminal: Mutex<Option<(Arc<OwnedFd>, OwnedFd)>>,
 }
 
 impl Announced {
@@ -113,7 +114,7 @@ impl Copying {
     /// [`Error::Internal`] if the terminal can't be used.
     pub fn attach(&self, announced: &mut Announced, master: OwnedFd, uid: u32) -> Result<()> {
         let failed = |error: io::Error| Error::io("cannot use the process's terminal", error);
-        terminal::give_to(&master, uid).map_err(|errno| failed(errno.into()))?;
+        let slave = terminal::give_to(&master, uid).map_err(|errno| failed(errno.into()))?;
         let master = Arc::new(master);
         let reader = Terminal::new(&master).map_err(failed)?;
         // Someone must read, or the process stops when the terminal's buffer is full.
@@ -128,7 +129,7 @@ impl Copying {
             // As with runc, the end of the input leaves the terminal as it is.
             self.feed(stream, Terminal::new(&master).map_err(failed)?);
         }
-        *lock(&self.terminal) = Some(master);
+        *lock(&self.terminal) = Some((master, slave));
         Ok(())
     }
 
@@ -145,10 +146,11 @@ impl Copying {
     /// # Errors
     /// [`Error::FailedPrecondition`] if the process has no terminal.
     pub fn resize(&self, width: u16, height: u16) -> Result<()> {
-        let master = lock(&self.terminal).clone().ok_or_else(|| {
+        let terminal = lock(&self.terminal);
+        let (master, _) = terminal.as_ref().ok_or_else(|| {
             Error::FailedPrecondition("the process has no terminal to resize".to_owned())
         })?;
-        set_window_size(&*master, width.into(), height.into())
+        set_window_size(&**master, width.into(), height.into())
             .map_err(|error| Error::io("cannot resize the terminal", error))
     }
 

@@ -83,17 +83,19 @@ pub fn set_window_size(terminal: impl AsFd, width: u64, height: u64) -> nix::Res
 }
 
 /// Gives a terminal to the user who will sit at it. The other side is opened by way of this one: its
-/// name has a meaning in the container only.
+/// name has a meaning in the container only. As long as it is held there is somebody who has the terminal: a process may
+/// close it and open it again (systemd does so with its console).
 ///
 /// # Errors
 /// What the kernel says.
-pub fn give_to(master: &OwnedFd, uid: u32) -> nix::Result<()> {
+pub fn give_to(master: &OwnedFd, uid: u32) -> nix::Result<OwnedFd> {
     let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
     // SAFETY: the descriptor is borrowed, and the request takes open flags.
     let slave = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) };
     // SAFETY: the kernel has just made this descriptor, and nothing else has it.
     let slave = unsafe { OwnedFd::from_raw_fd(Errno::result(slave)?) };
-    fchown(&slave, Some(Uid::from_raw(uid)), None)
+    fchown(&slave, Some(Uid::from_raw(uid)), None)?;
+    Ok(slave)
 }
 
 #[cfg(test)]
@@ -121,6 +123,32 @@ mod tests {
             let mut output = Vec::new();
             reader.read_to_end(&mut output).await.unwrap_err();
             assert_eq!(output, b"in\r\ntail");
+        });
+    }
+
+    #[test]
+    fn a_terminal_that_nobody_has_for_a_moment_goes_on() {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let pty = openpty(None, None).unwrap();
+            let held = give_to(&pty.master, nix::unistd::getuid().as_raw()).unwrap();
+            let name =
+                std::fs::read_link(format!("/proc/self/fd/{}", pty.slave.as_raw_fd())).unwrap();
+            let (near, mut host) = tokio::net::UnixStream::pair().unwrap();
+            let copying =
+                tokio::spawn(crate::stdio::send(Terminal::new(&pty.master).unwrap(), near));
+            File::from(pty.slave).write_all(b"one").unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            assert!(!copying.is_finished());
+            let mut again = File::options().write(true).open(name).unwrap();
+            again.write_all(b"two").unwrap();
+            // The process ends, and one of its children has the terminal a little longer.
+            drop(held);
+            again.write_all(b"three").unwrap();
+            drop(again);
+            let mut output = Vec::new();
+            host.read_to_end(&mut output).await.unwrap();
+            assert_eq!(output, b"onetwothree");
         });
     }
 
