@@ -11,7 +11,9 @@ Usage: bulkhead COMMAND
   check [--boot]           say whether this host can run sandboxes, and what it lacks; boot one to see
   list [--json]            show the sandboxes of this host
   inspect ID [--json]      show one sandbox: VMM, guest, processes, phases of its start
-  gc [--dry-run]           end and remove the sandboxes whose shim is gone; with --spares also the guests that wait
+  gc [--dry-run] [--spares]
+                           end and remove the sandboxes whose shim is gone; with --spares also what is kept for later
+                           ones: guests that wait, and an empty disk
 
   -n, --namespace NAME     with inspect: containerd's namespace, where an id is in several
   -h, --help               show this

@@ -13,12 +13,14 @@ mod memory;
 mod text;
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use bulkhead_protocols::chain;
 use bulkhead_shim::config::{Config, ConfigError};
 use bulkhead_shim::record::{self, Entry, RecordError};
 use bulkhead_shim::spare::Place;
+use bulkhead_shim::storage::scratch;
 use thiserror::Error;
 
 use args::{Args, Command};
@@ -38,6 +40,14 @@ enum CommandError {
     /// The sandbox that is asked for is not there.
     #[error(transparent)]
     Find(#[from] find::FindError),
+    /// What is kept for later sandboxes cannot be removed.
+    #[error("{} cannot be emptied", dir.display())]
+    Disks {
+        /// The directory of scratch disks.
+        dir: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The answer cannot be written.
     #[error("the answer cannot be written")]
     Output(#[from] io::Error),
@@ -80,6 +90,13 @@ fn run(args: &Args) -> Result<ExitCode, CommandError> {
             let code = gc::run(&entries, kept, *dry_run, &mut out)?;
             if !kept && !dry_run {
                 Place::remove_all(&config);
+            }
+            if *spares && !dry_run {
+                let dir = &config.scratch.dir;
+                let failed = |source| CommandError::Disks { dir: dir.clone(), source };
+                scratch::clear(dir).map_err(failed)?;
+                // It is there as long as a sandbox is.
+                let _ = std::fs::remove_dir(&config.state_dir);
             }
             return Ok(code);
         }

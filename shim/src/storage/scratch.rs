@@ -169,6 +169,29 @@ pub fn remove(path: &Path) {
     let _ = fs::remove_file(path);
 }
 
+/// Removes from a directory of disks what nobody has: those of shims that are gone, and the one to copy from; and the
+/// directory itself, if nothing else is in it.
+///
+/// # Errors
+/// What the system says. A directory that is not there is fine.
+pub fn clear(dir: &Path) -> io::Result<()> {
+    let turn = match File::open(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        turn => turn?,
+    };
+    flock(&turn, FlockOperation::LockExclusive)?;
+    promised(dir)?;
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == UNUSED) {
+            fs::remove_file(&path)?;
+        }
+    }
+    // Another sandbox's disk keeps it.
+    let _ = fs::remove_dir(dir);
+    Ok(())
+}
+
 /// How much of the host's space the guests of all disks may still take, in bytes. Disks whose shim is gone are removed:
 /// nobody else would, after the host's own end.
 fn promised(dir: &Path) -> io::Result<u64> {
@@ -282,6 +305,20 @@ mod tests {
         );
         assert!(!orphan.exists());
         assert!(!names(&small).contains(&"a.c.scratch-disk".to_owned()));
+    }
+
+    #[test]
+    fn what_nobody_has_is_cleared() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let config = config(dir.path(), 64 << 20);
+        let disk = Scratch::create(&config, "a.b").expect("a disk");
+        fs::write(config.dir.join("a.orphan.scratch-disk"), "").expect("write");
+        clear(&config.dir).expect("cleared");
+        assert_eq!(names(&config), ["a.b.scratch-disk"]);
+        drop(disk);
+        clear(&config.dir).expect("cleared");
+        assert!(!config.dir.exists());
+        clear(&config.dir).expect("nothing to clear");
     }
 
     #[test]
