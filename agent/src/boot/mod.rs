@@ -20,9 +20,10 @@ const MAX_OPEN_FILES: u64 = 1_048_576;
 
 /// Kernel parameters as an init system sets them: who may follow and make links in directories that all may write to, and
 /// how much there may be of what the kernel keeps small by itself.
-const SYSCTLS: [(&str, &str); 6] = [
+const SYSCTLS: [(&str, &str); 7] = [
     ("fs.protected_hardlinks", "1"),
     ("fs.protected_symlinks", "1"),
+    ("fs.nr_open", "1073741816"),
     ("fs.inotify.max_user_instances", "8192"),
     ("fs.inotify.max_user_watches", "524288"),
     ("kernel.pid_max", "4194304"),

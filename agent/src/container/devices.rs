@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use bulkhead_protocols::agent::Device;
 use libcontainer::oci_spec::runtime::{LinuxDeviceType, Spec};
 use nix::sys::stat::{major, minor};
+use serde_json::Value;
 
 use crate::disk;
 use crate::error::{Error, Result};
@@ -27,7 +28,16 @@ pub fn renumber(spec: &[u8], devices: &[Device]) -> Result<(Vec<u8>, Vec<String>
         nodes.push(node.to_string_lossy().into_owned());
     }
     let broken = |error| Error::InvalidArgument(format!("the spec: {error}"));
-    let mut spec: Spec = serde_json::from_slice(spec).map_err(broken)?;
+    let mut document: Value = serde_json::from_slice(spec).map_err(broken)?;
+    if let Some(Value::Object(throttles)) = document.pointer_mut("/linux/resources/blockIO") {
+        for device in throttles.values_mut().filter_map(Value::as_array_mut).flatten() {
+            let number = device["major"].as_i64().zip(device["minor"].as_i64());
+            if let Some((major, minor)) = number.and_then(|number| numbers.get(&number)) {
+                (device["major"], device["minor"]) = ((*major).into(), (*minor).into());
+            }
+        }
+    }
+    let mut spec: Spec = serde_json::from_value(document).map_err(broken)?;
     let here = |kind, number| match kind {
         Some(LinuxDeviceType::B) => numbers.get(&number).copied(),
         _ => None,
@@ -64,7 +74,10 @@ mod tests {
         let rule = |kind: &str, major, minor| serde_json::json!({"allow": true, "type": kind, "major": major, "minor": minor, "access": "rwm"});
         let spec = serde_json::json!({ "ociVersion": "1.2.0", "linux": {
             "devices": [device("b", 253, 1), device("c", 253, 1), device("b", 253, 2)],
-            "resources": { "devices": [rule("b", 253, 1), rule("c", 253, 1)] },
+            "resources": {
+                "devices": [rule("b", 253, 1), rule("c", 253, 1)],
+                "blockIO": { "weight": 100, "throttleReadBpsDevice": [{ "major": 253, "minor": 1, "rate": 1 }] },
+            },
         }});
         let disk =
             Device { source: "/dev/null".to_owned(), major: 253, minor: 1, ..Default::default() };
@@ -77,6 +90,8 @@ mod tests {
                 .collect()
         };
         assert_eq!(numbers(&spec["linux"]["devices"]), [number, (253, 1), (253, 2)]);
-        assert_eq!(numbers(&spec["linux"]["resources"]["devices"]), [number, (253, 1)]);
+        let resources = &spec["linux"]["resources"];
+        assert_eq!(numbers(&resources["devices"]), [number, (253, 1)]);
+        assert_eq!(numbers(&resources["blockIO"]["throttleReadBpsDevice"]), [number]);
     }
 }

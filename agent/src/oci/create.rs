@@ -11,7 +11,7 @@ use super::program::Program;
 use super::report::Report;
 use super::reporter::Reporter;
 use super::spec::Prepared;
-use super::{bundle, jit, limits, spec, stdio};
+use super::{bundle, jit, keyring, limits, spec, stdio};
 use crate::container::STATES;
 
 /// Makes the container whose spec is in its bundle, and reports its first process. `fd` is the
@@ -32,6 +32,7 @@ pub fn run(
     let Prepared { spec, rlimits, late } =
         spec::prepare(&bundle, container, pid_namespace, console.is_some(), arguments.into())?;
     stdio::give_to(user(&spec))?;
+    keyring::join(container)?;
     let inherited = limits::locked_memory()?;
 
     let build = ContainerBuilder::new(container.to_owned(), SyscallType::default())

@@ -12,7 +12,7 @@ use super::create::announce;
 use super::failure::Failure;
 use super::program::{Late, Program};
 use super::reporter::Reporter;
-use super::{EXECS, PROCESS, SPEC, bundle, limits, spec, stdio};
+use super::{EXECS, PROCESS, SPEC, bundle, keyring, limits, spec, stdio};
 use crate::cgroup::{CONTAINERS, ROOT};
 use crate::container::STATES;
 
@@ -42,6 +42,7 @@ pub fn run(
     let adapted = directory.join(ADAPTED);
     spec::write(&process, &adapted)?;
     stdio::give_to(process.user().uid())?;
+    keyring::join(container)?;
 
     let states = directory.join(STATE);
     let init = running_state(container, &states)?;

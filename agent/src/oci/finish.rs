@@ -4,11 +4,13 @@
 //! namespaces, when all is mounted and the root is not entered yet. Most containers need none of it
 //! and have no such hook.
 
+use std::collections::HashSet;
 use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use libcontainer::oci_spec::runtime::{Hook, HookBuilder, Hooks, Mount, Spec};
+use libcontainer::oci_spec::runtime::{Hook, HookBuilder, Hooks, Linux, Mount, Spec};
+use libcontainer::rootfs::utils::{default_devices, parse_mount};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
@@ -30,6 +32,9 @@ pub struct Finish {
     device_directories: Vec<PathBuf>,
     /// The working directory, which runc makes if it is missing.
     cwd: Option<PathBuf>,
+    /// Bind mounts onto places of devices, where libcontainer wants to find nothing: their sources, their places, and the
+    /// options of the mount. For runc a place that is taken is fine.
+    binds: Vec<(PathBuf, PathBuf, u64)>,
     /// Mounts with propagation or with options of the file system as a whole, and those.
     remounts: Vec<(PathBuf, u64)>,
     /// Read-only paths; libcontainer would make them noexec, too.
@@ -61,21 +66,37 @@ impl Finish {
     fn of(spec: &mut Spec) -> Option<Self> {
         let root = spec.root().as_ref()?.path().clone();
         let mut finish = Self { root, ..Self::default() };
-        for mount in spec.mounts().iter().flatten() {
+        let mut linux = spec.linux().clone()?;
+        let paths = linux.readonly_paths().iter().flatten();
+        if paths.map(Path::new).any(|path| clean(path) == Path::new("/"))
+            && let Some(root) = spec.root_mut()
+        {
+            // What would be mounted over it is not what the container gets as its root.
+            root.set_readonly(Some(true));
+        }
+        finish.take_binds(spec, &linux);
+        for mount in spec.mounts_mut().iter_mut().flatten() {
             finish.note_mount(mount);
         }
-        let mut linux = spec.linux().clone()?;
+        // Those in a mount of its own, or without a mount in the image, may be there already, and somebody else's.
+        let mounts = spec.mounts().iter().flatten().map(|mount| clean(mount.destination()));
+        let (dev, others): (Vec<_>, Vec<_>) = mounts.partition(|mount| mount == Path::new("/dev"));
+        let made = |above: &&Path| {
+            above.starts_with("/dev")
+                && *above != Path::new("/dev")
+                && !dev.is_empty()
+                && !others.iter().any(|mount| above.starts_with(mount))
+        };
         for device in linux.devices().iter().flatten() {
             let path = clean(device.path());
-            let above = path.ancestors().skip(1).filter(|above| above.starts_with("/dev"));
-            finish
-                .device_directories
-                .extend(above.filter(|above| *above != Path::new("/dev")).map(Path::to_owned));
+            let above = path.ancestors().skip(1).filter(made);
+            finish.device_directories.extend(above.map(Path::to_owned));
         }
         if let Some(paths) = linux.readonly_paths().clone() {
             // Under /proc and /sys nothing is to be executed anyway.
+            let paths = paths.into_iter().filter(|path| clean(Path::new(path)) != Path::new("/"));
             let (kernel, others): (Vec<_>, Vec<_>) =
-                paths.into_iter().partition(|path| is_kernels(&clean(Path::new(path))));
+                paths.partition(|path| is_kernels(&clean(Path::new(path))));
             finish.readonly = others.into_iter().map(PathBuf::from).collect();
             linux.set_readonly_paths(Some(kernel));
         }
@@ -87,7 +108,25 @@ impl Finish {
         (finish != nothing).then_some(finish)
     }
 
-    fn note_mount(&mut self, mount: &Mount) {
+    fn take_binds(&mut self, spec: &mut Spec, linux: &Linux) {
+        let defaults = default_devices();
+        let devices = linux.devices().iter().flatten().chain(&defaults);
+        let places: HashSet<PathBuf> = devices.map(|device| clean(device.path())).collect();
+        let Some(mounts) = spec.mounts_mut() else { return };
+        mounts.retain(|mount| {
+            let place = clean(mount.destination());
+            let (true, true, Some(source)) =
+                (is_bind(mount), places.contains(&place), mount.source())
+            else {
+                return true;
+            };
+            let flags = parse_mount(mount).map_or(0, |parsed| parsed.flags.bits());
+            self.binds.push((source.clone(), place, flags));
+            false
+        });
+    }
+
+    fn note_mount(&mut self, mount: &mut Mount) {
         let mut propagation = MsFlags::empty();
         let mut whole = MsFlags::empty();
         for option in mount.options().iter().flatten() {
@@ -103,7 +142,7 @@ impl Finish {
                 _ => {}
             }
         }
-        let path = mount.destination();
+        let path = mount.destination().clone();
         // The guest's own mounts are private; so are copies of them, and slaves of them.
         if !(propagation & (MsFlags::MS_SHARED | MsFlags::MS_UNBINDABLE)).is_empty() {
             self.remounts.push((path.clone(), propagation.bits()));
@@ -111,11 +150,15 @@ impl Finish {
         if !whole.is_empty() {
             self.remounts.push((path.clone(), (whole | MsFlags::MS_REMOUNT).bits()));
         }
-        let read_only = mount.options().iter().flatten().any(|option| option == "ro");
-        if read_only && clean(path) == Path::new("/dev") {
-            // libcontainer leaves it writable for its own sake.
+        // Until then places for other mounts can be made in it.
+        if mount.typ().as_deref() == Some("tmpfs")
+            && !is_bind(mount)
+            && let Some(options) = mount.options_mut()
+            && options.iter().any(|option| option == "ro")
+        {
+            options.retain(|option| option != "ro");
             let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-            self.remounts.push((path.clone(), flags.bits()));
+            self.remounts.push((path, flags.bits()));
         }
     }
 
@@ -150,6 +193,14 @@ impl Finish {
                 Failure::invalid(format!("cannot make process.cwd {}: {error}", cwd.display()))
             })?;
         }
+        for (source, path, flags) in &self.binds {
+            bind(&root, source, path, MsFlags::from_bits_truncate(*flags))?;
+        }
+        if self.remounts.iter().any(|(path, _)| clean(path) == Path::new("/dev")) {
+            // A terminal's place, which libcontainer makes later. Without a /dev there is none.
+            let console = root.directory(Path::new("/dev")).map(|dev| by_descriptor(&dev));
+            let _ = console.map(|dev| File::create(Path::new(&dev).join("console")));
+        }
         for (path, flags) in &self.remounts {
             change(&root, path, MsFlags::from_bits_truncate(*flags))?;
         }
@@ -166,6 +217,27 @@ impl Finish {
 /// What the kernel refused.
 pub fn run(bundle: &Path) -> Result<(), Failure> {
     spec::read::<Finish>("what is left to do", &bundle.join(FILE))?.run()
+}
+
+/// Mounts what is at `source` on the place of a device.
+fn bind(root: &Rootfs, source: &Path, path: &Path, flags: MsFlags) -> Result<(), Failure> {
+    let failed = |error: &dyn std::fmt::Display| {
+        let (source, path) = (source.display(), path.display());
+        Failure::io(format_args!("cannot mount {source} on {path}"), error)
+    };
+    let place = root.place(path).map_err(|error| failed(&error))?;
+    let kind = flags & (MsFlags::MS_BIND | MsFlags::MS_REC) | MsFlags::MS_BIND;
+    mount(Some(source), by_descriptor(&place).as_str(), None::<&str>, kind, None::<&str>)
+        .map_err(|error| failed(&error))?;
+    let options = flags & !(MsFlags::MS_BIND | MsFlags::MS_REC);
+    if options.is_empty() {
+        return Ok(());
+    }
+    // The new mount is on top of the place that is open.
+    let place = root.place(path).map_err(|error| failed(&error))?;
+    let kept = flags_of(&place).map_err(|error| failed(&error))?;
+    remount(&place, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | options | kept)
+        .map_err(|error| failed(&error))
 }
 
 /// Changes the propagation or the options of what is mounted on a path.
@@ -263,6 +335,32 @@ mod tests {
                 (MsFlags::MS_SYNCHRONOUS | MsFlags::MS_REMOUNT).bits()
             ]
         );
+    }
+
+    #[test]
+    fn a_read_only_path_may_be_the_root() {
+        let json = r#"{"ociVersion":"1.0.2","root":{"path":"/"},
+            "linux":{"readonlyPaths":["/usr/..","/sys"]}}"#;
+        let mut spec: Spec = serde_json::from_str(json).unwrap();
+        assert_eq!(Finish::of(&mut spec), None);
+        assert_eq!(spec.root().as_ref().unwrap().readonly(), Some(true));
+    }
+
+    #[test]
+    fn directories_that_are_not_made_for_a_device_are_left_alone() {
+        let json = r#"{"ociVersion":"1.0.2","root":{"path":"/"},
+            "mounts":[{"destination":"/dev","type":"tmpfs"},{"destination":"/dev/data","source":"/x","type":"bind"}],
+            "linux":{"devices":[{"path":"/dev/data/deep/null","type":"c","major":1,"minor":3}]}}"#;
+        assert_eq!(finish(json), None);
+    }
+
+    #[test]
+    fn what_is_mounted_on_a_device_waits_for_the_device() {
+        let json = r#"{"ociVersion":"1.0.2","root":{"path":"/"},
+            "mounts":[{"destination":"/dev/random","source":"/dev/urandom","options":["rbind","ro"]}],"linux":{}}"#;
+        let flags = MsFlags::MS_BIND | MsFlags::MS_REC | MsFlags::MS_RDONLY;
+        let bind = ("/dev/urandom".into(), "/dev/random".into(), flags.bits());
+        assert_eq!(finish(json).unwrap().binds, [bind]);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use libcontainer::oci_spec::runtime::{LinuxResources, PosixRlimit, PosixRlimitType};
+use libcontainer::oci_spec::runtime::{LinuxBlockIo, LinuxResources, PosixRlimit, PosixRlimitType};
 use nix::errno::Errno;
 
 use super::failure::Failure;
@@ -31,16 +31,31 @@ pub fn adapt(resources: &mut LinuxResources) {
     {
         pids.set_limit(-1);
     }
+    // libcgroups computes what becomes of it in 16 bits, which it leaves: runc's formula, from 10..1000 to 1..10000.
+    if let Some(weight) = resources.block_io().as_ref().and_then(LinuxBlockIo::weight) {
+        if let Some(block_io) = resources.block_io_mut() {
+            block_io.set_weight(None);
+        }
+        if weight > 0 {
+            let weight = 1 + u64::from(weight.saturating_sub(10)) * 9999 / 990;
+            add_unified(resources, "io.weight", weight.to_string());
+        }
+    }
     // As much as memory is none beside it, which libcgroups does not write.
     let memory = resources.memory().map(|memory| (memory.limit(), memory.swap()));
     if let Some((Some(limit), Some(swap))) = memory
         && limit == swap
         && limit > 0
     {
-        let mut unified = resources.unified().clone().unwrap_or_default();
-        unified.entry("memory.swap.max".to_owned()).or_insert_with(|| "0".to_owned());
-        resources.set_unified(Some(unified));
+        add_unified(resources, "memory.swap.max", "0".to_owned());
     }
+}
+
+/// Says it in cgroup v2's own words, unless the spec does.
+fn add_unified(resources: &mut LinuxResources, file: &str, value: String) {
+    let mut unified = resources.unified().clone().unwrap_or_default();
+    unified.entry(file.to_owned()).or_insert(value);
+    resources.set_unified(Some(unified));
 }
 
 /// The limit of locked memory that a container inherits.

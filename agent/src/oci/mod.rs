@@ -11,6 +11,7 @@ mod exec;
 mod failure;
 mod finish;
 mod jit;
+mod keyring;
 mod limits;
 mod lookup;
 mod mounts;

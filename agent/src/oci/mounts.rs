@@ -4,17 +4,26 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
 use libcontainer::oci_spec::runtime::{Mount, Spec};
+use libcontainer::rootfs::utils::parse_mount;
 
+use super::failure::Failure;
 use super::rootfs::Rootfs;
 
+/// Flags of mount(2) that libcontainer does not know, and that change nothing of what a container has mounted.
+const WITHOUT_EFFECT: [&str; 8] =
+    ["acl", "noacl", "silent", "loud", "iversion", "noiversion", "lazytime", "nolazytime"];
+
 /// Adapts the mounts to what runc makes of them, where that can be said in the spec.
-pub fn adapt(spec: &mut Spec) {
+///
+/// # Errors
+/// A bind mount with options that are a file system's, which the kernel would not heed.
+pub fn adapt(spec: &mut Spec) -> Result<(), Failure> {
     // Without a root libcontainer has an error to tell.
     let Some(Ok(rootfs)) = spec.root().as_ref().map(|root| Rootfs::open(root.path())) else {
-        return;
+        return Ok(());
     };
     let Some(mut mounts) = spec.mounts().clone() else {
-        return;
+        return Ok(());
     };
     for mount in &mut mounts {
         if mount.destination().is_relative() {
@@ -28,8 +37,27 @@ pub fn adapt(spec: &mut Spec) {
             mount.set_destination(rootfs.followed(mount.destination()));
         }
         keep_mode(&rootfs, mount);
+        if let Some(options) = mount.options_mut() {
+            options.retain(|option| !WITHOUT_EFFECT.contains(&option.as_str()));
+        }
+        // libcontainer knows it for a mount with all that is below it only.
+        let options = mount.options_mut().iter_mut().flatten();
+        options
+            .filter(|option| *option == "nosymfollow")
+            .for_each(|option| *option = "rnosymfollow".to_owned());
+        if let Ok(parsed) = parse_mount(mount)
+            && is_bind(mount)
+            && !parsed.data.is_empty()
+        {
+            let place = mount.destination().display();
+            let unknown = parsed.data.join(",");
+            return Err(Failure::invalid(format!(
+                "mounts: the bind mount on {place} cannot have the options {unknown}"
+            )));
+        }
     }
     spec.set_mounts(Some(mounts));
+    Ok(())
 }
 
 /// A tmpfs on a directory takes over its mode, unless the spec says one.

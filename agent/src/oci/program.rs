@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::ffi::CString;
-use std::fs;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
 use bulkhead_protocols::chain;
@@ -86,12 +88,11 @@ impl Program {
         if value(&env, "HOME") == Some(UNKNOWN_HOME) {
             env.retain(|pair| !pair.starts_with("HOME="));
             let user = process.map_or(0, |process| process.user().uid());
-            let table = fs::read("/etc/passwd").unwrap_or_default();
-            env.push(format!("HOME={}", home(&String::from_utf8_lossy(&table), user)));
+            env.push(format!("HOME={}", home(&users(), user)));
         }
         let path = c_string("process.args", &file)?;
         let args = c_strings("process.args", &args)?;
-        let env = c_strings("process.env", &deduplicated(env))?;
+        let env = c_strings("process.env", &deduplicated(env)?)?;
         self.late.apply()?;
         execve(&path, &args, &env)
             .map_err(|errno| Failure::invalid(format!("exec {file}: {}", lookup::describe(errno))))
@@ -152,6 +153,19 @@ pub fn value<'a>(env: &'a [String], name: &str) -> Option<&'a str> {
     env.iter().rev().find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
 }
 
+/// How much of a table of users is read, in bytes.
+const USERS_LIMIT: u64 = 1 << 20;
+
+/// The container's table of users, as far as it is one: anything may be in its place.
+fn users() -> String {
+    let open = File::options().read(true).custom_flags(libc::O_NONBLOCK).open("/etc/passwd");
+    let file = open.ok().filter(|file| file.metadata().is_ok_and(|about| about.is_file()));
+    let mut table = Vec::new();
+    // What can be read of it counts.
+    let _ = file.map(|file| file.take(USERS_LIMIT).read_to_end(&mut table));
+    String::from_utf8_lossy(&table).into_owned()
+}
+
 /// The home of a user in a table as /etc/passwd (passwd(5)); the root directory where it has none.
 fn home(table: &str, user: u32) -> &str {
     let home = |line| {
@@ -162,13 +176,13 @@ fn home(table: &str, user: u32) -> &str {
 }
 
 /// The environment with each variable once: at its first place, with its last value, as runc's
-/// setenv leaves it. What is no assignment is left out.
-fn deduplicated(env: Vec<String>) -> Vec<String> {
+/// setenv leaves it.
+fn deduplicated(env: Vec<String>) -> Result<Vec<String>, Failure> {
     let mut places: HashMap<String, usize> = HashMap::new();
     let mut kept: Vec<String> = Vec::with_capacity(env.len());
     for pair in env {
-        let Some((name, _)) = pair.split_once('=') else {
-            continue;
+        let Some((name, _)) = pair.split_once('=').filter(|(name, _)| !name.is_empty()) else {
+            return Err(Failure::invalid(format!("process.env: {pair:?} is not NAME=value")));
         };
         match places.get(name) {
             Some(&place) => kept[place] = pair,
@@ -178,7 +192,7 @@ fn deduplicated(env: Vec<String>) -> Vec<String> {
             }
         }
     }
-    kept
+    Ok(kept)
 }
 
 fn c_strings(field: &str, texts: &[String]) -> Result<Vec<CString>, Failure> {
@@ -199,8 +213,11 @@ mod tests {
 
     #[test]
     fn the_environment_keeps_its_order_and_each_name_once() {
-        let env = strings(&["B=1", "A=x=y", "broken", "B=2", "C="]);
-        assert_eq!(deduplicated(env), strings(&["B=2", "A=x=y", "C="]));
+        let env = strings(&["B=1", "A=x=y", "B=2", "C="]);
+        assert_eq!(deduplicated(env).unwrap(), strings(&["B=2", "A=x=y", "C="]));
+        for odd in ["broken", "", "=x"] {
+            deduplicated(strings(&["A=1", odd])).unwrap_err();
+        }
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! A container's seccomp profile, loaded as runc loads it: after all that this program itself has to do.
 
 use bulkhead_protocols::chain;
+use libcontainer::oci_spec::OciSpecError;
 use libcontainer::oci_spec::runtime::{
     Capabilities, Capability, LinuxCapabilities, LinuxSeccomp, LinuxSeccompAction,
+    LinuxSeccompArgBuilder, LinuxSeccompOperator,
 };
 use libcontainer::seccomp::initialize_seccomp;
 use libseccomp::ScmpSyscall;
@@ -17,13 +19,34 @@ const COMMON: u32 = 423;
 /// # Errors
 /// What libseccomp or the kernel says of the profile.
 pub fn load(profile: &LinuxSeccomp) -> Result<(), Failure> {
-    initialize_seccomp(profile).map_err(|error| {
-        Failure::invalid(format!("cannot load the seccomp profile: {}", chain(&error)))
-    })?;
+    let failed = |error: &dyn std::error::Error| {
+        Failure::invalid(format!("cannot load the seccomp profile: {}", chain(error)))
+    };
+    let adapted = in_its_words(profile).map_err(|error| failed(&error))?;
+    initialize_seccomp(&adapted).map_err(|error| failed(&error))?;
     if profile.default_action() == LinuxSeccompAction::ScmpActErrno {
         refuse_beyond(newest(profile));
     }
     Ok(())
+}
+
+/// The profile as libcontainer reads it: of a masked comparison the specification has the mask first, it the value.
+fn in_its_words(profile: &LinuxSeccomp) -> Result<LinuxSeccomp, OciSpecError> {
+    let mut profile = profile.clone();
+    let mut rules = profile.syscalls().clone().unwrap_or_default();
+    for rule in &mut rules {
+        let Some(mut args) = rule.args().clone() else { continue };
+        for arg in &mut args {
+            if arg.op() == LinuxSeccompOperator::ScmpCmpMaskedEq {
+                let (mask, value) = (arg.value(), arg.value_two().unwrap_or_default());
+                let swapped = LinuxSeccompArgBuilder::default().index(arg.index()).op(arg.op());
+                *arg = swapped.value(value).value_two(mask).build()?;
+            }
+        }
+        rule.set_args(Some(args));
+    }
+    profile.set_syscalls(Some(rules));
+    Ok(profile)
 }
 
 /// The capabilities with which a process may load a profile without no_new_privs, and drop to the given ones.

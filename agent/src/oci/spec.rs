@@ -6,7 +6,8 @@ use std::io::BufWriter;
 use std::path::Path;
 
 use libcontainer::oci_spec::runtime::{
-    Linux, LinuxCapabilities, LinuxNamespaceBuilder, LinuxNamespaceType, PosixRlimit, Process, Spec,
+    Capabilities, Capability, Linux, LinuxCapabilities, LinuxNamespaceBuilder, LinuxNamespaceType,
+    PosixRlimit, Process, Spec,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -69,7 +70,7 @@ pub fn prepare(
     linux.set_seccomp(None);
     spec.set_process(Some(process)).set_linux(Some(linux));
 
-    mounts::adapt(&mut spec);
+    mounts::adapt(&mut spec)?;
     Finish::plan(&mut spec, bundle, arguments)?;
     write(&spec, &bundle.join(CONFIG))?;
     Ok(Prepared { spec, rlimits, late })
@@ -99,6 +100,13 @@ pub fn complete_capabilities(given: &Option<LinuxCapabilities>) -> LinuxCapabili
             given.and_then(|given| given.inheritable().clone()).unwrap_or_default(),
         ))
         .set_ambient(Some(given.and_then(|given| given.ambient().clone()).unwrap_or_default()));
+    // The kernel gives no more (capabilities(7)), and runc goes on with what it gives.
+    let had = |set: &Option<Capabilities>, one: &Capability| {
+        set.as_ref().is_some_and(|set| set.contains(one))
+    };
+    let mut ambient = all.ambient().clone().unwrap_or_default();
+    ambient.retain(|one| had(all.permitted(), one) && had(all.inheritable(), one));
+    all.set_ambient(Some(ambient));
     all
 }
 

@@ -491,6 +491,7 @@ impl Container {
 
     /// Changes its limits; `resources` is an OCI `linux.resources` object.
     pub async fn update(&self, resources: Vec<u8>) -> Result<(), ContainerError> {
+        spec::check_update(&resources)?;
         let request = UpdateRequest { container: self.id.clone(), resources, ..Default::default() };
         self.guest()?.call(async |agent, context| agent.update(context, &request).await).await?;
         Ok(())

@@ -4,7 +4,10 @@
 
 use std::path::Path;
 
-use oci_spec::runtime::{Linux, LinuxSeccomp, LinuxSeccompAction, Mount, Process, Spec};
+use oci_spec::runtime::{
+    Linux, LinuxBlockIo, LinuxResources, LinuxSeccomp, LinuxSeccompAction, LinuxThrottleDevice,
+    Mount, Process, Spec,
+};
 
 use super::error::{SpecError, refused};
 
@@ -39,7 +42,11 @@ pub fn document(spec: &Spec) -> Result<(), SpecError> {
 /// What no process may ask for, the first one or an exec.
 pub fn process(process: &Process) -> Result<(), SpecError> {
     let set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+    let user = process.user();
+    let all = [user.uid(), user.gid()];
+    let mut ids = all.iter().chain(user.additional_gids().iter().flatten());
     let rules = [
+        (ids.any(|id| i32::try_from(*id).is_err()), "user", "ids must be 0 to 2147483647"),
         (process.args().as_ref().is_none_or(Vec::is_empty), "args", "must name a program"),
         (set(process.apparmor_profile()), "apparmorProfile", NO_LSM),
         (set(process.selinux_label()), "selinuxLabel", NO_LSM),
@@ -51,8 +58,6 @@ pub fn process(process: &Process) -> Result<(), SpecError> {
 /// What the part of the document about Linux may not ask for.
 pub fn linux(linux: &Linux) -> Result<(), SpecError> {
     let mapped = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
-    let resources = linux.resources().as_ref();
-    let memory = resources.and_then(|resources| resources.memory().as_ref());
     let rules = [
         (mapped(linux.uid_mappings()), "uidMappings", "user namespaces are not supported"),
         (mapped(linux.gid_mappings()), "gidMappings", "user namespaces are not supported"),
@@ -74,28 +79,60 @@ pub fn linux(linux: &Linux) -> Result<(), SpecError> {
             "timeOffsets",
             "clocks of a container's own are not supported",
         ),
+    ];
+    first_broken(&rules, "linux.")
+}
+
+/// What limits may not say, those of a new container or changed ones. `disks` are the numbers of the container's disks.
+pub fn resources(resources: &LinuxResources, disks: &[(i64, i64)]) -> Result<(), SpecError> {
+    let memory = resources.memory().as_ref();
+    let block = resources.block_io().as_ref();
+    let others = |list: fn(&LinuxBlockIo) -> &Option<Vec<LinuxThrottleDevice>>| {
+        let mut list = block.into_iter().flat_map(|block| list(block).iter().flatten());
+        list.any(|device| !disks.contains(&(device.major(), device.minor())))
+    };
+    let weights = block.and_then(|block| block.weight_device().as_ref());
+    let no_disk = "the device is no disk of the container";
+    let rules = [
         (
             memory.is_some_and(|memory| memory.swappiness().is_some()),
-            "resources.memory.swappiness",
+            "memory.swappiness",
             "cgroup v2, which the guest has, knows none",
         ),
         (
             memory.is_some_and(|memory| memory.disable_oom_killer() == Some(true)),
-            "resources.memory.disableOOMKiller",
+            "memory.disableOOMKiller",
             "cgroup v2, which the guest has, cannot do without",
         ),
         (
-            resources.is_some_and(|resources| resources.network().is_some()),
-            "resources.network",
+            resources.network().is_some(),
+            "network",
             "cgroup v2, which the guest has, knows no network classes",
         ),
+        (resources.rdma().is_some(), "rdma", "a guest has no RDMA devices"),
         (
-            resources.is_some_and(|resources| resources.rdma().is_some()),
-            "resources.rdma",
-            "a guest has no RDMA devices",
+            weights.is_some_and(|list| !list.is_empty()),
+            "blockIO.weightDevice",
+            "the guest's kernel weighs no single devices",
+        ),
+        (others(LinuxBlockIo::throttle_read_bps_device), "blockIO.throttleReadBpsDevice", no_disk),
+        (
+            others(LinuxBlockIo::throttle_write_bps_device),
+            "blockIO.throttleWriteBpsDevice",
+            no_disk,
+        ),
+        (
+            others(LinuxBlockIo::throttle_read_iops_device),
+            "blockIO.throttleReadIOPSDevice",
+            no_disk,
+        ),
+        (
+            others(LinuxBlockIo::throttle_write_iops_device),
+            "blockIO.throttleWriteIOPSDevice",
+            no_disk,
         ),
     ];
-    first_broken(&rules, "linux.")
+    first_broken(&rules, "linux.resources.")
 }
 
 /// Whether a seccomp profile asks another program.

@@ -90,6 +90,7 @@ pub fn check_sandbox(spec: &Spec) -> Result<(), SpecError> {
     refuse::document(spec)?;
     let linux = spec.linux().as_ref().ok_or(SpecError::Missing { field: "linux" })?;
     refuse::linux(linux)?;
+    linux.resources().iter().try_for_each(|resources| refuse::resources(resources, &[]))?;
     Neighbours::check_sandbox(linux)
 }
 
@@ -174,6 +175,10 @@ pub fn for_guest(
         return Err(SpecError::Missing { field: "linux" });
     };
     refuse::linux(linux)?;
+    let disks = devices.iter().map(|device| (device.major.into(), device.minor.into()));
+    if let Some(resources) = linux.resources() {
+        refuse::resources(resources, &disks.collect::<Vec<_>>())?;
+    }
     let pid_namespace = neighbours.apply(linux)?;
     devices::leave_out_others(linux);
     let huge_pages = hugepages::promised(linux)?;
@@ -243,6 +248,13 @@ pub fn for_guest(
         sockets,
         huge_pages,
     })
+}
+
+/// Requires that changed limits are such that the guest can have them.
+pub fn check_update(document: &[u8]) -> Result<(), SpecError> {
+    let resources = serde_json::from_slice(document)
+        .map_err(|error| refused("resources".to_owned(), &format!("no OCI resources: {error}")))?;
+    refuse::resources(&resources, &[])
 }
 
 /// The process of an exec, for the guest.

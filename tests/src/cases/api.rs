@@ -301,6 +301,10 @@ fn update(t: &Test<'_>) -> Outcome {
     varint.push(rest as u8);
     let found = stats.stats.value.windows(varint.len()).any(|window| window == varint);
     ensure!(found, "the metrics ({}) don't tell of the new limit", stats.stats.type_url);
+    if t.is_bulkhead() {
+        let refusal = shim.update(&json!({ "memory": { "swappiness": 10 } }));
+        refused("Update of what cannot be", refusal, &["linux.resources.memory.swappiness"])?;
+    }
     end(&shim)
 }
 

@@ -17,6 +17,13 @@ pub const CASES: &[Case] = &[
     Case::any("specs.relative_cwd", "a relative working directory is refused", |t| {
         attempt(t, |spec| spec["process"]["cwd"] = json!("relative"), &["cwd"])
     }),
+    Case::any("specs.no_user", "an id that is none is refused, and does not become root", |t| {
+        let user = json!({ "uid": u32::MAX, "gid": u32::MAX });
+        attempt(t, |spec| spec["process"]["user"] = user, &["2147483647"])
+    }),
+    Case::any("specs.bad_environment", "a variable without a value is refused", |t| {
+        attempt(t, |spec| spec["process"]["env"] = json!(["PATH=/bin", "NOEQ"]), &["noeq"])
+    }),
     Case::any("specs.unknown_rlimit", "a resource limit that doesn't exist is refused", |t| {
         let limits = json!([{ "type": "RLIMIT_NONSENSE", "hard": 1, "soft": 1 }]);
         attempt(t, |spec| spec["process"]["rlimits"] = limits, &["rlimit"])
@@ -32,6 +39,23 @@ pub const CASES: &[Case] = &[
             attempt(t, |spec| add(spec, mount), &["/no/such/source"])
         },
     ),
+    Case::bulkhead(
+        "specs.unknown_bind_option",
+        "an option that a bind mount cannot have is refused by its name",
+        |t| {
+            let mount = spec::mount("/x", "bind", "/etc", &["rbind", "nosiud"]);
+            attempt(t, |spec| add(spec, mount), &["nosiud"])
+        },
+    ),
+    Case::bulkhead("specs.foreign_throttle", "a limit for a disk of the host's is refused", |t| {
+        let device = json!([{ "major": 7, "minor": 1, "rate": 1000 }]);
+        let limit = json!({ "throttleReadBpsDevice": device });
+        attempt(
+            t,
+            |spec| spec["linux"]["resources"]["blockIO"] = limit,
+            &["linux.resources.blockio.throttlereadbpsdevice"],
+        )
+    }),
     Case::any("specs.unknown_file_system", "a mount of an unknown type is refused", |t| {
         attempt(
             t,

@@ -189,11 +189,14 @@ fn processor(accel: Accel, nested: bool) -> String {
 /// and restores it, and the kernel goes on with its string instructions running backwards, or worse. So the kernel,
 /// which allocates memory by it, takes the processor for one without. Programs still see it: images whose glibc is
 /// built for x86-64-v2 don't start where it is missing.
+///
+/// What virtiofsd writes into the guest's memory a translator does not see: where code lay before, it would go on with that.
+/// So the kernel clears each page before it is used, which is seen.
 fn cmdline(spec: &VmSpec, platform: Platform) -> String {
     let Platform { machine, accel, tsc_khz } = platform;
     let mut words = KERNEL_PARAMS.to_vec();
     if accel == Accel::Tcg {
-        words.push("clearcpuid=cx16");
+        words.extend(["clearcpuid=cx16", "init_on_alloc=1"]);
     }
     if machine == QemuMachine::Microvm {
         words.extend(["acpi=off", "reboot=t"]);
@@ -251,7 +254,7 @@ mod tests {
         has(
             &line,
             &format!(
-                "-append {base} clearcpuid=cx16 acpi=off reboot=t tsc=reliable tsc_early_khz=2500000 a=b"
+                "-append {base} clearcpuid=cx16 init_on_alloc=1 acpi=off reboot=t tsc=reliable tsc_early_khz=2500000 a=b"
             ),
         );
         has(&line, "-accel tcg,thread=multi");

@@ -69,6 +69,12 @@ specs! {
         spec["process"]["capabilities"] =
             json!({ "bounding": one, "effective": one, "permitted": one, "inheritable": one, "ambient": one });
     };
+    "capabilities_ambient_alone", "ambient capabilities that cannot be had", |spec, _shared| {
+        let one = json!(["CAP_NET_BIND_SERVICE"]);
+        spec["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+        spec["process"]["capabilities"] =
+            json!({ "bounding": one, "effective": one, "permitted": one, "inheritable": [], "ambient": one });
+    };
     "capabilities_missing", "a spec without capabilities", |spec, _shared|
         spec["process"]["capabilities"].take();
     "new_privileges", "no_new_privs only when asked for", |spec, _shared|
@@ -127,6 +133,15 @@ specs! {
             }],
         });
     };
+    "seccomp_masked", "a seccomp profile that looks at some bits of an argument", |spec, _shared| {
+        env(spec, "PROBE_RUN", "for mode in 700 500 050; do chmod $mode /tmp; echo code $?; done");
+        let bits = json!({ "index": 1, "value": 0o700, "valueTwo": 0o500, "op": "SCMP_CMP_MASKED_EQ" });
+        spec["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "architectures": ["SCMP_ARCH_X86_64"],
+            "syscalls": [{ "names": ["chmod"], "action": "SCMP_ACT_ERRNO", "args": [bits] }],
+        });
+    };
     "seccomp_kill", "a seccomp profile that kills", |spec, _shared| {
         env(spec, "PROBE_RUN", "sh -c 'mkdir /tmp/dir'; echo code $?");
         spec["linux"]["seccomp"] = json!({
@@ -157,6 +172,12 @@ specs! {
         push(&mut spec["mounts"], mount("/etc/group", "bind", &source, &["bind", "ro"]));
         push(&mut spec["mounts"], mount("/made/for/it", "bind", &source, &["bind", "rw"]));
     };
+    "bind_on_device", "a file of the host where each container has a device", |spec, shared| {
+        env(spec, "PROBE_PATHS", "/dev/random /dev/null");
+        env(spec, "PROBE_RUN", "cat /dev/random; echo code $?; head -c 1 /dev/zero | wc -c");
+        let source = shared.join("file").to_string_lossy().into_owned();
+        push(&mut spec["mounts"], mount("/dev/random", "bind", &source, &["rbind", "ro", "noexec"]));
+    };
     "bind_inside_bind", "a mount inside a mount", |spec, shared| {
         env(spec, "PROBE_PATHS", "/host/new /host/inner/new");
         push(&mut spec["mounts"], mount("/host", "bind", &shared.to_string_lossy(), &["rbind", "rw"]));
@@ -179,6 +200,18 @@ specs! {
         env(spec, "PROBE_RUN", "head -c 3000000 /dev/zero > /scratch/big; ls -ld /scratch | cut -c1-10");
         let options = ["nosuid", "noexec", "mode=1700", "size=2m"];
         push(&mut spec["mounts"], mount("/scratch", "tmpfs", "tmpfs", &options));
+    };
+    "tmpfs_read_only", "a read-only tmpfs with a mount inside", |spec, shared| {
+        env(spec, "PROBE_PATHS", "/scratch/new /scratch/deep/host/file");
+        push(&mut spec["mounts"], mount("/scratch", "tmpfs", "tmpfs", &["ro", "nosuid"]));
+        let source = shared.to_string_lossy().into_owned();
+        push(&mut spec["mounts"], mount("/scratch/deep/host", "bind", &source, &["rbind", "ro"]));
+    };
+    "keyring", "a session keyring of the container's own", |spec, _shared| {
+        env(spec, "PROBE_RUN", "grep -c '[0-9] keyring   _ses' /proc/keys");
+        if let Some(masked) = spec["linux"]["maskedPaths"].as_array_mut() {
+            masked.retain(|path| path != "/proc/keys");
+        }
     };
     "sysfs_writable", "a sysfs that is not read-only", |spec, _shared|
         spec["mounts"][5]["options"] = json!(["nosuid", "noexec", "nodev"]);

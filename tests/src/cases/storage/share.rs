@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
 use super::disk::alone;
 use crate::bed::{Container, Test};
+use crate::command::{self, Input};
 use crate::ensure;
 use crate::failure::Outcome;
 use crate::runner::Case;
@@ -29,6 +31,11 @@ pub const CASES: &[Case] = &[
         "what a program left in a mapping is on the host when its end is",
         mapped,
     ),
+    Case::bulkhead(
+        "storage.code",
+        "programs run, whatever lay before in the memory that they are read into",
+        code,
+    ),
     Case::any("storage.locks", "two containers lock the files of one volume", locks),
 ];
 
@@ -48,6 +55,38 @@ fn ask(container: &Container<'_>, directory: &str) -> Outcome {
     for check in CHECKS {
         container.sh(&format!("mkdir -p {directory}; /probe {check} {directory}"))?;
     }
+    Ok(())
+}
+
+fn code(t: &Test<'_>) -> Outcome {
+    const PROGRAMS: usize = 16;
+    let programs = t.directory()?;
+    let source = programs.join("source.c");
+    // One's code lies elsewhere in its file than the next one's.
+    fs::write(
+        &source,
+        "#include <stdio.h>\n__asm__(SKIP);\nint main(void) { return printf(\"%d\\n\", NUMBER) < 0; }\n",
+    )?;
+    for number in 1..=PROGRAMS {
+        let mut gcc = Command::new("gcc");
+        let skip = format!("-DSKIP=\".skip {}, 0x90\"", number * 528);
+        gcc.args(["-static", "-O1", &format!("-DNUMBER={number}"), &skip, "-o"]);
+        gcc.arg(programs.join(number.to_string())).arg(&source);
+        command::run(gcc, Input::Null, t.deadline(20))?.ok()?;
+    }
+    let container = t.container();
+    let bound = mount(&programs, "/programs");
+    let flags = ["--null-io", "--privileged", "--mount", &bound];
+    container.start_with(&flags, &["sleep", "100000"])?;
+    // Each is read anew, into pages that may have had another's code.
+    let said = container.sh(&format!(
+        "for round in 1 2 3 4 5; do for number in $(seq {PROGRAMS}); do
+             said=$(/programs/$number 2>&1) || true
+             echo 3 > /proc/sys/vm/drop_caches
+             test \"$said\" = $number || echo \"$number said $said\"
+         done; done"
+    ))?;
+    ensure!(said.is_empty(), "{said}");
     Ok(())
 }
 
