@@ -25,7 +25,9 @@ pub fn adapt(spec: &mut Spec) -> Result<(), Failure> {
     let Some(mut mounts) = spec.mounts().clone() else {
         return Ok(());
     };
-    for mount in &mut mounts {
+    for index in 0..mounts.len() {
+        let (earlier, later) = mounts.split_at_mut(index);
+        let Some(mount) = later.first_mut() else { break };
         if mount.destination().is_relative() {
             let absolute = Path::new("/").join(mount.destination());
             mount.set_destination(absolute);
@@ -36,7 +38,7 @@ pub fn adapt(spec: &mut Spec) -> Result<(), Failure> {
         if rootfs.place(mount.destination()).is_err() {
             mount.set_destination(rootfs.followed(mount.destination()));
         }
-        keep_mode(&rootfs, mount);
+        keep_mode(&rootfs, earlier, mount);
         if let Some(options) = mount.options_mut() {
             options.retain(|option| !WITHOUT_EFFECT.contains(&option.as_str()));
         }
@@ -60,8 +62,8 @@ pub fn adapt(spec: &mut Spec) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A tmpfs on a directory takes over its mode, unless the spec says one.
-fn keep_mode(rootfs: &Rootfs, mount: &mut Mount) {
+/// A tmpfs on a directory takes over its mode, unless the spec says one. An earlier bind mount may bring the directory.
+fn keep_mode(rootfs: &Rootfs, earlier: &[Mount], mount: &mut Mount) {
     let mut options = mount.options().clone().unwrap_or_default();
     if mount.typ().as_deref() != Some("tmpfs")
         || is_bind(mount)
@@ -69,7 +71,17 @@ fn keep_mode(rootfs: &Rootfs, mount: &mut Mount) {
     {
         return;
     }
-    let directory = rootfs.directory(mount.destination()).ok();
+    let place = clean(mount.destination());
+    let below = |above: &Mount| place.strip_prefix(clean(above.destination())).map(Path::to_owned);
+    let above = earlier.iter().rev().filter_map(|above| Some((above, below(above).ok()?)));
+    let directory = match above.min_by_key(|(_, rest)| rest.components().count()) {
+        None => rootfs.directory(&place).ok(),
+        Some((above, rest)) => {
+            let source = above.source().as_ref().filter(|_| is_bind(above));
+            let source = source.and_then(|source| Rootfs::open(source).ok());
+            source.and_then(|source| source.directory(&rest).ok())
+        }
+    };
     let Some(metadata) = directory.and_then(|directory| directory.metadata().ok()) else {
         return;
     };
@@ -130,12 +142,16 @@ mod tests {
             r#"{"destination":"/data","type":"tmpfs"}"#,
             r#"{"destination":"/data","type":"tmpfs","options":["mode=700"]}"#,
             r#"{"destination":"/other","type":"tmpfs"}"#,
+            r#"{"destination":"/vol/data","type":"tmpfs"}"#,
+            r#"{"destination":"/vol/other","type":"tmpfs"}"#,
         ] {
             let mut mount: Mount = serde_json::from_str(json).unwrap();
-            keep_mode(&Rootfs::open(&root).unwrap(), &mut mount);
+            let bind = format!(r#"{{"destination":"/vol","source":{root:?},"type":"bind"}}"#);
+            let earlier = [serde_json::from_str(&bind).unwrap()];
+            keep_mode(&Rootfs::open(&root).unwrap(), &earlier, &mut mount);
             adapted.push(mount.options().clone().unwrap_or_default().join(","));
         }
         std::fs::remove_dir_all(&root).unwrap();
-        assert_eq!(adapted, ["mode=750", "mode=700", ""]);
+        assert_eq!(adapted, ["mode=750", "mode=700", "", "mode=750", ""]);
     }
 }

@@ -34,7 +34,7 @@ pub fn handler() -> Handler {
 
 fn look(main: &Path, drop_ins: &Path) -> Handler {
     let mut files = vec![main.to_owned()];
-    files.extend(toml_files(drop_ins));
+    files.extend(matching(&drop_ins.join("*.toml")));
     let mut result = Handler::NoFile;
     let mut next = 0;
     while let Some(file) = files.get(next).cloned() {
@@ -52,7 +52,7 @@ fn look(main: &Path, drop_ins: &Path) -> Handler {
             return Handler::Configured(name);
         }
         result = Handler::Absent;
-        for import in imports(&table) {
+        for import in imports(&table, &file) {
             // Each file once, for files may import each other.
             if !files.contains(&import) {
                 files.push(import);
@@ -72,22 +72,23 @@ fn find_handler(name: &str, table: &Table) -> Option<String> {
     tables.find_map(|(name, table)| find_handler(name, table))
 }
 
-/// The files that `imports` names: paths, or all of a directory as `dir/*.toml`.
-fn imports(table: &Table) -> Vec<PathBuf> {
+/// The files that `imports` of a file names: paths, from its own directory, or patterns as `dir/*.toml`.
+fn imports(table: &Table, file: &Path) -> Vec<PathBuf> {
     let imports = table.get("imports").and_then(Value::as_array).into_iter().flatten();
-    let paths = imports.filter_map(Value::as_str).map(PathBuf::from);
-    let expand = |path: PathBuf| match (path.file_name(), path.parent()) {
-        (Some(name), Some(dir)) if name == "*.toml" => toml_files(dir),
-        _ => vec![path],
-    };
-    paths.flat_map(expand).collect()
+    let dir = file.parent().unwrap_or(Path::new("/"));
+    imports.filter_map(Value::as_str).flat_map(|path| matching(&dir.join(path))).collect()
 }
 
-fn toml_files(dir: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let paths = entries.map(|entry| entry.path());
-    let mut files: Vec<PathBuf> =
-        paths.filter(|path| path.extension().is_some_and(|e| e == "toml")).collect();
+/// The files that a path names, which may have a `*` in its last part.
+fn matching(path: &Path) -> Vec<PathBuf> {
+    let pattern = path.file_name().and_then(|name| name.to_str()?.split_once('*'));
+    let (Some((before, after)), Some(dir)) = (pattern, path.parent()) else {
+        return vec![path.to_owned()];
+    };
+    let names = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let named = |name: &str| name.strip_prefix(before).is_some_and(|rest| rest.ends_with(after));
+    let names = names.filter(|name| name.to_str().is_some_and(named));
+    let mut files: Vec<PathBuf> = names.map(|name| dir.join(name)).collect();
     files.sort();
     files
 }
@@ -145,7 +146,7 @@ mod tests {
         fs::create_dir(&imported).expect("mkdir");
         fs::create_dir(&drop_ins).expect("mkdir");
         let import = |path: &Path| format!("imports = [\"{}\"]", path.display());
-        fs::write(&main, import(&imported.join("*.toml"))).expect("write");
+        fs::write(&main, import(Path::new("more/*.toml"))).expect("write");
         // A circle ends.
         fs::write(imported.join("a.toml"), import(&main)).expect("write");
         assert_eq!(look(&main, &drop_ins), Handler::Absent);

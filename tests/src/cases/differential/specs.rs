@@ -208,7 +208,8 @@ specs! {
         push(&mut spec["mounts"], mount("/scratch/deep/host", "bind", &source, &["rbind", "ro"]));
     };
     "keyring", "a session keyring of the container's own", |spec, _shared| {
-        env(spec, "PROBE_RUN", "grep -c '[0-9] keyring   _ses' /proc/keys");
+        // Under runc the host's others are there, too.
+        env(spec, "PROBE_RUN", "grep -q '[0-9] keyring   _ses' /proc/keys; echo $?");
         if let Some(masked) = spec["linux"]["maskedPaths"].as_array_mut() {
             masked.retain(|path| path != "/proc/keys");
         }
