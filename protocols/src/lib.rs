@@ -84,6 +84,9 @@ pub const VOLUME_DATA: &str = "..data";
 /// Where the guest has what its containers share.
 pub const SHARED_DIR: &str = "/run/bulkhead/shared";
 
+/// Where the guest has parts of volumes that containers share, in a directory for each container that has one.
+pub const PARTS_DIR: &str = "/run/bulkhead/parts";
+
 /// Where the guest has the files that are the same for all containers of a pod.
 pub const FILES_DIR: &str = "/run/bulkhead/files";
 

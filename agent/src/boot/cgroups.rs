@@ -1,9 +1,15 @@
 //! The cgroup v2 tree: a leaf for the agent, and one branch that holds the containers.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
+use libcgroups::v2::devices::bpf::prog;
+use libcgroups::v2::devices::program::Program;
+use libcontainer::oci_spec::runtime::{LinuxDeviceCgroupBuilder, LinuxDeviceType};
+
 use crate::cgroup;
+use crate::oci::jit;
 
 /// The agent's own cgroup. A cgroup with processes can't hand controllers to children, so the agent
 /// must not stay in the root of its tree.
@@ -45,7 +51,28 @@ pub fn prepare() -> Result<(), Error> {
     if let Some(all) = threads {
         write(&containers.join("pids.max"), &all.saturating_sub(OWN_THREADS).to_string())?;
     }
-    write(&containers.join("cgroup.subtree_control"), &controllers.join(" "))
+    write(&containers.join("cgroup.subtree_control"), &controllers.join(" "))?;
+    keep_console(&containers)
+}
+
+/// No container has the guest's console, which is the host's to read: libcgroups allows it to each, whatever its rules.
+fn keep_console(containers: &Path) -> Result<(), Error> {
+    let failed = |error: &dyn std::fmt::Display| Error {
+        path: containers.to_owned(),
+        source: std::io::Error::other(format!("cannot keep the console: {error}")),
+    };
+    let rule = LinuxDeviceCgroupBuilder::default().allow(false).typ(LinuxDeviceType::C);
+    let rule = rule.major(5).minor(1).access("rw").build().map_err(|error| failed(&error))?;
+    let program = Program::from_rules(&[rule], true).map_err(|error| failed(&error))?;
+    let cgroup = File::open(containers).map_err(|error| failed(&error))?;
+    jit::off(|| {
+        let program = prog::load("GPL", program.bytecodes())?;
+        let attached = prog::attach(program, cgroup.as_raw_fd());
+        // The cgroup holds it from now on.
+        let _ = nix::unistd::close(program);
+        attached
+    })
+    .map_err(|error| failed(&error))
 }
 
 fn make(path: &Path) -> Result<(), Error> {

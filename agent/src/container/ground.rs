@@ -1,7 +1,8 @@
 //! What a container stands on: directories and file systems of its own, which end with it.
 
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -12,7 +13,8 @@ use bulkhead_protocols::DISK_BY_SERIAL;
 use bulkhead_protocols::agent::{Directory, HugePages, Mount};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::syncfs;
 
 use super::hugepages;
@@ -47,9 +49,12 @@ impl Ground {
             if directory.own {
                 made.directories.push(path.to_owned());
             }
-            make(path, directory).map_err(|error| {
-                Error::io(format_args!("cannot make {}", path.display()), error)
-            })?;
+            let failed = |error| Error::io(format_args!("cannot make {}", path.display()), error);
+            let found = make(path, directory).map_err(failed)?;
+            if !directory.shown_at.is_empty() {
+                show(&found, Path::new(&directory.shown_at)).map_err(failed)?;
+                made.mounts.push(directory.shown_at.clone());
+            }
         }
         for mount in mounts {
             mount_one(mount)?;
@@ -93,7 +98,10 @@ impl Ground {
             if let Err(error) = unmounted {
                 log::warn!("cannot unmount {target}: {error}");
             }
-            let _ = fs::remove_dir(target);
+            // It may have been a file that was shown.
+            let _ = fs::remove_dir(target).or_else(|_| fs::remove_file(target));
+            // The container's own directory goes with the last of them.
+            let _ = Path::new(target).parent().map(fs::remove_dir);
         }
         for path in &made.directories {
             // No container's name starts with a dot.
@@ -144,7 +152,7 @@ fn remove_parts(tree: &Path) -> io::Result<()> {
 
 /// Has everything that was written to a file system, or to a disk by its node, be on the disk.
 pub fn sync(target: &str) {
-    let synced = fs::File::open(target).and_then(|file| {
+    let synced = File::open(target).and_then(|file| {
         let is_node = file.metadata()?.file_type().is_block_device();
         if is_node { file.sync_all() } else { Ok(syncfs(file)?) }
     });
@@ -153,30 +161,56 @@ pub fn sync(target: &str) {
     }
 }
 
-/// Makes a directory, unless it is there, or a file is. A link that a container has put on the way is an error.
-fn make(path: &Path, directory: &Directory) -> io::Result<()> {
-    if let Some(parent) = path.parent()
-        && !parent.exists()
-    {
+/// Makes a directory, unless it is there, or a file is, and opens it as a place. A link that a container has put on the way
+/// is an error, whenever it comes.
+fn make(path: &Path, directory: &Directory) -> io::Result<File> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    if !parent.exists() {
         fs::create_dir_all(parent)?;
     }
-    match fs::create_dir(path) {
+    let above = place(AT_FDCWD, parent)?;
+    match mkdirat(&above, name, Mode::S_IRWXU) {
         Ok(()) => {
-            chown(path, Some(directory.uid), Some(directory.gid))?;
+            let made = place(&above, Path::new(name))?;
+            let path = by_descriptor(&made);
+            chown(&path, Some(directory.uid), Some(directory.gid))?;
             // Whatever the umask is.
-            fs::set_permissions(path, Permissions::from_mode(directory.mode))?;
+            fs::set_permissions(&path, Permissions::from_mode(directory.mode))?;
+            Ok(made)
         }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(error),
+        Err(Errno::EEXIST) => place(&above, Path::new(name)),
+        Err(error) => Err(error.into()),
     }
+}
+
+/// Opens what is at a path, whatever it is, without following a link.
+fn place(from: impl AsFd, path: &Path) -> io::Result<File> {
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
-    match openat2(AT_FDCWD, path, how) {
-        Ok(_) => Ok(()),
+    match openat2(from, path, how) {
+        Ok(place) => Ok(place.into()),
         Err(Errno::ELOOP) => Err(io::Error::other("there is a symbolic link on the way")),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Has a place be at another path, too.
+fn show(found: &File, path: &Path) -> io::Result<()> {
+    fs::create_dir_all(path.parent().unwrap_or(path))?;
+    if found.metadata()?.is_dir() {
+        fs::create_dir(path)?;
+    } else {
+        File::create_new(path)?;
+    }
+    let source = by_descriptor(found);
+    Ok(mount(Some(source.as_str()), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
+}
+
+fn by_descriptor(place: &File) -> String {
+    format!("/proc/self/fd/{}", place.as_raw_fd())
 }
 
 #[cfg(test)]

@@ -1,14 +1,17 @@
 //! Device nodes of a container.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use libcontainer::oci_spec::runtime::{
-    Linux, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceType,
+    Linux, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder,
+    LinuxDeviceType,
 };
 use nix::sys::stat::{major, minor};
+
+use super::failure::Failure;
 
 /// What a container has of its own, or never has, of the guest's `/dev`; runc leaves out the same.
 const LEFT_OUT: [&str; 5] = ["console", "fd", "mqueue", "pts", "shm"];
@@ -21,7 +24,10 @@ const LOOPS: i64 = 8;
 
 /// Gives a container that may use all devices those of the guest but its disks, which have owners. Of several devices at
 /// one place the first counts, as for runc, which finds it there.
-pub fn adapt(linux: &mut Linux) {
+///
+/// # Errors
+/// [`compose`]'s.
+pub fn adapt(linux: &mut Linux) -> Result<(), Failure> {
     let mut devices = linux.devices().clone().unwrap_or_default();
     let resources = linux.resources().as_ref();
     let rules = resources.and_then(|resources| resources.devices().as_deref());
@@ -37,6 +43,69 @@ pub fn adapt(linux: &mut Linux) {
     let mut places = HashSet::new();
     devices.retain(|device| places.insert(device.path().clone()));
     linux.set_devices(Some(devices));
+    let Some(resources) = linux.resources_mut() else { return Ok(()) };
+    if let Some(rules) = resources.devices() {
+        let composed = compose(rules)?;
+        resources.set_devices(Some(composed));
+    }
+    Ok(())
+}
+
+/// What rules come to that are given one after the other, as runc has it: libcgroups' program asks one rule alone for all
+/// that a program wants.
+///
+/// # Errors
+/// A rule that takes away a part of what one for many devices has given.
+fn compose(rules: &[LinuxDeviceCgroup]) -> Result<Vec<LinuxDeviceCgroup>, Failure> {
+    let number = |number: Option<i64>| number.unwrap_or(-1);
+    let mut allowed = false;
+    let mut exceptions: Vec<(LinuxDeviceType, i64, i64, BTreeSet<char>)> = Vec::new();
+    for (index, rule) in rules.iter().enumerate() {
+        let kind = rule.typ().unwrap_or(LinuxDeviceType::A);
+        if kind == LinuxDeviceType::A {
+            allowed = rule.allow();
+            exceptions.clear();
+            continue;
+        }
+        let (major, minor) = (number(rule.major()), number(rule.minor()));
+        let ways: BTreeSet<char> = rule.access().as_deref().unwrap_or("rwm").chars().collect();
+        let same = |other: &(LinuxDeviceType, i64, i64, _)| {
+            (other.0, other.1, other.2) == (kind, major, minor)
+        };
+        let found = exceptions.iter().position(same);
+        if rule.allow() != allowed {
+            match found {
+                Some(at) => exceptions[at].3.extend(ways),
+                None => exceptions.push((kind, major, minor, ways)),
+            }
+            continue;
+        }
+        let covers = |many: i64, one: i64| many == -1 || many == one;
+        let wider = |other: &&(LinuxDeviceType, i64, i64, BTreeSet<char>)| {
+            !same(other)
+                && other.0 == kind
+                && covers(other.1, major)
+                && covers(other.2, minor)
+                && !other.3.is_disjoint(&ways)
+        };
+        if exceptions.iter().find(wider).is_some() {
+            return Err(Failure::invalid(format!(
+                "linux.resources.devices[{index}]: a part of what a rule for many devices says cannot be taken back"
+            )));
+        }
+        if let Some(at) = found {
+            exceptions[at].3.retain(|way| !ways.contains(way));
+        }
+    }
+    let rule = |allow: bool, kind| LinuxDeviceCgroupBuilder::default().allow(allow).typ(kind);
+    let all = rule(allowed, LinuxDeviceType::A).access("rwm").build();
+    let others = exceptions.iter().filter(|exception| !exception.3.is_empty());
+    let others = others.map(|(kind, major, minor, ways)| {
+        let access: String = ways.iter().collect();
+        rule(!allowed, *kind).major(*major).minor(*minor).access(access).build()
+    });
+    let composed: Result<Vec<_>, _> = std::iter::once(all).chain(others).collect();
+    composed.map_err(|error| Failure::internal(error.to_string()))
 }
 
 fn allows_all(rule: &LinuxDeviceCgroup) -> bool {
@@ -83,9 +152,48 @@ mod tests {
 
     fn adapted(json: &str) -> Vec<String> {
         let mut linux: Linux = serde_json::from_str(json).unwrap();
-        adapt(&mut linux);
+        adapt(&mut linux).unwrap();
         let devices = linux.devices().clone().unwrap();
         devices.iter().map(|one| one.path().display().to_string()).collect()
+    }
+
+    #[test]
+    fn rules_are_composed_as_they_come() {
+        let composed = |json: &str| {
+            let rules: Vec<LinuxDeviceCgroup> = serde_json::from_str(json).unwrap();
+            compose(&rules).map(|rules| {
+                let text = |rule: &LinuxDeviceCgroup| {
+                    let sign = if rule.allow() { "+" } else { "-" };
+                    let number = |number: Option<i64>| number.map_or("*".into(), |n| n.to_string());
+                    let (major, minor) = (number(rule.major()), number(rule.minor()));
+                    format!("{sign}{major}:{minor} {}", rule.access().as_deref().unwrap())
+                };
+                rules.iter().map(text).collect::<Vec<_>>().join(", ")
+            })
+        };
+        for (rules, outcome) in [
+            (
+                r#"[{"allow":true,"type":"c","major":1,"minor":2,"access":"r"},{"allow":true,"type":"c","major":1,"minor":2,"access":"w"}]"#,
+                "-*:* rwm, +1:2 rw",
+            ),
+            (
+                r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":1,"minor":2,"access":"rwm"},
+                {"allow":false,"type":"c","major":1,"minor":2,"access":"w"}]"#,
+                "-*:* rwm, +1:2 mr",
+            ),
+            (
+                r#"[{"allow":true,"type":"c","major":1,"minor":2,"access":"r"},{"allow":false,"access":"rwm"}]"#,
+                "-*:* rwm",
+            ),
+            (
+                r#"[{"allow":true,"access":"rwm"},{"allow":false,"type":"b","major":8,"access":"w"}]"#,
+                "+*:* rwm, -8:-1 w",
+            ),
+        ] {
+            assert_eq!(composed(rules).unwrap(), outcome);
+        }
+        composed(r#"[{"allow":true,"type":"c","major":1,"access":"rw"},{"allow":false,"type":"c","major":1,"minor":2,"access":"w"}]"#)
+            .unwrap_err();
     }
 
     #[test]

@@ -13,11 +13,13 @@ use libcontainer::oci_spec::runtime::{Hook, HookBuilder, Hooks, Linux, Mount, Sp
 use libcontainer::rootfs::utils::{default_devices, parse_mount};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
+use nix::sys::stat::fstat;
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use serde::{Deserialize, Serialize};
 
 use super::failure::Failure;
 use super::mounts::{clean, is_bind};
+use super::program::is_null;
 use super::rootfs::{Rootfs, by_descriptor};
 use super::spec;
 
@@ -37,6 +39,8 @@ pub struct Finish {
     binds: Vec<(PathBuf, PathBuf, u64)>,
     /// Mounts with propagation or with options of the file system as a whole, and those.
     remounts: Vec<(PathBuf, u64)>,
+    /// Masked paths, of which libcontainer would mask a link and not what it leads to.
+    masked: Vec<PathBuf>,
     /// Read-only paths; libcontainer would make them noexec, too.
     readonly: Vec<PathBuf>,
 }
@@ -99,6 +103,12 @@ impl Finish {
                 paths.partition(|path| is_kernels(&clean(Path::new(path))));
             finish.readonly = others.into_iter().map(PathBuf::from).collect();
             linux.set_readonly_paths(Some(kernel));
+        }
+        if let Some(paths) = linux.masked_paths().clone() {
+            let (kernel, others): (Vec<_>, Vec<_>) =
+                paths.into_iter().partition(|path| is_kernels(&clean(Path::new(path))));
+            finish.masked = others.into_iter().map(PathBuf::from).collect();
+            linux.set_masked_paths(Some(kernel));
         }
         if let Some(process) = spec.process() {
             finish.note_cwd(process.cwd(), spec.mounts().as_deref().unwrap_or_default());
@@ -204,6 +214,9 @@ impl Finish {
         for (path, flags) in &self.remounts {
             change(&root, path, MsFlags::from_bits_truncate(*flags))?;
         }
+        for path in &self.masked {
+            mask(&root, path)?;
+        }
         for path in &self.readonly {
             make_read_only(&root, path)?;
         }
@@ -252,6 +265,27 @@ fn change(root: &Rootfs, path: &Path, flags: MsFlags) -> Result<(), Failure> {
         MsFlags::empty()
     };
     remount(&place, flags | kept).map_err(|error| failed(&error))
+}
+
+/// Hides what is at a path, or where its links lead; one that isn't there may stay away.
+fn mask(root: &Rootfs, path: &Path) -> Result<(), Failure> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::io(format_args!("cannot mask {}", path.display()), error)
+    };
+    let place = match root.place(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        place => place.map_err(|error| failed(&error))?,
+    };
+    let name = by_descriptor(&place);
+    let masked = if place.metadata().map_err(|error| failed(&error))?.is_dir() {
+        mount(Some("tmpfs"), name.as_str(), Some("tmpfs"), MsFlags::MS_RDONLY, None::<&str>)
+    } else {
+        let own = root.place(Path::new("/dev/null")).ok();
+        let own = own.filter(|own| fstat(own).is_ok_and(|found| is_null(&found)));
+        let null = own.as_ref().map_or_else(|| "/dev/null".to_owned(), by_descriptor);
+        mount(Some(null.as_str()), name.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>)
+    };
+    masked.map_err(|error| failed(&error))
 }
 
 /// Makes a path read-only with all that its mount is already; one that isn't there may stay away.

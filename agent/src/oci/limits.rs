@@ -24,6 +24,20 @@ pub fn adapt(resources: &mut LinuxResources) {
     }
     if let Some(cpu) = resources.cpu_mut() {
         cpu.set_cpus(None).set_mems(None);
+        // None is not said, here and below.
+        let (quota, period) =
+            (cpu.quota().filter(|it| *it != 0), cpu.period().filter(|it| *it != 0));
+        cpu.set_quota(quota).set_period(period);
+    }
+    if let Some(memory) = resources.memory_mut() {
+        let (limit, swap) =
+            (memory.limit().filter(|it| *it != 0), memory.swap().filter(|it| *it != 0));
+        memory.set_limit(limit).set_swap(swap);
+        // libcgroups wants a limit beside it.
+        if limit.is_none() && swap == Some(-1) {
+            memory.set_swap(None);
+            add_unified(resources, "memory.swap.max", "max".to_owned());
+        }
     }
     // None is no limit, where libcgroups allows one.
     if let Some(pids) = resources.pids_mut()

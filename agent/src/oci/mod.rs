@@ -10,7 +10,7 @@ mod devices;
 mod exec;
 mod failure;
 mod finish;
-mod jit;
+pub mod jit;
 mod keyring;
 mod limits;
 mod lookup;

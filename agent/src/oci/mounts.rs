@@ -22,6 +22,10 @@ pub fn adapt(spec: &mut Spec) -> Result<(), Failure> {
     let Some(Ok(rootfs)) = spec.root().as_ref().map(|root| Rootfs::open(root.path())) else {
         return Ok(());
     };
+    if rootfs.is_link(Path::new("/dev")) {
+        // libcontainer makes links in it, by its path, before it enters the root.
+        return Err(Failure::invalid("the root file system's /dev is a symbolic link"));
+    }
     let Some(mut mounts) = spec.mounts().clone() else {
         return Ok(());
     };
@@ -47,14 +51,16 @@ pub fn adapt(spec: &mut Spec) -> Result<(), Failure> {
         options
             .filter(|option| *option == "nosymfollow")
             .for_each(|option| *option = "rnosymfollow".to_owned());
+        // The kernel does not heed them, or libcontainer shows more than it should when that refuses them.
+        let takes_none = is_bind(mount) || mount.typ().as_deref() == Some("cgroup");
         if let Ok(parsed) = parse_mount(mount)
-            && is_bind(mount)
+            && takes_none
             && !parsed.data.is_empty()
         {
             let place = mount.destination().display();
             let unknown = parsed.data.join(",");
             return Err(Failure::invalid(format!(
-                "mounts: the bind mount on {place} cannot have the options {unknown}"
+                "mounts: the mount on {place} cannot have the options {unknown}"
             )));
         }
     }

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
@@ -17,6 +18,9 @@ use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::stat::{FileStat, fstat, major, minor};
 use nix::unistd::execve;
 
 use super::failure::Failure;
@@ -82,6 +86,7 @@ impl Program {
 
     fn execute(&self, spec: &Spec) -> Result<Infallible, Failure> {
         let file = Self::file(spec)?;
+        give_null()?;
         let process = spec.process().as_ref();
         let args = process.and_then(|process| process.args().clone()).unwrap_or_default();
         let mut env = process.and_then(|process| process.env().clone()).unwrap_or_default();
@@ -102,9 +107,14 @@ impl Program {
 impl Late {
     /// Takes a profile over, and the capabilities of the process that could not load it.
     pub fn take_seccomp(&mut self, profile: Option<LinuxSeccomp>, process: &mut Process) {
+        let capabilities = process.capabilities().clone().unwrap_or_default();
+        let permitted = capabilities.permitted().clone().unwrap_or_default();
+        let inheritable = capabilities.inheritable().iter().flatten();
+        // libcontainer has given up the right to it by then.
+        let inherits_more = inheritable.into_iter().any(|one| !permitted.contains(one));
         // Without no_new_privs only a privileged process may load a profile.
-        if profile.is_some() && process.no_new_privileges() != Some(true) {
-            let capabilities = process.capabilities().clone().unwrap_or_default();
+        let loads = profile.is_some() && process.no_new_privileges() != Some(true);
+        if loads || inherits_more {
             process.set_capabilities(Some(seccomp::privileged(&capabilities)));
             self.capabilities = Some(capabilities);
         }
@@ -151,6 +161,34 @@ impl Executor for Program {
 /// The value of a variable; of several, the last one counts.
 pub fn value<'a>(env: &'a [String], name: &str) -> Option<&'a str> {
     env.iter().rev().find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+}
+
+/// Opens a stream that is the null device for writing, too: libcontainer opens the container's own for reading only.
+fn give_null() -> Result<(), Failure> {
+    let failed = |error: &dyn std::fmt::Display| Failure::io("cannot open /dev/null", error);
+    for stream in [libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO] {
+        // SAFETY: borrowed for this round only; one that is closed is reported as such.
+        let stream = unsafe { BorrowedFd::borrow_raw(stream) };
+        let nowhere = fstat(stream).is_ok_and(|found| is_null(&found));
+        let Ok(flags) = fcntl(stream, FcntlArg::F_GETFL) else { continue };
+        if !nowhere || flags & libc::O_ACCMODE != libc::O_RDONLY {
+            continue;
+        }
+        let null = File::options().read(true).write(true).open("/dev/null");
+        let null = null.map_err(|error| failed(&error))?;
+        if fstat(&null).is_ok_and(|found| is_null(&found)) {
+            // SAFETY: both are open, and the second is a stream of this process, which it goes on being.
+            let given = unsafe { libc::dup2(null.as_raw_fd(), stream.as_raw_fd()) };
+            Errno::result(given).map_err(|error| failed(&error))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file is the null device.
+pub fn is_null(found: &FileStat) -> bool {
+    let is_device = found.st_mode & libc::S_IFMT == libc::S_IFCHR;
+    is_device && (major(found.st_rdev), minor(found.st_rdev)) == (1, 3)
 }
 
 /// How much of a table of users is read, in bytes.

@@ -43,6 +43,12 @@ impl Rootfs {
         self.resolve(path, OFlag::O_PATH)
     }
 
+    /// Whether a path itself is a symbolic link.
+    pub fn is_link(&self, path: &Path) -> bool {
+        let found = self.resolve(path, OFlag::O_PATH | OFlag::O_NOFOLLOW);
+        found.and_then(|found| found.metadata()).is_ok_and(|found| found.is_symlink())
+    }
+
     /// Makes a directory and what is missing above it, for everyone to enter.
     ///
     /// # Errors

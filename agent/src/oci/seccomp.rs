@@ -4,7 +4,7 @@ use bulkhead_protocols::chain;
 use libcontainer::oci_spec::OciSpecError;
 use libcontainer::oci_spec::runtime::{
     Capabilities, Capability, LinuxCapabilities, LinuxSeccomp, LinuxSeccompAction,
-    LinuxSeccompArgBuilder, LinuxSeccompOperator,
+    LinuxSeccompArgBuilder, LinuxSeccompOperator, LinuxSyscallBuilder,
 };
 use libcontainer::seccomp::initialize_seccomp;
 use libseccomp::ScmpSyscall;
@@ -13,6 +13,9 @@ use super::failure::Failure;
 
 /// The last call that had numbers of its own on each architecture: 423 is no call's number.
 const COMMON: u32 = 423;
+
+/// Beyond all numbers of system calls.
+const LAST: u32 = 1024;
 
 /// Loads the profile into this process.
 ///
@@ -30,7 +33,8 @@ pub fn load(profile: &LinuxSeccomp) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The profile as libcontainer reads it: of a masked comparison the specification has the mask first, it the value.
+/// The profile as libcontainer reads it: of a masked comparison the specification has the mask first, it the value. Where
+/// the profile would end the process, calls that are newer than it are answered as in [`refuse_beyond`].
 fn in_its_words(profile: &LinuxSeccomp) -> Result<LinuxSeccomp, OciSpecError> {
     let mut profile = profile.clone();
     let mut rules = profile.syscalls().clone().unwrap_or_default();
@@ -44,6 +48,18 @@ fn in_its_words(profile: &LinuxSeccomp) -> Result<LinuxSeccomp, OciSpecError> {
             }
         }
         rule.set_args(Some(args));
+    }
+    use LinuxSeccompAction::{ScmpActKill, ScmpActKillProcess, ScmpActKillThread, ScmpActTrap};
+    if matches!(
+        profile.default_action(),
+        ScmpActKill | ScmpActKillProcess | ScmpActKillThread | ScmpActTrap
+    ) {
+        // A second filter could not be milder.
+        let newer = (newest(&profile) + 1..LAST).filter_map(|number| i32::try_from(number).ok());
+        let names = newer.filter_map(|number| ScmpSyscall::from(number).get_name().ok()).collect();
+        let rule = LinuxSyscallBuilder::default().names::<Vec<String>>(names);
+        let rule = rule.action(LinuxSeccompAction::ScmpActErrno);
+        rules.push(rule.errno_ret(libc::ENOSYS.unsigned_abs()).build()?);
     }
     profile.set_syscalls(Some(rules));
     Ok(profile)

@@ -62,9 +62,10 @@ pub fn prepare(
     if !pid_namespace.is_empty() {
         join_pid_namespace(&mut linux, pid_namespace)?;
     }
+    isolate_cgroups(&mut linux)?;
     adapt_propagation(&mut linux);
     linux.resources_mut().iter_mut().for_each(limits::adapt);
-    devices::adapt(&mut linux);
+    devices::adapt(&mut linux)?;
     let mut late = Late::default();
     late.take_seccomp(linux.seccomp().clone(), &mut process);
     linux.set_seccomp(None);
@@ -117,6 +118,17 @@ fn join_pid_namespace(linux: &mut Linux, path: &str) -> Result<(), Failure> {
     let joined = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Pid).path(path).build();
     namespaces.push(joined.map_err(|error| Failure::internal(error.to_string()))?);
     linux.set_namespaces(Some(namespaces));
+    Ok(())
+}
+
+/// A container sees its own cgroups, be it that its host would show it those of all: a guest's are the agent's.
+fn isolate_cgroups(linux: &mut Linux) -> Result<(), Failure> {
+    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+    if !namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Cgroup) {
+        let own = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Cgroup).build();
+        namespaces.push(own.map_err(|error| Failure::internal(error.to_string()))?);
+        linux.set_namespaces(Some(namespaces));
+    }
     Ok(())
 }
 

@@ -39,8 +39,8 @@ impl BlockDevice {
         let mut found: Vec<BlockDevice> = Vec::new();
         for (index, device) in linux.devices().iter().flatten().enumerate() {
             let Some(number) = number(device) else { continue };
-            let mut rules = rules(linux, device).peekable();
-            if rules.peek().is_none() {
+            let mut allowing = rules(linux, device, true).peekable();
+            if allowing.peek().is_none() {
                 continue;
             }
             // One device may have several names.
@@ -52,8 +52,10 @@ impl BlockDevice {
                 field: format!("linux.devices[{index}]"),
                 source: ShareError::Source { path, source },
             })?;
-            let writes = rules.any(|rule| rule.access().as_deref().is_none_or(|a| a.contains('w')));
-            found.push(BlockDevice { path, number, read_only: !writes });
+            let writes =
+                |rule: &LinuxDeviceCgroup| rule.access().as_deref().is_none_or(|a| a.contains('w'));
+            let may_write = allowing.any(writes) && !rules(linux, device, false).any(writes);
+            found.push(BlockDevice { path, number, read_only: !may_write });
         }
         Ok(found)
     }
@@ -62,7 +64,8 @@ impl BlockDevice {
 /// Leaves out the block devices that are not the container's: in the guest their numbers are other devices'.
 pub fn leave_out_others(linux: &mut Linux) {
     let mut devices = linux.devices_mut().take().unwrap_or_default();
-    devices.retain(|device| number(device).is_none() || rules(linux, device).next().is_some());
+    devices
+        .retain(|device| number(device).is_none() || rules(linux, device, true).next().is_some());
     linux.set_devices(Some(devices));
 }
 
@@ -73,14 +76,15 @@ fn number(device: &LinuxDevice) -> Option<(u32, u32)> {
     is_block.then_some(number)
 }
 
-/// The rules that are for this device alone.
+/// The rules that allow, or deny, this device alone.
 fn rules<'a>(
     linux: &'a Linux,
     device: &'a LinuxDevice,
+    allow: bool,
 ) -> impl Iterator<Item = &'a LinuxDeviceCgroup> {
     let resources = linux.resources().iter();
-    resources.flat_map(|resources| resources.devices().iter().flatten()).filter(|rule| {
-        rule.allow()
+    resources.flat_map(|resources| resources.devices().iter().flatten()).filter(move |rule| {
+        rule.allow() == allow
             && rule.typ() == Some(LinuxDeviceType::B)
             && rule.major() == Some(device.major())
             && rule.minor() == Some(device.minor())

@@ -111,6 +111,11 @@ pub fn resources(resources: &LinuxResources, disks: &[(i64, i64)]) -> Result<(),
         ),
         (resources.rdma().is_some(), "rdma", "a guest has no RDMA devices"),
         (
+            resources.unified().iter().flatten().any(|(file, _)| file.contains('/')),
+            "unified",
+            "a key is the name of a file, without a slash",
+        ),
+        (
             weights.is_some_and(|list| !list.is_empty()),
             "blockIO.weightDevice",
             "the guest's kernel weighs no single devices",

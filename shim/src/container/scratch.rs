@@ -6,7 +6,9 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use bulkhead_protocols::{DISK_BY_SERIAL, ROOTFS_DIR, SCRATCH_DIR, SCRATCH_SERIAL, agent};
+use bulkhead_protocols::{
+    DISK_BY_SERIAL, PARTS_DIR, ROOTFS_DIR, SCRATCH_DIR, SCRATCH_SERIAL, agent,
+};
 use oci_spec::runtime::{Mount, Spec};
 
 use crate::config::Filesystem;
@@ -69,7 +71,7 @@ impl OnScratch {
     }
 
     /// Makes `mount` one of the guest's if it shows a volume that the pod does not keep; says whether it does.
-    pub fn volume(&self, mount: &mut Mount, held: &mut Held) -> bool {
+    pub fn volume(&self, mount: &mut Mount, container: &str, held: &mut Held) -> bool {
         let Some(volume) = mount.source().as_deref().and_then(Volume::at) else { return false };
         self.disk(held);
         let mut path = PathBuf::from(SCRATCH_DIR).join("volumes").join(&volume.name);
@@ -79,6 +81,12 @@ impl OnScratch {
             host.push(part);
             path.push(part);
             held.directories.push(like(&host, &path));
+        }
+        if volume.part.iter().next().is_some() {
+            path = Path::new(PARTS_DIR).join(container).join(held.directories.len().to_string());
+            if let Some(last) = held.directories.last_mut() {
+                last.shown_at = path.to_string_lossy().into_owned();
+            }
         }
         mount.set_source(Some(path));
         true
@@ -220,7 +228,7 @@ mod tests {
         let mut held = Held::default();
         let mut mount = Mount::default();
         mount.set_source(Some(volume));
-        assert!(scratch().volume(&mut mount, &mut held));
+        assert!(scratch().volume(&mut mount, "c", &mut held));
         let target = format!("{SCRATCH_DIR}/volumes/cache");
         assert_eq!(mount.source().as_deref(), Some(Path::new(&target)));
         assert_eq!(
@@ -229,9 +237,9 @@ mod tests {
         );
         assert!(!held.directories[0].own && held.disk.is_some());
         mount.set_source(Some(host.path().join("volumes").join(EMPTY_DIR).join("gone")));
-        assert!(!scratch().volume(&mut mount, &mut held));
+        assert!(!scratch().volume(&mut mount, "c", &mut held));
         mount.set_source(Some("/etc".into()));
-        assert!(!scratch().volume(&mut mount, &mut held));
+        assert!(!scratch().volume(&mut mount, "c", &mut held));
     }
 
     #[test]

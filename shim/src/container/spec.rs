@@ -205,7 +205,7 @@ pub fn for_guest(
         }
         if let Some(scratch) = scratch
             && is_bind(mount)
-            && scratch.volume(mount, &mut held)
+            && scratch.volume(mount, &id, &mut held)
         {
             continue;
         }

@@ -15,6 +15,7 @@ pub const CASES: &[Case] = &[
     Case::any("run.signal_codes", "a program ended by signal n gives 128 + n", signal_codes),
     Case::any("run.outputs_apart", "stdout and stderr arrive apart, each complete", outputs_apart),
     Case::any("run.input", "stdin reaches the program as it is written", input),
+    Case::any("run.no_streams", "a program without streams may write to them", no_streams),
     Case::any(
         "run.no_input",
         "a program that reads nothing and prints nothing just ends",
@@ -121,6 +122,15 @@ fn no_input(t: &Test<'_>) -> Outcome {
         done.out(),
         done.err()
     );
+    Ok(())
+}
+
+fn no_streams(t: &Test<'_>) -> Outcome {
+    let container = t.container();
+    container.start(&["sh", "-c", "echo x && echo y >&2 && exit 7; exit 8"])?;
+    container.wait_stopped()?;
+    let status = container.delete()?;
+    ensure!(status == 7, "writing to nobody gave {status}");
     Ok(())
 }
 

@@ -47,6 +47,14 @@ pub const CASES: &[Case] = &[
             attempt(t, |spec| add(spec, mount), &["nosiud"])
         },
     ),
+    Case::any("specs.foreign_file", "a limit by the name of another file is refused", |t| {
+        let files = json!({ "../memory.max": "max" });
+        attempt(
+            t,
+            |spec| spec["linux"]["resources"]["unified"] = files,
+            &["unified", "cgroup v2", "cgroupv2"],
+        )
+    }),
     Case::bulkhead("specs.foreign_throttle", "a limit for a disk of the host's is refused", |t| {
         let device = json!([{ "major": 7, "minor": 1, "rate": 1000 }]);
         let limit = json!({ "throttleReadBpsDevice": device });

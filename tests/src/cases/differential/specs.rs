@@ -75,6 +75,11 @@ specs! {
         spec["process"]["capabilities"] =
             json!({ "bounding": one, "effective": one, "permitted": one, "inheritable": [], "ambient": one });
     };
+    "capabilities_inheritable", "inheritable capabilities alone", |spec, _shared| {
+        let one = json!(["CAP_NET_BIND_SERVICE"]);
+        spec["process"]["capabilities"] =
+            json!({ "bounding": one, "effective": [], "permitted": [], "inheritable": one });
+    };
     "capabilities_missing", "a spec without capabilities", |spec, _shared|
         spec["process"]["capabilities"].take();
     "new_privileges", "no_new_privs only when asked for", |spec, _shared|
@@ -97,6 +102,12 @@ specs! {
         push(&mut spec["linux"]["maskedPaths"], json!("/etc/group"));
         push(&mut spec["linux"]["maskedPaths"], json!("/home"));
         push(&mut spec["linux"]["maskedPaths"], json!("/no/such/path"));
+    };
+    "masked_link", "a masked link hides what it leads to", |spec, _shared| {
+        let root = PathBuf::from(spec["root"]["path"].as_str().unwrap_or_default());
+        let linked = symlink("group", root.join("etc/linked"));
+        env(spec, "PROBE_RUN", &format!("echo {}; wc -c < /etc/group; wc -c < /etc/linked", linked.is_ok()));
+        push(&mut spec["linux"]["maskedPaths"], json!("/etc/linked"));
     };
     "read_only_paths", "read-only paths", |spec, _shared| {
         env(spec, "PROBE_PATHS", "/etc/new /tmp/new");
@@ -229,6 +240,14 @@ specs! {
     "device_cgroup", "a device that the spec doesn't allow can't be opened", |spec, _shared| {
         env(spec, "PROBE_RUN", "mknod /tmp/mem c 1 1; head -c 1 /tmp/mem; echo code $?; head -c 1 /dev/zero | wc -c");
         spec["linux"]["resources"] = json!({ "devices": [{ "allow": false, "access": "rwm" }] });
+    };
+    "device_rules", "rules for one device, one after the other", |spec, _shared| {
+        let script = "mknod /tmp/z c 1 5; head -c 1 /tmp/z | wc -c; echo > /tmp/z; echo code $?; echo 1<>/tmp/z; echo code $?
+            mknod /tmp/c c 5 1; echo > /tmp/c; echo code $?";
+        env(spec, "PROBE_RUN", script);
+        let rule = |allow: bool, access: &str| json!({ "allow": allow, "type": "c", "major": 1, "minor": 5, "access": access });
+        let none = json!({ "allow": false, "access": "rwm" });
+        spec["linux"]["resources"] = json!({ "devices": [none, rule(true, "m"), rule(true, "r")] });
     };
     "pids_limit", "a limit on the number of processes", |spec, _shared| {
         // Only what is built into the shell runs while the limit is reached.
