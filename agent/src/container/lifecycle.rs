@@ -1,7 +1,6 @@
 //! What the host can ask of containers: create, start, exec, delete.
 
 use std::fs;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,6 +20,7 @@ use crate::reaper::Reaper;
 use crate::sandbox::{Shared, volume};
 use crate::stdio::Announced;
 use crate::streams::Streams;
+use crate::sys;
 
 /// All that a container's life touches in the guest.
 pub struct Guest {
@@ -183,7 +183,10 @@ impl Guest {
         };
         match &result {
             Ok(_) => process.started(),
-            Err(_) => process.start_failed(),
+            Err(error) => {
+                let gone = matches!(error, Error::FailedPrecondition(_)) && process.is_first();
+                process.start_failed(gone);
+            }
         }
         result
     }
@@ -209,7 +212,9 @@ impl Guest {
     /// The first process of a container, which has to run.
     fn running(&self, id: &str) -> Result<Arc<Process>> {
         let first = self.containers.process(id, "")?;
-        if first.is_running() {
+        // One that has just ended is not collected yet.
+        let ended = || first.pid().is_none_or(|pid| !sys::is_alive(pid));
+        if first.is_running() && !ended() {
             return Ok(first);
         }
         let text = format!("{} does not run", first.name());
@@ -290,8 +295,8 @@ async fn limited<T>(making: impl Future<Output = Result<T>>) -> Result<T> {
 /// Lets a created container's process go on to its program.
 async fn start_first(process: &Process, helper: Helper) -> Result<u32> {
     let socket = process.container().state().join(oci::START_SOCKET);
-    let failed =
-        |error: io::Error| Error::io(format_args!("cannot start {}", process.name()), error);
+    // It listens for as long as it waits.
+    let failed = |_| Error::FailedPrecondition(format!("{} has ended", process.name()));
     let mut socket = UnixStream::connect(socket).await.map_err(failed)?;
     // libcontainer waits for the end of what is written here, whatever it is.
     socket.write_all(b"start").await.map_err(failed)?;

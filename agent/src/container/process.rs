@@ -168,11 +168,23 @@ impl Process {
         }
     }
 
-    /// The program could not be executed. What never ran has no exit to report.
-    pub fn start_failed(&self) {
-        let mut inner = lock(&self.inner);
-        inner.state = State::Stopped;
-        inner.copying.process_ended();
+    /// The program could not be executed. What never ran has no exit to report; but a first process that was gone by then
+    /// has one, be it known already or not.
+    pub fn start_failed(&self, gone: bool) {
+        let exit = {
+            let mut inner = lock(&self.inner);
+            if gone {
+                inner.state = State::Running;
+                inner.early_exit.take()
+            } else {
+                inner.state = State::Stopped;
+                inner.copying.process_ended();
+                None
+            }
+        };
+        if let Some(code) = exit {
+            self.ended(code);
+        }
     }
 
     /// Called by the reaper: the process is gone.
@@ -239,16 +251,22 @@ impl Process {
         }
     }
 
-    /// Sends a signal to the process alone, or to every process of its container.
+    /// Sends a signal to the process alone, or to every process of its container; 0 is none, and asks whether it is there.
+    /// An exec is always alone, as with runc's shim. One that waits for its start has no handlers, and would not hear of
+    /// what ends others.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if there is no such signal, and those of [`Process::signal`].
     pub fn signal_as_asked(&self, signal: u32, all: bool) -> Result<()> {
         let number = i32::try_from(signal)
             .ok()
-            .filter(|number| (1..=libc::SIGRTMAX()).contains(number))
+            .filter(|number| (0..=libc::SIGRTMAX()).contains(number))
             .ok_or_else(|| Error::InvalidArgument(format!("there is no signal {signal}")))?;
-        if !all {
+        let waits = matches!(lock(&self.inner).state, State::Created(_));
+        if waits && !HARMLESS.contains(&number) {
+            return self.signal(libc::SIGKILL);
+        }
+        if !all || !self.is_first() {
             return self.signal(number);
         }
         self.container.signal_all(number)
@@ -270,6 +288,19 @@ impl Process {
         }
     }
 }
+
+/// What ends no process that has no handler for it (signal(7)), and no signal at all.
+const HARMLESS: [i32; 9] = [
+    0,
+    libc::SIGCHLD,
+    libc::SIGCONT,
+    libc::SIGSTOP,
+    libc::SIGTSTP,
+    libc::SIGTTIN,
+    libc::SIGTTOU,
+    libc::SIGURG,
+    libc::SIGWINCH,
+];
 
 /// kill(2), with the signals that nix does not know: the real-time ones.
 pub fn send_signal(pid: u32, signal: i32) -> nix::Result<()> {

@@ -48,7 +48,7 @@ pub struct ChildEnds {
 pub struct Copying {
     stdin: Mutex<Option<JoinHandle<()>>>,
     /// The master side, and the other one, held open.
-    terminal: Mutex<Option<(Arc<OwnedFd>, OwnedFd)>>,
+    terminal: Mutex<Option<(Arc<OwnedFd>, Arc<OwnedFd>)>>,
 }
 
 impl Announced {
@@ -115,7 +115,7 @@ impl Copying {
     pub fn attach(&self, announced: &mut Announced, master: OwnedFd, uid: u32) -> Result<()> {
         let failed = |error: io::Error| Error::io("cannot use the process's terminal", error);
         let slave = terminal::give_to(&master, uid).map_err(|errno| failed(errno.into()))?;
-        let master = Arc::new(master);
+        let (master, slave) = (Arc::new(master), Arc::new(slave));
         let reader = Terminal::new(&master).map_err(failed)?;
         // Someone must read, or the process stops when the terminal's buffer is full.
         match announced.stdout.take() {
@@ -126,8 +126,13 @@ impl Copying {
             None => drop(tokio::spawn(copy(reader, tokio::io::sink()))),
         }
         if let Some(stream) = announced.stdin.take() {
-            // As with runc, the end of the input leaves the terminal as it is.
-            self.feed(stream, Terminal::new(&master).map_err(failed)?);
+            // As with runc's shim, the end of the input is a hangup: who sat there has gone.
+            let (sink, slave) = (Terminal::new(&master).map_err(failed)?, Arc::clone(&slave));
+            *lock(&self.stdin) = Some(tokio::spawn(async move {
+                let Ok(stream) = stream.await else { return };
+                copy(stream, sink).await;
+                terminal::hang_up(&slave);
+            }));
         }
         *lock(&self.terminal) = Some((master, slave));
         Ok(())
@@ -141,15 +146,13 @@ impl Copying {
         }));
     }
 
-    /// Sets the size of the terminal, in characters.
+    /// Sets the size of the terminal, in characters. Where there is none, or none any more, it has no size.
     ///
     /// # Errors
-    /// [`Error::FailedPrecondition`] if the process has no terminal.
+    /// What the kernel says.
     pub fn resize(&self, width: u16, height: u16) -> Result<()> {
         let terminal = lock(&self.terminal);
-        let (master, _) = terminal.as_ref().ok_or_else(|| {
-            Error::FailedPrecondition("the process has no terminal to resize".to_owned())
-        })?;
+        let Some((master, _)) = terminal.as_ref() else { return Ok(()) };
         set_window_size(&**master, width.into(), height.into())
             .map_err(|error| Error::io("cannot resize the terminal", error))
     }

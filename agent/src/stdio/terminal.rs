@@ -82,6 +82,16 @@ pub fn set_window_size(terminal: impl AsFd, width: u64, height: u64) -> nix::Res
     Errno::result(unsafe { libc::ioctl(fd, libc::TIOCSWINSZ, &raw const size) }).map(drop)
 }
 
+/// Tells who has the terminal that nobody sits at it any more (ioctl_tty(2)). What they have written stays to be read.
+pub fn hang_up(slave: &OwnedFd) {
+    /// `TIOCVHANGUP`.
+    const HANG_UP: libc::c_ulong = 0x5437;
+    // SAFETY: the descriptor is borrowed, and the request takes no argument.
+    if let Err(error) = Errno::result(unsafe { libc::ioctl(slave.as_raw_fd(), HANG_UP) }) {
+        log::warn!("cannot hang a terminal up: {error}");
+    }
+}
+
 /// Gives a terminal to the user who will sit at it. The other side is opened by way of this one: its
 /// name has a meaning in the container only. As long as it is held there is somebody who has the terminal: a process may
 /// close it and open it again (systemd does so with its console).
@@ -150,6 +160,18 @@ mod tests {
             host.read_to_end(&mut output).await.unwrap();
             assert_eq!(output, b"onetwothree");
         });
+    }
+
+    #[test]
+    fn who_has_a_terminal_that_hangs_up_reads_its_end() {
+        if !nix::unistd::Uid::effective().is_root() {
+            return;
+        }
+        let pty = openpty(None, None).unwrap();
+        let held = give_to(&pty.master, 0).unwrap();
+        hang_up(&held);
+        let mut end = [0; 1];
+        assert_eq!(File::from(pty.slave).read(&mut end).unwrap(), 0);
     }
 
     #[test]

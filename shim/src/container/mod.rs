@@ -229,6 +229,9 @@ impl Container {
             Status::Running => return Err(state("is running already")),
             Status::Stopped(_) => return Err(state("has ended; it cannot be started again")),
         }
+        if process.is_doomed() {
+            return Err(state("is being deleted"));
+        }
         if !exec.is_empty() && self.init.status() != Status::Running {
             return Err(state("cannot start: its container is not running"));
         }
@@ -241,8 +244,10 @@ impl Container {
             && let Err(error) =
                 guest.call(async |agent, context| agent.start(context, &process.key).await).await
         {
-            // Only what the guest has refused is known not to run.
-            if matches!(error, GuestError::Refused { .. }) {
+            // Only what the guest has refused is known not to run. Of a first process that is over already the end is told.
+            let over = exec.is_empty()
+                && matches!(error, GuestError::Refused { code: Code::FAILED_PRECONDITION, .. });
+            if matches!(error, GuestError::Refused { .. }) && !over {
                 process.set(Status::Stopped(Exit { status: NOT_STARTED, at: SystemTime::now() }));
             }
             return Err(error.into());
@@ -329,10 +334,14 @@ impl Container {
     /// The guest is told, and has no say in it.
     pub async fn delete(&self, exec: &str) -> Result<Exit, ContainerError> {
         let process = self.process(exec)?;
-        if exec.is_empty() && process.status() == Status::Created {
+        if exec.is_empty() && process.doom().await {
             // It waits in the guest for a start that will not come.
             match self.kill(exec, SIGKILL, false).await {
-                Ok(()) | Err(ContainerError::Finished(_)) => {
+                Ok(())
+                | Err(
+                    ContainerError::Finished(_)
+                    | ContainerError::Guest(GuestError::Refused { code: Code::NOT_FOUND, .. }),
+                ) => {
                     let _ = timeout(KILL_GRACE, process.wait()).await;
                 }
                 Err(error) => warn!(self.log, "the guest does not end it: {error}"),
@@ -385,14 +394,20 @@ impl Container {
             return;
         };
         let _turn = process.turn().await;
-        if matches!(process.status(), Status::Stopped(_)) {
-            return;
-        }
         let exit = Exit {
             // Codes end at 255, whatever a guest says.
             status: status.min(255),
             at: SystemTime::now(),
         };
+        match process.status() {
+            Status::Stopped(_) => return,
+            Status::Created if !exec.is_empty() => {
+                // It never ran, which is nobody's news but of who waits for it.
+                process.set(Status::Stopped(exit));
+                return;
+            }
+            Status::Created | Status::Running => {}
+        }
         // A client may stop reading once it hears of the end: ctr does, whatever is left in the FIFO.
         if let Some(streams) = process.streams() {
             streams.settle(QUIET, SETTLE).await;
@@ -491,6 +506,9 @@ impl Container {
 
     /// Changes its limits; `resources` is an OCI `linux.resources` object.
     pub async fn update(&self, resources: Vec<u8>) -> Result<(), ContainerError> {
+        if matches!(self.init.status(), Status::Stopped(_)) {
+            return Err(ContainerError::Finished(self.init.name()));
+        }
         spec::check_update(&resources)?;
         let request = UpdateRequest { container: self.id.clone(), resources, ..Default::default() };
         self.guest()?.call(async |agent, context| agent.update(context, &request).await).await?;

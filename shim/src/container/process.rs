@@ -2,12 +2,16 @@
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bulkhead_protocols::agent::{self, ProcessRef};
 use tokio::sync::{Mutex, MutexGuard, watch};
+use tokio::time::timeout;
 
 use super::stdio::{StdioPaths, Streams};
+
+/// Longer than a guest that is well takes to start a process.
+const START: Duration = Duration::from_secs(2);
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +46,7 @@ pub struct Process {
     status: watch::Sender<Status>,
     turn: Mutex<()>,
     ending: AtomicBool,
+    doomed: AtomicBool,
     deleted: AtomicBool,
 }
 
@@ -61,6 +66,7 @@ impl Process {
             status: watch::Sender::new(Status::Created),
             turn: Mutex::new(()),
             ending: AtomicBool::new(false),
+            doomed: AtomicBool::new(false),
             deleted: AtomicBool::new(false),
         }
     }
@@ -103,6 +109,20 @@ impl Process {
     /// Takes note that it is deleted.
     pub fn set_deleted(&self) {
         self.deleted.store(true, Ordering::Relaxed);
+    }
+
+    /// Has it never start, unless it has; says which. A start that is under way comes first, if it takes no longer than
+    /// one does.
+    pub async fn doom(&self) -> bool {
+        let _turn = timeout(START, self.turn()).await;
+        let waits = self.status() == Status::Created;
+        self.doomed.fetch_or(waits, Ordering::Relaxed);
+        waits
+    }
+
+    /// Whether it is never to start.
+    pub fn is_doomed(&self) -> bool {
+        self.doomed.load(Ordering::Relaxed)
     }
 
     /// Returns once it is over.

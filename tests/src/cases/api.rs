@@ -51,6 +51,13 @@ pub const CASES: &[Case] = &[
         wait_many,
     ),
     Case::any("api.update", "update changes the limits, and the numbers show it", update),
+    Case::any("api.kill_exec", "killing an exec, be it with all, kills no other", kill_exec),
+    Case::any(
+        "api.kill_and_start",
+        "a container that is killed while it starts ends with 137, and everyone hears of it",
+        kill_and_start,
+    ),
+    Case::any("api.term_created", "a created container ends by what ends a program", term_created),
     Case::any("api.same_exec_twice", "an exec's name can't be taken twice", same_exec_twice),
     Case::bulkhead(
         "api.streams_missing",
@@ -306,6 +313,55 @@ fn update(t: &Test<'_>) -> Outcome {
         refused("Update of what cannot be", refusal, &["linux.resources.memory.swappiness"])?;
     }
     end(&shim)
+}
+
+fn kill_exec(t: &Test<'_>) -> Outcome {
+    let shim = shim(t, &["sleep", "1000"])?;
+    shim.create()?;
+    shim.start_process("")?;
+    shim.exec("never", &["true"])?;
+    ensure!(shim.kill("never", 9, true).is_err(), "an exec that was not started was killed");
+    shim.exec("e", &["sleep", "1000"])?;
+    shim.start_process("e")?;
+    // No signal at all asks whether it is there.
+    shim.kill("e", 0, false)?;
+    shim.kill("e", 9, true)?;
+    let status = shim.wait("e")?.exit_status;
+    ensure!(status == 137, "the exec ended with {status}");
+    ensure!(shim.state("")?.status.enum_value() == Ok(Status::RUNNING), "the container ended, too");
+    end(&shim)
+}
+
+fn kill_and_start(t: &Test<'_>) -> Outcome {
+    for round in 0..3 {
+        let shim = shim(t, &["sleep", "1000"])?;
+        shim.create()?;
+        let (started, killed) = thread::scope(|scope| -> Outcome<_> {
+            let start = scope.spawn(|| shim.start_process(""));
+            thread::sleep(Duration::from_millis(3 * round));
+            let killed = shim.kill("", 9, false);
+            Ok((start.join().map_err(|_| Failure::new("the caller panicked"))?, killed))
+        })?;
+        killed?;
+        let status = shim.wait("")?.exit_status;
+        ensure!(status == 137, "round {round}: {status}; the start: {started:?}");
+        let status = shim.delete("")?.exit_status;
+        ensure!(status == 137, "round {round}: Delete says {status}");
+        shim.shutdown()?;
+    }
+    Ok(())
+}
+
+fn term_created(t: &Test<'_>) -> Outcome {
+    let shim = shim(t, &["sleep", "1000"])?;
+    shim.create()?;
+    shim.kill("", 15, false)?;
+    let status = shim.wait("")?.exit_status;
+    ensure!(status != 0, "it ended with {status}");
+    ensure!(shim.start_process("").is_err(), "it was started after its end");
+    shim.delete("")?;
+    shim.shutdown()?;
+    Ok(())
 }
 
 fn same_exec_twice(t: &Test<'_>) -> Outcome {
