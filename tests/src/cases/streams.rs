@@ -148,7 +148,8 @@ fn in_and_out(t: &Test<'_>) -> Outcome {
 }
 
 fn in_digest(t: &Test<'_>) -> Outcome {
-    let blocks = t.bed.options.megabytes;
+    // The program's own arithmetic is what takes its time.
+    let blocks = t.bed.options.megabytes.min(128);
     let script = format!("head -c {} | sha256sum", blocks << 20);
     let mut session = t.container().converse(&[], &["sh", "-c", &script])?;
     let mut input = session.take_input().ok_or_else(|| Failure::new("no input"))?;
