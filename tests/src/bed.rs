@@ -247,7 +247,14 @@ impl<'a> Test<'a> {
     /// The node doesn't start, the work fails, or something is left.
     pub fn on_own_node(&self, work: impl FnOnce(&Node) -> Outcome) -> Outcome {
         let node = self.bed.another_node()?;
-        both(work(&node), node.close(self.deadline(20)))
+        let worked = work(&node).map_err(|failure| {
+            // The node's log goes with it: what became of its VMs may be why.
+            let log = node.containerd.log();
+            let ends = log.lines().filter(|line| line.contains("the VM has ended"));
+            let ends = ends.map(|line| format!("\n{line}")).collect::<String>();
+            if failure.is_skip() { failure } else { Failure::new(format!("{failure}{ends}")) }
+        });
+        both(worked, node.close(self.deadline(20)))
     }
 
     /// A new directory on the host.
