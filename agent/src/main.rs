@@ -8,6 +8,7 @@ mod diagnostics;
 mod disk;
 mod error;
 mod events;
+mod jit;
 mod kmsg;
 mod network;
 mod oci;

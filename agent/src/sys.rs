@@ -1,5 +1,7 @@
 //! Small things that the standard library leaves out.
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
@@ -7,6 +9,11 @@ use nix::errno::Errno;
 /// Takes a lock. The agent aborts on a panic, so no lock is ever left poisoned.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A path by which a call can name an open place, whatever happens to its name.
+pub fn by_descriptor(place: &File) -> String {
+    format!("/proc/self/fd/{}", place.as_raw_fd())
 }
 
 /// Whether a process is there and has not ended (proc_pid_stat(5)).

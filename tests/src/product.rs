@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use crate::containerd::{Containerd, Role};
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::options::Options;
 
 /// A containerd whose shims find the built kernel and initramfs.
@@ -15,6 +17,17 @@ pub fn containerd(options: &Arc<Options>, role: Role) -> Outcome<Containerd> {
     let containerd = Containerd::start(options, role)?;
     containerd.configure(&config(options, containerd.dir()))?;
     Ok(containerd)
+}
+
+/// The number of a sandbox's process in this role, by what `bulkhead inspect` says.
+///
+/// # Errors
+/// There is none.
+pub fn process(seen: &Value, role: &str) -> Outcome<i32> {
+    let mut all = seen["processes"].as_array().into_iter().flatten();
+    let found =
+        all.find(|process| process["role"] == role).and_then(|process| process["pid"].as_i64());
+    Ok(i32::try_from(found.ok_or_else(|| Failure::new(format!("no {role} in {seen}")))?)?)
 }
 
 /// The shim's configuration file for a containerd in `dir`.

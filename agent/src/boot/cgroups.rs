@@ -9,7 +9,7 @@ use libcgroups::v2::devices::program::Program;
 use libcontainer::oci_spec::runtime::{LinuxDeviceCgroupBuilder, LinuxDeviceType};
 
 use crate::cgroup;
-use crate::oci::jit;
+use crate::jit;
 
 /// The agent's own cgroup. A cgroup with processes can't hand controllers to children, so the agent
 /// must not stay in the root of its tree.

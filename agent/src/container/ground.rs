@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -20,7 +20,7 @@ use nix::unistd::syncfs;
 use super::hugepages;
 use crate::error::{Error, Result};
 use crate::setup::mount_one;
-use crate::sys::lock;
+use crate::sys::{by_descriptor, lock};
 
 /// How many directories are on their way out, or have gone.
 static GONE: AtomicU64 = AtomicU64::new(0);
@@ -207,10 +207,6 @@ fn show(found: &File, path: &Path) -> io::Result<()> {
     }
     let source = by_descriptor(found);
     Ok(mount(Some(source.as_str()), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
-}
-
-fn by_descriptor(place: &File) -> String {
-    format!("/proc/self/fd/{}", place.as_raw_fd())
 }
 
 #[cfg(test)]

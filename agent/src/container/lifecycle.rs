@@ -183,10 +183,9 @@ impl Guest {
         };
         match &result {
             Ok(_) => process.started(),
-            Err(error) => {
-                let gone = matches!(error, Error::FailedPrecondition(_)) && process.is_first();
-                process.start_failed(gone);
-            }
+            // It was gone by then, which is an end to tell like any other.
+            Err(Error::FailedPrecondition(_)) if process.is_first() => process.started(),
+            Err(_) => process.start_failed(),
         }
         result
     }

@@ -168,23 +168,11 @@ impl Process {
         }
     }
 
-    /// The program could not be executed. What never ran has no exit to report; but a first process that was gone by then
-    /// has one, be it known already or not.
-    pub fn start_failed(&self, gone: bool) {
-        let exit = {
-            let mut inner = lock(&self.inner);
-            if gone {
-                inner.state = State::Running;
-                inner.early_exit.take()
-            } else {
-                inner.state = State::Stopped;
-                inner.copying.process_ended();
-                None
-            }
-        };
-        if let Some(code) = exit {
-            self.ended(code);
-        }
+    /// The program could not be executed. What never ran has no exit to report.
+    pub fn start_failed(&self) {
+        let mut inner = lock(&self.inner);
+        inner.state = State::Stopped;
+        inner.copying.process_ended();
     }
 
     /// Called by the reaper: the process is gone.

@@ -11,8 +11,9 @@ use super::program::Program;
 use super::report::Report;
 use super::reporter::Reporter;
 use super::spec::Prepared;
-use super::{bundle, jit, keyring, limits, spec, stdio};
+use super::{bundle, keyring, limits, spec, stdio};
 use crate::container::STATES;
+use crate::jit;
 
 /// Makes the container whose spec is in its bundle, and reports its first process. `fd` is the
 /// number of the reporter's descriptor, for the helper's own helper. `pid_namespace` is a path, or empty where

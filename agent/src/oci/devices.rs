@@ -51,6 +51,9 @@ pub fn adapt(linux: &mut Linux) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The devices that a rule is about: their type and their numbers, -1 for any.
+type Which = (LinuxDeviceType, i64, i64);
+
 /// What rules come to that are given one after the other, as runc has it: libcgroups' program asks one rule alone for all
 /// that a program wants.
 ///
@@ -59,7 +62,7 @@ pub fn adapt(linux: &mut Linux) -> Result<(), Failure> {
 fn compose(rules: &[LinuxDeviceCgroup]) -> Result<Vec<LinuxDeviceCgroup>, Failure> {
     let number = |number: Option<i64>| number.unwrap_or(-1);
     let mut allowed = false;
-    let mut exceptions: Vec<(LinuxDeviceType, i64, i64, BTreeSet<char>)> = Vec::new();
+    let mut exceptions: Vec<(Which, BTreeSet<char>)> = Vec::new();
     for (index, rule) in rules.iter().enumerate() {
         let kind = rule.typ().unwrap_or(LinuxDeviceType::A);
         if kind == LinuxDeviceType::A {
@@ -67,40 +70,37 @@ fn compose(rules: &[LinuxDeviceCgroup]) -> Result<Vec<LinuxDeviceCgroup>, Failur
             exceptions.clear();
             continue;
         }
-        let (major, minor) = (number(rule.major()), number(rule.minor()));
+        let which = (kind, number(rule.major()), number(rule.minor()));
         let ways: BTreeSet<char> = rule.access().as_deref().unwrap_or("rwm").chars().collect();
-        let same = |other: &(LinuxDeviceType, i64, i64, _)| {
-            (other.0, other.1, other.2) == (kind, major, minor)
-        };
-        let found = exceptions.iter().position(same);
+        let found = exceptions.iter().position(|(other, _)| *other == which);
         if rule.allow() != allowed {
             match found {
-                Some(at) => exceptions[at].3.extend(ways),
-                None => exceptions.push((kind, major, minor, ways)),
+                Some(at) => exceptions[at].1.extend(ways),
+                None => exceptions.push((which, ways)),
             }
             continue;
         }
         let covers = |many: i64, one: i64| many == -1 || many == one;
-        let wider = |other: &&(LinuxDeviceType, i64, i64, BTreeSet<char>)| {
-            !same(other)
-                && other.0 == kind
-                && covers(other.1, major)
-                && covers(other.2, minor)
-                && !other.3.is_disjoint(&ways)
+        let wider = |(other, given): &(Which, BTreeSet<char>)| {
+            *other != which
+                && other.0 == which.0
+                && covers(other.1, which.1)
+                && covers(other.2, which.2)
+                && !given.is_disjoint(&ways)
         };
-        if exceptions.iter().find(wider).is_some() {
+        if exceptions.iter().any(wider) {
             return Err(Failure::invalid(format!(
                 "linux.resources.devices[{index}]: a part of what a rule for many devices says cannot be taken back"
             )));
         }
         if let Some(at) = found {
-            exceptions[at].3.retain(|way| !ways.contains(way));
+            exceptions[at].1.retain(|way| !ways.contains(way));
         }
     }
     let rule = |allow: bool, kind| LinuxDeviceCgroupBuilder::default().allow(allow).typ(kind);
     let all = rule(allowed, LinuxDeviceType::A).access("rwm").build();
-    let others = exceptions.iter().filter(|exception| !exception.3.is_empty());
-    let others = others.map(|(kind, major, minor, ways)| {
+    let others = exceptions.iter().filter(|(_, ways)| !ways.is_empty());
+    let others = others.map(|((kind, major, minor), ways)| {
         let access: String = ways.iter().collect();
         rule(!allowed, *kind).major(*major).minor(*minor).access(access).build()
     });

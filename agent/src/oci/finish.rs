@@ -20,8 +20,9 @@ use serde::{Deserialize, Serialize};
 use super::failure::Failure;
 use super::mounts::{clean, is_bind};
 use super::program::is_null;
-use super::rootfs::{Rootfs, by_descriptor};
+use super::rootfs::Rootfs;
 use super::spec;
+use crate::sys::by_descriptor;
 
 /// The work, in the container's bundle.
 const FILE: &str = "finish.json";
@@ -99,15 +100,13 @@ impl Finish {
         if let Some(paths) = linux.readonly_paths().clone() {
             // Under /proc and /sys nothing is to be executed anyway.
             let paths = paths.into_iter().filter(|path| clean(Path::new(path)) != Path::new("/"));
-            let (kernel, others): (Vec<_>, Vec<_>) =
-                paths.partition(|path| is_kernels(&clean(Path::new(path))));
-            finish.readonly = others.into_iter().map(PathBuf::from).collect();
+            let (kernel, others) = by_owner(paths);
+            finish.readonly = others;
             linux.set_readonly_paths(Some(kernel));
         }
         if let Some(paths) = linux.masked_paths().clone() {
-            let (kernel, others): (Vec<_>, Vec<_>) =
-                paths.into_iter().partition(|path| is_kernels(&clean(Path::new(path))));
-            finish.masked = others.into_iter().map(PathBuf::from).collect();
+            let (kernel, others) = by_owner(paths);
+            finish.masked = others;
             linux.set_masked_paths(Some(kernel));
         }
         if let Some(process) = spec.process() {
@@ -246,11 +245,7 @@ fn bind(root: &Rootfs, source: &Path, path: &Path, flags: MsFlags) -> Result<(),
     if options.is_empty() {
         return Ok(());
     }
-    // The new mount is on top of the place that is open.
-    let place = root.place(path).map_err(|error| failed(&error))?;
-    let kept = flags_of(&place).map_err(|error| failed(&error))?;
-    remount(&place, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | options | kept)
-        .map_err(|error| failed(&error))
+    add(root, path, MsFlags::MS_BIND | options, failed)
 }
 
 /// Changes the propagation or the options of what is mounted on a path.
@@ -258,13 +253,31 @@ fn change(root: &Rootfs, path: &Path, flags: MsFlags) -> Result<(), Failure> {
     let failed = |error: &dyn std::fmt::Display| {
         Failure::io(format_args!("cannot apply the options of the mount {}", path.display()), error)
     };
+    if flags.contains(MsFlags::MS_REMOUNT) {
+        return add(root, path, flags, failed);
+    }
     let place = root.place(path).map_err(|error| failed(&error))?;
-    let kept = if flags.contains(MsFlags::MS_REMOUNT) {
-        flags_of(&place).map_err(|error| failed(&error))?
-    } else {
-        MsFlags::empty()
-    };
-    remount(&place, flags | kept).map_err(|error| failed(&error))
+    remount(&place, flags).map_err(|error| failed(&error))
+}
+
+/// Gives what is mounted on top of a path options besides those that it has.
+fn add(
+    root: &Rootfs,
+    path: &Path,
+    options: MsFlags,
+    failed: impl Fn(&dyn std::fmt::Display) -> Failure,
+) -> Result<(), Failure> {
+    let place = root.place(path).map_err(|error| failed(&error))?;
+    let kept = flags_of(&place).map_err(|error| failed(&error))?;
+    remount(&place, MsFlags::MS_REMOUNT | options | kept).map_err(|error| failed(&error))
+}
+
+/// The place at a path, if there is anything.
+fn existing(root: &Rootfs, path: &Path) -> std::io::Result<Option<File>> {
+    match root.place(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        place => place.map(Some),
+    }
 }
 
 /// Hides what is at a path, or where its links lead; one that isn't there may stay away.
@@ -272,9 +285,8 @@ fn mask(root: &Rootfs, path: &Path) -> Result<(), Failure> {
     let failed = |error: &dyn std::fmt::Display| {
         Failure::io(format_args!("cannot mask {}", path.display()), error)
     };
-    let place = match root.place(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        place => place.map_err(|error| failed(&error))?,
+    let Some(place) = existing(root, path).map_err(|error| failed(&error))? else {
+        return Ok(());
     };
     let name = by_descriptor(&place);
     let masked = if place.metadata().map_err(|error| failed(&error))?.is_dir() {
@@ -293,19 +305,14 @@ fn make_read_only(root: &Rootfs, path: &Path) -> Result<(), Failure> {
     let failed = |error: &dyn std::fmt::Display| {
         Failure::io(format_args!("cannot make {} read-only", path.display()), error)
     };
-    let place = match root.place(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        place => place.map_err(|error| failed(&error))?,
+    let Some(place) = existing(root, path).map_err(|error| failed(&error))? else {
+        return Ok(());
     };
     let name = by_descriptor(&place);
     let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
     mount(Some(name.as_str()), name.as_str(), None::<&str>, bind, None::<&str>)
         .map_err(|error| failed(&error))?;
-    // The new mount is on top of the place that is open.
-    let place = root.place(path).map_err(|error| failed(&error))?;
-    let kept = flags_of(&place).map_err(|error| failed(&error))?;
-    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | kept;
-    remount(&place, flags).map_err(|error| failed(&error))
+    add(root, path, MsFlags::MS_BIND | MsFlags::MS_RDONLY, failed)
 }
 
 fn remount(place: &File, flags: MsFlags) -> Result<(), Errno> {
@@ -321,6 +328,13 @@ fn flags_of(place: &File) -> Result<MsFlags, Errno> {
     let mut kept = MsFlags::from_bits_truncate((flags & same).bits());
     kept.set(MsFlags::MS_RELATIME, flags.contains(FsFlags::ST_RELATIME));
     Ok(kept)
+}
+
+/// Paths in file systems that show the kernel, and others.
+fn by_owner(paths: impl IntoIterator<Item = String>) -> (Vec<String>, Vec<PathBuf>) {
+    let (kernel, others): (Vec<_>, Vec<_>) =
+        paths.into_iter().partition(|path| is_kernels(&clean(Path::new(path))));
+    (kernel, others.into_iter().map(PathBuf::from).collect())
 }
 
 /// Whether a path is in a file system that shows the kernel.

@@ -33,10 +33,17 @@ pub fn adapt(resources: &mut LinuxResources) {
         let (limit, swap) =
             (memory.limit().filter(|it| *it != 0), memory.swap().filter(|it| *it != 0));
         memory.set_limit(limit).set_swap(swap);
-        // libcgroups wants a limit beside it.
-        if limit.is_none() && swap == Some(-1) {
-            memory.set_swap(None);
-            add_unified(resources, "memory.swap.max", "max".to_owned());
+        match (limit, swap) {
+            // libcgroups wants a limit beside it.
+            (None, Some(-1)) => {
+                memory.set_swap(None);
+                add_unified(resources, "memory.swap.max", "max".to_owned());
+            }
+            // As much as memory is none beside it, which libcgroups does not write.
+            (Some(limit), Some(swap)) if limit == swap && limit > 0 => {
+                add_unified(resources, "memory.swap.max", "0".to_owned());
+            }
+            _ => {}
         }
     }
     // None is no limit, where libcgroups allows one.
@@ -54,14 +61,6 @@ pub fn adapt(resources: &mut LinuxResources) {
             let weight = 1 + u64::from(weight.saturating_sub(10)) * 9999 / 990;
             add_unified(resources, "io.weight", weight.to_string());
         }
-    }
-    // As much as memory is none beside it, which libcgroups does not write.
-    let memory = resources.memory().map(|memory| (memory.limit(), memory.swap()));
-    if let Some((Some(limit), Some(swap))) = memory
-        && limit == swap
-        && limit > 0
-    {
-        add_unified(resources, "memory.swap.max", "0".to_owned());
     }
 }
 

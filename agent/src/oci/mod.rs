@@ -10,7 +10,6 @@ mod devices;
 mod exec;
 mod failure;
 mod finish;
-pub mod jit;
 mod keyring;
 mod limits;
 mod lookup;

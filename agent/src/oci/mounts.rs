@@ -43,28 +43,34 @@ pub fn adapt(spec: &mut Spec) -> Result<(), Failure> {
             mount.set_destination(rootfs.followed(mount.destination()));
         }
         keep_mode(&rootfs, earlier, mount);
-        if let Some(options) = mount.options_mut() {
-            options.retain(|option| !WITHOUT_EFFECT.contains(&option.as_str()));
-        }
-        // libcontainer knows it for a mount with all that is below it only.
-        let options = mount.options_mut().iter_mut().flatten();
-        options
-            .filter(|option| *option == "nosymfollow")
-            .for_each(|option| *option = "rnosymfollow".to_owned());
-        // The kernel does not heed them, or libcontainer shows more than it should when that refuses them.
-        let takes_none = is_bind(mount) || mount.typ().as_deref() == Some("cgroup");
-        if let Ok(parsed) = parse_mount(mount)
-            && takes_none
-            && !parsed.data.is_empty()
-        {
-            let place = mount.destination().display();
-            let unknown = parsed.data.join(",");
-            return Err(Failure::invalid(format!(
-                "mounts: the mount on {place} cannot have the options {unknown}"
-            )));
-        }
+        adapt_options(mount)?;
     }
     spec.set_mounts(Some(mounts));
+    Ok(())
+}
+
+/// Says the options in libcontainer's words.
+fn adapt_options(mount: &mut Mount) -> Result<(), Failure> {
+    if let Some(options) = mount.options_mut() {
+        options.retain(|option| !WITHOUT_EFFECT.contains(&option.as_str()));
+    }
+    // libcontainer knows it for a mount with all that is below it only.
+    let options = mount.options_mut().iter_mut().flatten();
+    options
+        .filter(|option| *option == "nosymfollow")
+        .for_each(|option| *option = "rnosymfollow".to_owned());
+    // The kernel does not heed them, or libcontainer shows more than it should when that refuses them.
+    let takes_none = is_bind(mount) || mount.typ().as_deref() == Some("cgroup");
+    if let Ok(parsed) = parse_mount(mount)
+        && takes_none
+        && !parsed.data.is_empty()
+    {
+        let place = mount.destination().display();
+        let unknown = parsed.data.join(",");
+        return Err(Failure::invalid(format!(
+            "mounts: the mount on {place} cannot have the options {unknown}"
+        )));
+    }
     Ok(())
 }
 

@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -91,11 +90,6 @@ impl Rootfs {
             .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
         Ok(File::from(openat2(&self.0, path, how)?))
     }
-}
-
-/// A path by which a mount can name an open place, whatever happens to its name.
-pub fn by_descriptor(place: &File) -> String {
-    format!("/proc/self/fd/{}", place.as_raw_fd())
 }
 
 #[cfg(test)]

@@ -95,7 +95,7 @@ impl Announced {
         if let Some(stream) = self.stdin.take() {
             let (tx, rx) = pipe::pipe().map_err(failed)?;
             ends.stdin = rx.into_blocking_fd().map_err(failed)?.into();
-            copying.feed(stream, tx);
+            copying.feed(stream, tx, || ());
         }
         if let Some(stream) = self.stdout.take() {
             ends.stdout = output(stream).map_err(failed)?;
@@ -128,21 +128,23 @@ impl Copying {
         if let Some(stream) = announced.stdin.take() {
             // As with runc's shim, the end of the input is a hangup: who sat there has gone.
             let (sink, slave) = (Terminal::new(&master).map_err(failed)?, Arc::clone(&slave));
-            *lock(&self.stdin) = Some(tokio::spawn(async move {
-                let Ok(stream) = stream.await else { return };
-                copy(stream, sink).await;
-                terminal::hang_up(&slave);
-            }));
+            self.feed(stream, sink, move || terminal::hang_up(&slave));
         }
         *lock(&self.terminal) = Some((master, slave));
         Ok(())
     }
 
-    /// Copies the host's input to the process, until either has enough.
-    fn feed(&self, stream: Pending, sink: impl AsyncWrite + Unpin + Send + 'static) {
+    /// Copies the host's input to the process, until either has enough; then comes what is to be done at the end.
+    fn feed(
+        &self,
+        stream: Pending,
+        sink: impl AsyncWrite + Unpin + Send + 'static,
+        end: impl FnOnce() + Send + 'static,
+    ) {
         *lock(&self.stdin) = Some(tokio::spawn(async move {
             let Ok(stream) = stream.await else { return };
             copy(stream, sink).await;
+            end();
         }));
     }
 

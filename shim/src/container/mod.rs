@@ -245,9 +245,9 @@ impl Container {
                 guest.call(async |agent, context| agent.start(context, &process.key).await).await
         {
             // Only what the guest has refused is known not to run. Of a first process that is over already the end is told.
-            let over = exec.is_empty()
-                && matches!(error, GuestError::Refused { code: Code::FAILED_PRECONDITION, .. });
-            if matches!(error, GuestError::Refused { .. }) && !over {
+            if let GuestError::Refused { code, .. } = &error
+                && !(exec.is_empty() && *code == Code::FAILED_PRECONDITION)
+            {
                 process.set(Status::Stopped(Exit { status: NOT_STARTED, at: SystemTime::now() }));
             }
             return Err(error.into());

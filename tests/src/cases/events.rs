@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::bed::Test;
 use crate::ensure;
 use crate::failure::{Failure, Outcome};
+use crate::product::process;
 use crate::runner::Case;
 use crate::session::Session;
 
@@ -143,12 +144,8 @@ fn vm_lost(t: &Test<'_>) -> Outcome {
     let exec = container.exec_command("e", &[], &["sh", "-c", "echo ready; exec sleep 100000"]);
     let mut exec = Session::pipes(exec, t.deadline(30))?;
     exec.read_until("ready\n")?;
-    let sandbox = container.inspect()?;
-    let vmm = sandbox["processes"].as_array().into_iter().flatten();
-    let vmm = vmm.filter(|process| process["role"] == t.bed.options.hypervisor.as_str());
-    let pid = vmm.filter_map(|process| process["pid"].as_i64()).next();
-    let pid = pid.ok_or_else(|| Failure::new(format!("no VMM in {sandbox}")))?;
-    kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?;
+    let vmm = process(&container.inspect()?, &t.bed.options.hypervisor)?;
+    kill(Pid::from_raw(vmm), Signal::SIGKILL)?;
     exec.finish()?.exits(137)?;
     container.wait_stopped()?;
     let status = container.delete()?;

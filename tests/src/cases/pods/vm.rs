@@ -15,6 +15,7 @@ use crate::cri::pod::Pod;
 use crate::ensure;
 use crate::failure::{Failure, Outcome};
 use crate::options::Sandboxer;
+use crate::product::process;
 use crate::runner::Case;
 
 /// The tests of this file.
@@ -64,14 +65,6 @@ fn one_vm(t: &Test<'_>) -> Outcome {
 fn inspect(pod: &Pod<'_>) -> Outcome<Value> {
     let text = pod.node.containerd.bulkhead(&["inspect", &pod.id, "--json"])?.ok()?.out();
     Ok(serde_json::from_str(&text)?)
-}
-
-/// The number of the sandbox's process in this role.
-fn process(seen: &Value, role: &str) -> Outcome<i32> {
-    let mut all = seen["processes"].as_array().into_iter().flatten();
-    let found =
-        all.find(|process| process["role"] == role).and_then(|process| process["pid"].as_i64());
-    Ok(i32::try_from(found.ok_or_else(|| Failure::new(format!("no {role} in {seen}")))?)?)
 }
 
 /// The overlays that a process sees and the host does not: file systems of containers.
