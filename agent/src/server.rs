@@ -22,7 +22,7 @@ use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 use ttrpc::r#async::transport::Listener;
 use ttrpc::r#async::{Server, ServerStreamSender, TtrpcContext};
 
-use crate::cgroup::{Cgroup, Watcher};
+use crate::cgroup::Cgroup;
 use crate::container::{Containers, Guest, Process, aside};
 use crate::error::Error as CallError;
 use crate::events::Events;
@@ -59,19 +59,16 @@ pub enum Error {
 pub async fn run(stamps: Arc<Stamps>) -> Result<(), Error> {
     let without = |what| move |error| Error::Without(what, error);
     let signals = Reaper::signals().map_err(without("watch processes"))?;
-    let watcher = Arc::new(Watcher::new().map_err(without("watch cgroups"))?);
     let listener = Streams::bind().map_err(without("listen for streams"))?;
     let guest = Arc::new(Guest {
         reaper: Arc::default(),
         events: Arc::new(Events::new()),
         streams: Arc::new(Streams::new()),
-        watcher: Arc::clone(&watcher),
         containers: Containers::default(),
         shared: Arc::default(),
     });
     tokio::spawn(Arc::clone(&guest.reaper).run(signals));
     tokio::spawn(Arc::clone(&guest.streams).run(listener));
-    tokio::spawn(Arc::clone(&watcher).run());
 
     let network = Network::take();
     let address = VsockAddr::new(VMADDR_CID_HOST, CONTROL_PORT);
@@ -94,7 +91,7 @@ pub async fn run(stamps: Arc<Stamps>) -> Result<(), Error> {
     // An error means that the connection was dropped, which is its end as well.
     let _ = ended.await;
     log::info!("the host has ended the control connection; so ends the guest");
-    shutdown::quiesce(&watcher, &[]).await;
+    shutdown::quiesce(&[]).await;
     shutdown::power_off().map_err(Error::PowerOff)?;
     Ok(())
 }
@@ -203,7 +200,7 @@ impl Service for Agent {
 
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
         let mounts = std::mem::take(&mut *lock(&self.mounts));
-        shutdown::quiesce(&self.guest.watcher, &mounts).await;
+        shutdown::quiesce(&mounts).await;
         Ok(Empty::default())
     }
 

@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_protocols::SCRATCH_DIR;
@@ -12,7 +11,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::unistd::sync;
 
-use crate::cgroup::{Cgroup, Watcher};
+use crate::cgroup::Cgroup;
 
 /// How long killed processes may take to be gone.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -37,10 +36,10 @@ fn abandon(mount: &Path) {
 
 /// Ends every container, lets go of the given mounts, and writes everything to where it belongs.
 /// What can't be done is logged: the VM is over in any case.
-pub async fn quiesce(watcher: &Arc<Watcher>, mounts: &[String]) {
+pub async fn quiesce(mounts: &[String]) {
     let containers = Cgroup::of_all();
     containers.kill_if_populated();
-    if let Err(error) = containers.emptied(watcher, DEADLINE).await {
+    if let Err(error) = containers.emptied(DEADLINE).await {
         log::warn!("{error}");
     }
     abandon(Path::new(SCRATCH_DIR));

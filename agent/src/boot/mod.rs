@@ -19,8 +19,9 @@ use crate::{kmsg, network, server};
 const MAX_OPEN_FILES: u64 = 1_048_576;
 
 /// Kernel parameters as an init system sets them: who may follow and make links in directories that all may write to, and
-/// how much there may be of what the kernel keeps small by itself.
-const SYSCTLS: [(&str, &str); 7] = [
+/// how much there may be of what the kernel keeps small by itself, and counts for containers and agent as one user's.
+const SYSCTLS: [(&str, &str); 8] = [
+    ("fs.epoll.max_user_watches", "2147483647"),
     ("fs.protected_hardlinks", "1"),
     ("fs.protected_symlinks", "1"),
     ("fs.nr_open", "1073741816"),

@@ -8,13 +8,11 @@ mod watch;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use tokio::time::timeout;
 
-pub use self::watch::Watcher;
+pub use self::watch::Watched;
 use crate::error::{Error, Result};
 
 /// Where the tree is mounted.
@@ -22,6 +20,15 @@ pub const ROOT: &str = "/sys/fs/cgroup";
 
 /// The branch of all containers, relative to the root.
 pub const CONTAINERS: &str = "containers";
+
+/// The file of a cgroup's state.
+const EVENTS: &str = "cgroup.events";
+
+/// Its value that says whether there are processes.
+const POPULATED: &str = "populated";
+
+/// The value of `memory.events` that counts the processes that were killed.
+pub const OOM_KILLS: &str = "oom_kill";
 
 /// How long the kernel may take to freeze or to empty a cgroup. A process in the middle of a system
 /// call that can't be interrupted (a lost file system) can delay both.
@@ -43,14 +50,17 @@ impl Cgroup {
     }
 
     /// The file that changes when the kernel kills for want of memory.
-    pub fn memory_events(&self) -> PathBuf {
-        self.0.join("memory.events")
+    ///
+    /// # Errors
+    /// What keeps it from being watched.
+    pub fn memory_events(&self) -> io::Result<Watched> {
+        Watched::open(&self.0.join("memory.events"))
     }
 
     /// How many of its processes the kernel has killed for want of memory; none if it can't be
     /// told.
     pub fn oom_kills(&self) -> Option<u64> {
-        number(&self.memory_events(), "oom_kill")
+        self.number("memory.events", OOM_KILLS)
     }
 
     /// Every process in it and below it.
@@ -87,7 +97,7 @@ impl Cgroup {
 
     /// Kills what is left, if anything is.
     pub fn kill_if_populated(&self) {
-        if self.state("populated") == Some(1)
+        if self.is_populated()
             && let Err(error) = self.kill()
         {
             log::warn!("{error}");
@@ -98,13 +108,12 @@ impl Cgroup {
     ///
     /// # Errors
     /// [`Error::Internal`] if the kernel refuses, or takes too long.
-    pub async fn freeze(&self, freeze: bool, watcher: &Arc<Watcher>) -> Result<()> {
+    pub async fn freeze(&self, freeze: bool) -> Result<()> {
         let value = u64::from(freeze);
         let path = self.0.join("cgroup.freeze");
-        let changes =
-            watcher.changes(&self.0.join("cgroup.events")).map_err(|e| failed(&path, &e))?;
+        let events = self.events()?;
         fs::write(&path, value.to_string()).map_err(|error| failed(&path, &error))?;
-        if changes.wait_until(DEADLINE, || self.state("frozen") == Some(value)).await {
+        if events.wait_until(DEADLINE, "frozen", |now| now == Some(value)).await {
             return Ok(());
         }
         // Half frozen is worse than not at all.
@@ -116,13 +125,13 @@ impl Cgroup {
     ///
     /// # Errors
     /// [`Error::Internal`] if a process won't die, or the kernel refuses.
-    pub async fn remove(&self, watcher: &Arc<Watcher>) -> Result<()> {
+    pub async fn remove(&self) -> Result<()> {
         if !self.0.is_dir() {
             return Ok(());
         }
-        if self.state("populated") == Some(1) {
+        if self.is_populated() {
             self.kill()?;
-            self.emptied(watcher, DEADLINE).await?;
+            self.emptied(DEADLINE).await?;
         }
         for directory in self.tree()?.iter().rev() {
             match fs::remove_dir(directory) {
@@ -137,18 +146,26 @@ impl Cgroup {
     ///
     /// # Errors
     /// [`Error::Internal`] if one is left after `deadline`.
-    pub async fn emptied(&self, watcher: &Arc<Watcher>, deadline: Duration) -> Result<()> {
-        let path = self.0.join("cgroup.events");
-        let changes = watcher.changes(&path).map_err(|error| failed(&path, &error))?;
-        if changes.wait_until(deadline, || self.state("populated") != Some(1)).await {
+    pub async fn emptied(&self, deadline: Duration) -> Result<()> {
+        if self.events()?.wait_until(deadline, POPULATED, |now| now != Some(1)).await {
             return Ok(());
         }
         Err(Error::Internal(format!("processes in {} won't end", self.0.display())))
     }
 
-    /// A value of cgroup.events.
-    fn state(&self, name: &str) -> Option<u64> {
-        number(&self.0.join("cgroup.events"), name)
+    fn is_populated(&self) -> bool {
+        self.number(EVENTS, POPULATED) == Some(1)
+    }
+
+    /// Its state, as it changes.
+    fn events(&self) -> Result<Watched> {
+        let path = self.0.join(EVENTS);
+        Watched::open(&path).map_err(|error| failed(&path, &error))
+    }
+
+    /// A value of a flat keyed file of its own.
+    fn number(&self, file: &str, name: &str) -> Option<u64> {
+        stats::keyed(&fs::read_to_string(self.0.join(file)).ok()?, name)
     }
 
     /// The directory of the cgroup and of all below it, parents first.
@@ -170,25 +187,6 @@ impl Cgroup {
         }
         Ok(tree)
     }
-}
-
-impl watch::Changes {
-    /// Waits until `holds` does, looking again at each change of the file; says whether it does.
-    async fn wait_until(&self, deadline: Duration, holds: impl Fn() -> bool) -> bool {
-        let wait = async {
-            while !holds() {
-                self.next().await;
-            }
-        };
-        timeout(deadline, wait).await.is_ok()
-    }
-}
-
-/// A value of a flat keyed file.
-fn number(path: &Path, name: &str) -> Option<u64> {
-    let text = fs::read_to_string(path).ok()?;
-    let mut pairs = stats::flat(&text);
-    pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
 }
 
 /// Whether a file, or the cgroup around it, is not there any more.

@@ -95,11 +95,16 @@ fn device_stats(line: &str) -> Option<IoStats> {
 }
 
 /// The pairs of a flat keyed file, `name value` a line.
-pub fn flat(text: &str) -> impl Iterator<Item = (&str, u64)> {
+fn flat(text: &str) -> impl Iterator<Item = (&str, u64)> {
     text.lines().filter_map(|line| {
         let (name, value) = line.split_once(' ')?;
         Some((name, value.trim().parse().ok()?))
     })
+}
+
+/// A value of a flat keyed file.
+pub fn keyed(text: &str, name: &str) -> Option<u64> {
+    flat(text).find(|(key, _)| *key == name).map(|(_, value)| value)
 }
 
 /// A file with one number in it; `max` is the largest one, and a file that isn't there is 0.

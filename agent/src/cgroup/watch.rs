@@ -1,111 +1,63 @@
-//! Notices of changes in files of the cgroup tree: the kernel modifies some of them by itself and
-//! tells those who watch.
+//! Files of the cgroup tree that the kernel changes by itself: it wakes who polls them (the kernel's
+//! `Documentation/admin-guide/cgroup-v2.rst`, "`[un]populated notification`").
 
-use std::collections::HashMap;
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::Notify;
+use tokio::time::timeout;
 
-use crate::sys::lock;
+use super::stats::keyed;
 
-/// One inotify for all cgroups.
-pub struct Watcher {
-    inotify: AsyncFd<Descriptor>,
-    waiting: Mutex<HashMap<WatchDescriptor, Vec<Arc<Notify>>>>,
-}
+/// More than a flat keyed file has.
+const LONGEST: usize = 4096;
 
-/// nix's type tells its descriptor only to some.
-struct Descriptor(Inotify);
+/// A flat keyed file, and its changes.
+pub struct Watched(AsyncFd<File>);
 
-impl AsRawFd for Descriptor {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
-}
-
-/// The changes of one file, for as long as someone waits for them.
-pub struct Changes {
-    watcher: Arc<Watcher>,
-    watch: WatchDescriptor,
-    notify: Arc<Notify>,
-}
-
-impl Watcher {
-    /// A watcher of nothing yet.
+impl Watched {
+    /// Opens the file at `path`.
     ///
     /// # Errors
-    /// When the kernel has no inotify to give.
-    pub fn new() -> io::Result<Self> {
-        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+    /// When it is not there, or can't be watched.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
         // SAFETY: the descriptor stays the same, and open, for as long as its owner lives.
-        let inotify =
-            unsafe { AsyncFd::register_with_interest(Descriptor(inotify), Interest::READABLE)? };
-        Ok(Self { inotify, waiting: Mutex::default() })
+        Ok(Self(unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }?))
     }
 
-    /// The changes of a file from now on.
-    ///
-    /// # Errors
-    /// When the file can't be watched.
-    pub fn changes(self: &Arc<Self>, path: &Path) -> io::Result<Changes> {
-        let watch = self.inotify.get_ref().0.add_watch(path, AddWatchFlags::IN_MODIFY)?;
-        let notify = Arc::new(Notify::new());
-        lock(&self.waiting).entry(watch).or_default().push(Arc::clone(&notify));
-        Ok(Changes { watcher: Arc::clone(self), watch, notify })
+    /// A value of the file as it is now; none if there is no such value, or no such cgroup any more.
+    pub fn value(&self, name: &str) -> Option<u64> {
+        let mut text = [0; LONGEST];
+        let length = self.0.get_ref().read_at(&mut text, 0).ok()?;
+        keyed(std::str::from_utf8(text.get(..length)?).ok()?, name)
     }
 
-    /// Hands out changes for as long as the guest lives.
-    pub async fn run(self: Arc<Self>) {
-        loop {
-            let Ok(mut ready) = self.inotify.readable().await else {
-                return;
-            };
-            match self.inotify.get_ref().0.read_events() {
-                Ok(events) => {
-                    let mut waiting = lock(&self.waiting);
-                    for event in events {
-                        if event.mask.contains(AddWatchFlags::IN_IGNORED) {
-                            waiting.remove(&event.wd);
-                        } else if let Some(waiting) = waiting.get(&event.wd) {
-                            waiting.iter().for_each(|one| one.notify_one());
-                        }
-                    }
-                }
-                Err(Errno::EAGAIN) => ready.clear_ready(),
-                Err(error) => {
-                    log::error!("cannot read the changes of cgroups: {error}");
-                    return;
-                }
+    /// The next change since it was read.
+    pub async fn changed(&self) {
+        match self.0.ready(Interest::PRIORITY).await {
+            Ok(mut ready) => ready.clear_ready(),
+            // Only when the event loop ends, and everything with it.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Waits until `holds` does for a value, looking again at each change; says whether it does.
+    pub async fn wait_until(
+        &self,
+        deadline: Duration,
+        name: &str,
+        holds: impl Fn(Option<u64>) -> bool,
+    ) -> bool {
+        let wait = async {
+            while !holds(self.value(name)) {
+                self.changed().await;
             }
-        }
-    }
-}
-
-impl Changes {
-    /// The next change; at once if there was one since the last.
-    pub async fn next(&self) {
-        self.notify.notified().await;
-    }
-}
-
-impl Drop for Changes {
-    fn drop(&mut self) {
-        let mut waiting = lock(&self.watcher.waiting);
-        let Some(list) = waiting.get_mut(&self.watch) else {
-            return;
         };
-        list.retain(|one| !Arc::ptr_eq(one, &self.notify));
-        if list.is_empty() {
-            waiting.remove(&self.watch);
-            // It is gone already if the file is.
-            let _ = self.watcher.inotify.get_ref().0.rm_watch(self.watch);
-        }
+        timeout(deadline, wait).await.is_ok()
     }
 }

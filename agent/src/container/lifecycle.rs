@@ -12,7 +12,7 @@ use super::console::Console;
 use super::helper::{Helper, Made};
 use super::process::State;
 use super::{Container, Containers, Process, devices, id};
-use crate::cgroup::{Cgroup, Watcher};
+use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::oci;
@@ -30,8 +30,6 @@ pub struct Guest {
     pub events: Arc<Events>,
     /// Carries stdio.
     pub streams: Arc<Streams>,
-    /// Watches cgroups.
-    pub watcher: Arc<Watcher>,
     /// What there is.
     pub containers: Containers,
     /// What they share.
@@ -50,7 +48,7 @@ impl Guest {
         let result = self.create_reserved(&container, request).await;
         if result.is_err() {
             // What went wrong first is what is told.
-            let _ = container.cgroup().remove(&self.watcher).await;
+            let _ = container.cgroup().remove().await;
             let _ = self.forget(&container).await;
         }
         result
@@ -97,7 +95,7 @@ impl Guest {
         let (helper, pid) = limited(self.make(&process, announced, &arguments)).await?;
         process.created(helper);
         self.containers.add(&process)?;
-        container.watch_memory(&self.watcher, &self.events);
+        container.watch_memory(&self.events);
         Ok(pid)
     }
 
@@ -231,7 +229,7 @@ impl Guest {
             let state = if paused { "paused already" } else { "not paused" };
             return Err(Error::FailedPrecondition(format!("{} is {state}", first.name())));
         }
-        container.set_paused(paused, &self.watcher).await
+        container.set_paused(paused).await
     }
 
     /// Changes the limits of a container; `resources` is the OCI runtime specification's
@@ -260,7 +258,7 @@ impl Guest {
             return Ok(());
         }
         let container = process.container();
-        container.cgroup().remove(&self.watcher).await?;
+        container.cgroup().remove().await?;
         self.forget(container).await
     }
 

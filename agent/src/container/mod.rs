@@ -30,7 +30,7 @@ pub use self::lifecycle::{Guest, aside};
 pub use self::process::Process;
 use self::sockets::Sockets;
 pub use self::table::Containers;
-use crate::cgroup::{Cgroup, Watcher};
+use crate::cgroup::{Cgroup, OOM_KILLS};
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::sandbox::Submounts;
@@ -109,9 +109,10 @@ impl Container {
 
     /// Tells the host if the OOM killer has struck here since the last time.
     pub fn report_oom(&self, events: &Events) {
-        let Some(kills) = self.cgroup.oom_kills() else {
-            return;
-        };
+        self.report_oom_kills(self.cgroup.oom_kills().unwrap_or_default(), events);
+    }
+
+    fn report_oom_kills(&self, kills: u64, events: &Events) {
         if self.oom_kills.fetch_max(kills, Ordering::Relaxed) < kills {
             events.oom(&self.id);
         }
@@ -126,12 +127,12 @@ impl Container {
     ///
     /// # Errors
     /// What the kernel says to it.
-    pub async fn set_paused(&self, paused: bool, watcher: &Arc<Watcher>) -> Result<()> {
+    pub async fn set_paused(&self, paused: bool) -> Result<()> {
         let Ok(_none) = timeout(STARTING, self.starting.write()).await else {
             let text = format!("an exec of container {} does not start", self.id);
             return Err(Error::FailedPrecondition(text));
         };
-        self.cgroup.freeze(paused, watcher).await?;
+        self.cgroup.freeze(paused).await?;
         self.paused.store(paused, Ordering::Relaxed);
         Ok(())
     }
@@ -160,9 +161,9 @@ impl Container {
     }
 
     /// Reports out-of-memory kills from now on, as they happen.
-    fn watch_memory(self: &Arc<Self>, watcher: &Arc<Watcher>, events: &Arc<Events>) {
-        let changes = match watcher.changes(&self.cgroup.memory_events()) {
-            Ok(changes) => changes,
+    fn watch_memory(self: &Arc<Self>, events: &Arc<Events>) {
+        let memory = match self.cgroup.memory_events() {
+            Ok(memory) => memory,
             Err(error) => {
                 log::warn!("cannot watch the memory of container {}: {error}", self.id);
                 return;
@@ -170,10 +171,12 @@ impl Container {
         };
         let (container, events) = (Arc::downgrade(self), Arc::clone(events));
         let watching = tokio::spawn(async move {
-            loop {
-                changes.next().await;
-                let Some(container) = container.upgrade() else { return };
-                container.report_oom(&events);
+            while let Some(kills) = memory.value(OOM_KILLS)
+                && let Some(container) = container.upgrade()
+            {
+                container.report_oom_kills(kills, &events);
+                drop(container);
+                memory.changed().await;
             }
         });
         *lock(&self.watching) = Some(watching.abort_handle());
