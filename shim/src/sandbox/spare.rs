@@ -118,7 +118,7 @@ impl Spare {
             parts.scratch = Some((scratch, held));
         }
         parts.forward_sockets.clone_from(&config.forward_sockets);
-        write_down(&parts, identity, pod).map_err(Unfit::Host)?;
+        write_down(&parts, pod).map_err(Unfit::Host)?;
         Ok((parts, connection))
     }
 }
@@ -141,12 +141,21 @@ fn made_of(config: &Config, parts: &Parts) -> Result<String, SandboxError> {
     Ok(format!("{:?}", (&selection, files, machine, daemon, scratch)))
 }
 
-/// Gives the directory the sandbox's name. What was told its old name still finds it.
+/// Gives the directory the sandbox's name. What was told its old name still finds it. Nobody who looks for spares finds
+/// one in it, at any moment.
 fn rename(parts: &mut Parts, config: &Config, identity: &Identity) -> io::Result<()> {
     let dir = directory::path(&config.state_dir, &identity.namespace, &identity.id);
     let old = parts.spec.dir.clone();
     if dir.symlink_metadata().is_ok() {
         return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    {
+        let mut record = lock(&parts.record);
+        record.namespace.clone_from(&identity.namespace);
+        record.id.clone_from(&identity.id);
+        record.socket.clone_from(&identity.socket);
+        record.alias = Some(old.clone());
+        record.write(&old).map_err(io::Error::other)?;
     }
     fs::rename(&old, &dir)?;
     parts.spec.dir.clone_from(&dir);
@@ -168,14 +177,10 @@ fn follow(parts: &Parts) -> io::Result<()> {
     Ok(())
 }
 
-fn write_down(parts: &Parts, identity: &Identity, pod: &Pod) -> io::Result<()> {
+fn write_down(parts: &Parts, pod: &Pod) -> io::Result<()> {
     let mut record = lock(&parts.record);
-    record.namespace.clone_from(&identity.namespace);
-    record.id.clone_from(&identity.id);
-    record.socket.clone_from(&identity.socket);
     record.cgroups = parts.cgroup.iter().flat_map(Cgroup::directories).collect();
     record.network.clone_from(&pod.network);
-    record.alias = parts.alias.as_ref().map(|alias| alias.0.clone());
     if let Some((scratch, _)) = &parts.scratch {
         record.scratch = Some(scratch.path().to_owned());
     }

@@ -31,6 +31,11 @@ pub const CASES: &[Case] = &[
         "a VM that dies ends its processes with 137, once each, and the log has the reason",
         vm_lost,
     ),
+    Case::bulkhead(
+        "events.daemon_lost",
+        "a VM whose file server or vsock daemon dies does not hang, and the log has the reason",
+        daemon_lost,
+    ),
 ];
 
 /// An event of one container: its topic and its content.
@@ -138,14 +143,27 @@ fn exits(events: &[Event]) -> Outcome<Vec<(&str, u64)>> {
 }
 
 fn vm_lost(t: &Test<'_>) -> Outcome {
+    lost(t, &t.bed.options.hypervisor)
+}
+
+fn daemon_lost(t: &Test<'_>) -> Outcome {
+    lost(t, "virtiofsd")?;
+    if t.bed.options.hypervisor == "qemu" {
+        lost(t, "vhost-device-vsock")?;
+    }
+    Ok(())
+}
+
+/// A running container and its exec, whose process of that name on the host is killed.
+fn lost(t: &Test<'_>, name: &str) -> Outcome {
     let session = subscribe(t)?;
     let container = t.container();
     container.start(&["sleep", "100000"])?;
     let exec = container.exec_command("e", &[], &["sh", "-c", "echo ready; exec sleep 100000"]);
     let mut exec = Session::pipes(exec, t.deadline(30))?;
     exec.read_until("ready\n")?;
-    let vmm = process(&container.inspect()?, &t.bed.options.hypervisor)?;
-    kill(Pid::from_raw(vmm), Signal::SIGKILL)?;
+    let process = process(&container.inspect()?, name)?;
+    kill(Pid::from_raw(process), Signal::SIGKILL)?;
     exec.finish()?.exits(137)?;
     container.wait_stopped()?;
     let status = container.delete()?;
@@ -157,8 +175,8 @@ fn vm_lost(t: &Test<'_>) -> Outcome {
     expected.sort_unstable();
     ensure!(exits == expected, "the exits were {exits:?}");
     let log = container.node().log();
-    let told = log.lines().any(|line| line.contains(&container.id) && line.contains("SIGKILL"));
-    ensure!(told, "the log does not say what became of the VM");
+    let told = |line: &str| [&container.id, name, "SIGKILL"].iter().all(|word| line.contains(word));
+    ensure!(log.lines().any(told), "the log does not say what became of {name}");
     Ok(())
 }
 

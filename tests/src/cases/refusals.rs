@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::bed::Test;
 use crate::ensure;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::runner::Case;
 use crate::ward::Ward;
 
@@ -68,6 +68,7 @@ pub const CASES: &[Case] = &[
         "a virtiofsd that ends at once is told",
         virtiofsd_ends,
     ),
+    Case::bulkhead("refusals.no_vsock", "a vsock daemon that isn't there is named", no_vsock),
     Case::bulkhead(
         "refusals.then_all_is_well",
         "after a refusal the next container starts",
@@ -198,6 +199,15 @@ fn virtiofsd_ends(t: &Test<'_>) -> Outcome {
     let daemon = ward.script("virtiofsd", "echo no share today >&2; exit 1")?;
     ward.configure(&format!("virtiofsd = {daemon:?}\nagent_timeout = 600"))?;
     ward.refused(20, &["virtiofsd", "no share today"]).map(drop)
+}
+
+fn no_vsock(t: &Test<'_>) -> Outcome {
+    if t.bed.options.hypervisor != "qemu" {
+        return Err(Failure::not_here("the VMM has its vsock itself"));
+    }
+    let ward = Ward::new(t)?;
+    ward.configure("vhost_device_vsock = \"/no/such/daemon\"")?;
+    ward.refused(10, &["vhost_device_vsock", "/no/such/daemon"]).map(drop)
 }
 
 fn then_all_is_well(t: &Test<'_>) -> Outcome {
