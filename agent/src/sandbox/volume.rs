@@ -15,7 +15,7 @@ use std::io;
 use std::os::unix::fs::{
     DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown, symlink,
 };
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use bulkhead_protocols::VOLUME_DATA;
 use bulkhead_protocols::agent::{RefreshRequest, Volume};
@@ -34,7 +34,12 @@ pub fn copy(volume: &Volume) -> Result<()> {
     let copied = fs::create_dir_all(target).and_then(|()| {
         let metadata = source.metadata()?;
         chown(target, Some(metadata.uid()), Some(metadata.gid()))?;
-        copy_content(source, target)?;
+        let name = generation(source)?;
+        switch(source, target, &name).or_else(|error| match generation(source)? {
+            // The kubelet has taken it away meanwhile.
+            newer if newer != name => switch(source, target, &newer),
+            _ => Err(error),
+        })?;
         // Last, or its owner's rights would be in the way.
         fs::set_permissions(target, metadata.permissions())
     });
@@ -50,7 +55,7 @@ pub fn refresh(request: &RefreshRequest) -> Result<()> {
     let volume = request.volume.get_or_default();
     let (source, target) = (Path::new(&volume.source), Path::new(&volume.target));
     let name = Path::new(&request.data);
-    if !matches!(name.components().collect::<Vec<_>>()[..], [Component::Normal(_)]) {
+    if !is_name(name) {
         return Err(Error::InvalidArgument(format!(
             "{:?} is no name of a directory",
             request.data
@@ -61,10 +66,23 @@ pub fn refresh(request: &RefreshRequest) -> Result<()> {
     })
 }
 
+fn is_name(path: &Path) -> bool {
+    matches!(path.components().collect::<Vec<_>>()[..], [Component::Normal(_)])
+}
+
+/// The name of the directory in which the volume's content is.
+fn generation(volume: &Path) -> io::Result<PathBuf> {
+    let name = fs::read_link(volume.join(VOLUME_DATA))?;
+    if is_name(&name) { Ok(name) } else { Err(io::ErrorKind::InvalidData.into()) }
+}
+
 fn switch(source: &Path, target: &Path, name: &Path) -> io::Result<()> {
     let data = target.join(VOLUME_DATA);
-    if fs::read_link(&data)? != name {
-        copy_entry(&source.join(name), &target.join(name))?;
+    if fs::read_link(&data).ok().as_deref() != Some(name) {
+        let generation = target.join(name);
+        // What is left of an attempt that failed.
+        let _ = fs::remove_dir_all(&generation);
+        copy_entry(&source.join(name), &generation)?;
         let next = target.join(NEXT);
         let _ = fs::remove_file(&next);
         symlink(name, &next)?;
@@ -120,8 +138,6 @@ fn copy_entry(from: &Path, to: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
 
     struct Host(PathBuf);
@@ -183,12 +199,14 @@ mod tests {
         host.write("..1", &[("a", "one"), ("b", "stays")]);
         // A copy of the time between the two.
         copy(&host.volume()).unwrap();
-        assert_eq!(host.read("a"), None);
+        assert_eq!(host.read("a").as_deref(), Some("one"));
         host.link(&["a", "b"]);
         host.refresh("..1").unwrap();
         assert_eq!(host.read("a").as_deref(), Some("one"));
 
         host.write("..2", &[("b", "stays"), ("c", "new")]);
+        // An attempt before this one has failed half-way.
+        fs::create_dir(host.0.join("target/..2")).unwrap();
         host.refresh("..2").unwrap();
         host.refresh("..2").unwrap();
         let names = names(&host.0.join("target")).unwrap();

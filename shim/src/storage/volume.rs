@@ -4,14 +4,16 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use bulkhead_protocols::agent::{self, RefreshRequest};
 use bulkhead_protocols::{VOLUME_DATA, VOLUMES_DIR};
 use protobuf::MessageField;
 use rustix::fs::inotify::{self, ReadFlags, Reader, WatchFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, open, openat2, statat};
+use rustix::path::Arg;
 use slog::{Logger, warn};
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
@@ -41,9 +43,11 @@ impl Volume {
     /// the `number`th of its container's.
     pub fn of(bound: &Bound, container: &str, number: usize) -> Option<Self> {
         let data = fs::read_link(bound.host.join(VOLUME_DATA)).ok()?;
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let top = open(&bound.host, flags, Mode::empty()).ok()?;
         let (mut files, mut bytes) = (0, 0);
-        measure(&bound.host.join(data), &mut files, &mut bytes).ok()?;
-        (files <= FILE_LIMIT && bytes <= SIZE_LIMIT).then(|| Self {
+        measure(&below(&top, &data).ok()?, &mut files, &mut bytes).ok()?;
+        (has_links_alone(&top).ok()? && files <= FILE_LIMIT && bytes <= SIZE_LIMIT).then(|| Self {
             host: bound.host.clone(),
             guest: agent::Volume {
                 source: bound.guest.clone(),
@@ -54,16 +58,44 @@ impl Volume {
     }
 }
 
-/// Adds up what is in a directory, until it is too much.
-fn measure(directory: &Path, files: &mut usize, bytes: &mut u64) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
+/// A directory below one that a guest may write to: no link of its leads out of it, and nothing that is mounted there is
+/// entered.
+fn below(directory: &OwnedFd, path: impl Arg) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    openat2(directory, path, flags, Mode::empty(), within)
+}
+
+/// Whether all that is in a volume's directory leads into its content or is it, and so is in a copy of that.
+fn has_links_alone(directory: &OwnedFd) -> rustix::io::Result<bool> {
+    for entry in Dir::read_from(directory)?.take(FILE_LIMIT) {
         let entry = entry?;
-        let metadata = entry.metadata()?;
+        let name = entry.file_name();
+        let mode = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode;
+        if !FileType::from_raw_mode(mode).is_symlink()
+            && name != c"."
+            && !name.to_bytes().starts_with(b"..")
+        {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Adds up what is in a directory, until it is too much.
+fn measure(directory: &OwnedFd, files: &mut usize, bytes: &mut u64) -> rustix::io::Result<()> {
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if [c".", c".."].contains(&name) {
+            continue;
+        }
+        let found = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
         *files += 1;
-        if metadata.is_dir() {
-            measure(&entry.path(), files, bytes)?;
+        if FileType::from_raw_mode(found.st_mode).is_dir() {
+            measure(&below(directory, name)?, files, bytes)?;
         } else {
-            *bytes += metadata.len();
+            *bytes += found.st_size.unsigned_abs();
         }
         if *files > FILE_LIMIT || *bytes > SIZE_LIMIT {
             break;
@@ -72,47 +104,55 @@ fn measure(directory: &Path, files: &mut usize, bytes: &mut u64) -> io::Result<(
     Ok(())
 }
 
-/// The volumes of a sandbox's containers, by the number of the watch on each.
-type Watched = Arc<Mutex<HashMap<i32, Vec<Volume>>>>;
-
 /// Watches the volumes of one sandbox. Dropping it ends that.
 pub struct Volumes {
-    inotify: Arc<AsyncFd<OwnedFd>>,
-    watched: Watched,
-    guest: Guest,
-    log: Logger,
+    watcher: Arc<Watcher>,
     task: JoinHandle<()>,
+}
+
+struct Watcher {
+    inotify: AsyncFd<OwnedFd>,
+    /// The volumes of a sandbox's containers, by the number of the watch on each.
+    watched: Mutex<HashMap<i32, Vec<Volume>>>,
+    guest: Guest,
+    /// Held from a look at a volume until the guest has what was seen: the last one is the newest.
+    turn: tokio::sync::Mutex<()>,
+    log: Logger,
 }
 
 impl Volumes {
     /// Starts without any.
     pub fn start(guest: &Guest, log: &Logger) -> io::Result<Self> {
-        let inotify = Arc::new(watcher()?);
-        let watched = Watched::default();
-        let follow = follow(inotify.clone(), watched.clone(), guest.clone(), log.clone());
-        let task = tokio::spawn(follow);
-        Ok(Self { inotify, watched, guest: guest.clone(), log: log.clone(), task })
+        let watcher = Arc::new(Watcher {
+            inotify: watcher()?,
+            watched: Mutex::default(),
+            guest: guest.clone(),
+            turn: tokio::sync::Mutex::default(),
+            log: log.clone(),
+        });
+        let task = tokio::spawn(watcher.clone().follow());
+        Ok(Self { watcher, task })
     }
 
     /// Follows a volume from now on, whose copy is made.
     pub fn add(&self, volume: &Volume) -> io::Result<()> {
         let flags = WatchFlags::MOVED_TO | WatchFlags::ONLYDIR;
-        let watch = inotify::add_watch(self.inotify.get_ref().as_fd(), &volume.host, flags)?;
-        lock(&self.watched).entry(watch).or_default().push(volume.clone());
+        let (watcher, volume) = (self.watcher.clone(), volume.clone());
+        let watch = inotify::add_watch(watcher.inotify.get_ref(), &volume.host, flags)?;
+        lock(&watcher.watched).entry(watch).or_default().push(volume.clone());
         // It may have changed since it was copied.
-        let (guest, volume, log) = (self.guest.clone(), volume.clone(), self.log.clone());
-        tokio::spawn(async move { refresh(&guest, &volume, &log).await });
+        tokio::spawn(async move { watcher.refresh(&volume).await });
         Ok(())
     }
 
     /// Forgets the volumes of a container.
     pub fn forget(&self, container: &str) {
         let own = format!("{VOLUMES_DIR}/{container}/");
-        lock(&self.watched).retain(|watch, volumes| {
+        lock(&self.watcher.watched).retain(|watch, volumes| {
             volumes.retain(|volume| !volume.guest.target.starts_with(&own));
             if volumes.is_empty() {
                 // It may be gone with its directory.
-                let _ = inotify::remove_watch(self.inotify.get_ref().as_fd(), *watch);
+                let _ = inotify::remove_watch(self.watcher.inotify.get_ref(), *watch);
             }
             !volumes.is_empty()
         });
@@ -125,29 +165,49 @@ impl Drop for Volumes {
     }
 }
 
-/// Tells the guest of each switch.
-async fn follow(inotify: Arc<AsyncFd<OwnedFd>>, watched: Watched, guest: Guest, log: Logger) {
-    loop {
-        let switched = match inotify.readable().await {
-            Ok(mut ready) => {
-                let switched = switched(inotify.get_ref());
-                ready.clear_ready();
-                switched
+impl Watcher {
+    /// Tells the guest of each switch.
+    async fn follow(self: Arc<Self>) {
+        loop {
+            let switched = match self.inotify.readable().await {
+                Ok(mut ready) => {
+                    let switched = switched(self.inotify.get_ref());
+                    ready.clear_ready();
+                    switched
+                }
+                Err(error) => Err(error),
+            };
+            let watches = match switched {
+                Ok(watches) => watches,
+                Err(error) => {
+                    warn!(self.log, "volumes are no longer followed: {error}");
+                    return;
+                }
+            };
+            for watch in watches {
+                let volumes = lock(&self.watched).get(&watch).cloned().unwrap_or_default();
+                for volume in volumes {
+                    self.refresh(&volume).await;
+                }
             }
-            Err(error) => Err(error),
+        }
+    }
+
+    async fn refresh(&self, volume: &Volume) {
+        let _turn = self.turn.lock().await;
+        let Ok(data) = fs::read_link(volume.host.join(VOLUME_DATA)) else {
+            // It is on its way out, and its container with it.
+            return;
         };
-        let watches = match switched {
-            Ok(watches) => watches,
-            Err(error) => {
-                warn!(log, "volumes are no longer followed: {error}");
-                return;
-            }
+        let request = RefreshRequest {
+            volume: MessageField::some(volume.guest.clone()),
+            data: data.to_string_lossy().into_owned(),
+            ..Default::default()
         };
-        for watch in watches {
-            let volumes = lock(&watched).get(&watch).cloned().unwrap_or_default();
-            for volume in volumes {
-                refresh(&guest, &volume, &log).await;
-            }
+        let told = self.guest.call(async |agent, context| agent.refresh(context, &request).await);
+        if let Err(error) = told.await {
+            let volume = volume.host.display();
+            warn!(self.log, "the guest does not follow the volume {volume}: {error}");
         }
     }
 }
@@ -173,19 +233,56 @@ fn switched(inotify: &OwnedFd) -> io::Result<Vec<i32>> {
     }
 }
 
-async fn refresh(guest: &Guest, volume: &Volume, log: &Logger) {
-    let Ok(data) = fs::read_link(volume.host.join(VOLUME_DATA)) else {
-        // It is on its way out, and its container with it.
-        return;
-    };
-    let request = RefreshRequest {
-        volume: MessageField::some(volume.guest.clone()),
-        data: data.to_string_lossy().into_owned(),
-        ..Default::default()
-    };
-    if let Err(error) =
-        guest.call(async |agent, context| agent.refresh(context, &request).await).await
-    {
-        warn!(log, "the guest does not follow the volume {}: {error}", volume.host.display());
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::path::Path;
+
+    use super::*;
+
+    /// Whether a volume with these links in it, and what `make` makes, is one to copy.
+    fn is_one(links: &[(&str, &str)], make: impl FnOnce(&Path)) -> bool {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let host = dir.path().join("volume");
+        fs::create_dir_all(host.join("..1/sub")).expect("mkdir");
+        fs::create_dir(dir.path().join("else")).expect("mkdir");
+        fs::write(host.join("..1/sub/key"), "value").expect("write");
+        for (name, to) in links {
+            symlink(to, host.join(name)).expect("link");
+        }
+        make(&host);
+        let bound = Bound { guest: "/s".to_owned(), host };
+        Volume::of(&bound, "c", 0).is_some()
+    }
+
+    #[test]
+    fn what_the_kubelet_writes_is_copied() {
+        assert!(is_one(&[("..data", "..1"), ("sub", "..data/sub")], |_| {}));
+        assert!(!is_one(&[("sub", "..1/sub")], |_| {}));
+        // It would not be in the copy.
+        assert!(!is_one(&[("..data", "..1")], |host| fs::write(host.join("x"), "").expect("write")));
+    }
+
+    #[test]
+    fn what_a_guest_has_put_there_leads_nowhere() {
+        for outside in ["/", "..", "../else", "..1/../../else"] {
+            assert!(!is_one(&[("..data", outside)], |_| {}), "{outside}");
+        }
+        assert!(!is_one(&[("..data", "..2"), ("..2", "../else")], |_| {}));
+    }
+
+    #[test]
+    fn what_is_too_large_is_not_copied() {
+        let large = |host: &Path| {
+            let file = fs::File::create(host.join("..1/large")).expect("create");
+            file.set_len(SIZE_LIMIT).expect("truncate");
+        };
+        assert!(!is_one(&[("..data", "..1")], large));
+        let many = |host: &Path| {
+            for number in 0..=FILE_LIMIT {
+                fs::write(host.join(format!("..1/sub/{number}")), "").expect("write");
+            }
+        };
+        assert!(!is_one(&[("..data", "..1")], many));
     }
 }
