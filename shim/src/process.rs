@@ -9,12 +9,15 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::{ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
@@ -225,6 +228,38 @@ pub fn kill(pidfd: &OwnedFd) -> io::Result<()> {
     }
 }
 
+/// Waits for the end of a process, at most until the deadline; a pidfd is readable then. Returns whether it came.
+///
+/// # Errors
+/// The system's.
+pub fn wait_until(handle: &OwnedFd, deadline: Instant) -> io::Result<bool> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+        match poll(&mut [PollFd::new(handle.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Runs a program that may take this long, in a thread that may wait. What it prints is to fit into pipes.
+///
+/// # Errors
+/// It cannot be run, or has not ended by then; it is killed in that case.
+pub fn output(command: &mut std::process::Command, at_most: Duration) -> io::Result<Output> {
+    let deadline = Instant::now() + at_most;
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn()?;
+    if wait_until(&pidfd(child.id())?, deadline)? {
+        return child.wait_with_output();
+    }
+    child.kill()?;
+    let late = format!("it has not ended after {} s", at_most.as_secs());
+    Err(io::Error::new(io::ErrorKind::TimedOut, late))
+}
+
 /// When a process started, in clock ticks since the host's boot. With its id it names a process
 /// for good (proc_pid_stat(5), field 22).
 ///
@@ -362,7 +397,6 @@ impl Tail {
 mod tests {
     use std::fs::File;
     use std::io::Write;
-    use std::time::Duration;
 
     use super::*;
 
@@ -370,6 +404,17 @@ mod tests {
         let mut command = HelperCommand::new("sh", Path::new("/bin/sh"));
         command.args(["-c", script]);
         command
+    }
+
+    #[test]
+    fn a_program_that_does_not_end_is_killed() {
+        let shell = |script: &str, at_most| {
+            output(std::process::Command::new("sh").args(["-c", script]), at_most)
+        };
+        let said = shell("echo out; exit 3", Duration::from_secs(60)).expect("run");
+        assert_eq!((said.stdout.as_slice(), said.status.code()), (&b"out\n"[..], Some(3)));
+        let late = shell("exec sleep 100", Duration::from_millis(20)).expect_err("it sleeps");
+        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
     }
 
     #[tokio::test]

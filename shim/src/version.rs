@@ -5,8 +5,14 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use thiserror::Error;
+
+use crate::process::output;
+
+/// How long a program may take to say its version.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A program's version, as far as it matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,7 +65,7 @@ impl Version {
     /// # Errors
     /// [`VersionError`]
     pub fn of(program: &Path) -> Result<Version, VersionError> {
-        let output = Command::new(program).arg("--version").output();
+        let output = output(Command::new(program).arg("--version"), PATIENCE);
         let output =
             output.map_err(|source| VersionError::Run { program: program.to_owned(), source })?;
         let printed = String::from_utf8_lossy(&output.stdout);

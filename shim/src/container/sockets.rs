@@ -76,7 +76,8 @@ async fn forward(socket: Socket, container: &str, guest: &Guest, log: &Logger) -
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
-        let place = CONNECTIONS.acquire().await.ok();
+        // While there are too many the next one waits in the guest; a socket without connections takes no place.
+        drop(CONNECTIONS.acquire().await);
         let request = agent::AcceptRequest {
             container: container.to_owned(),
             path: socket.guest.path.clone(),
@@ -95,6 +96,7 @@ async fn forward(socket: Socket, container: &str, guest: &Guest, log: &Logger) -
                 continue;
             }
         }
+        let place = CONNECTIONS.acquire().await.ok();
         let (host, guest, log) = (socket.host.clone(), guest.clone(), log.clone());
         connections.spawn(async move {
             let _place = place;

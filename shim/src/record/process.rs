@@ -3,14 +3,11 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
-use crate::process::{Process, pidfd, start_time};
+use crate::process::{Process, pidfd, start_time, wait_until};
 
 /// A process for good: its id and when it started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,19 +50,6 @@ impl ProcessId {
     #[must_use]
     pub(super) fn is_same(&self) -> bool {
         start_time(self.pid).is_ok_and(|now| now == self.start_time)
-    }
-}
-
-/// Waits for the end of a process, at most until the deadline; a pidfd is readable then.
-pub(super) fn wait_until(handle: &OwnedFd, deadline: Instant) -> io::Result<bool> {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
-        match poll(&mut [PollFd::new(handle.as_fd(), PollFlags::POLLIN)], timeout) {
-            Ok(ready) => return Ok(ready > 0),
-            Err(Errno::EINTR) => {}
-            Err(e) => return Err(e.into()),
-        }
     }
 }
 

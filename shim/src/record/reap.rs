@@ -3,10 +3,9 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::process::wait_until;
 use super::{ProcessId, Record, RecordError, remove_directory};
 use crate::network;
-use crate::process::{kill, pidfd};
+use crate::process::{kill, pidfd, wait_until};
 use crate::storage::{scratch, virtiofsd};
 
 /// How long all processes together may take to end. A process in the middle of I/O may need it.

@@ -22,6 +22,9 @@ const TAIL: usize = 8192;
 /// How many lines of it an error shows.
 const LINES: usize = 12;
 
+/// How a kernel begins to tell of its end.
+const FAULTS: [&str; 3] = ["Kernel panic", "Oops: ", "BUG: "];
+
 /// The console of one sandbox. Dropping it ends the reading.
 pub struct Console {
     tail: Arc<Mutex<Vec<u8>>>,
@@ -46,9 +49,9 @@ impl Console {
         let tail = lock(&self.tail);
         let text = String::from_utf8_lossy(&tail);
         let lines: Vec<_> = text.lines().map(clean).filter(|line| !line.is_empty()).collect();
-        // What follows a panic is where it happened; why stands in its first line.
-        let panic = lines.iter().position(|line| line.contains("Kernel panic"));
-        let first = panic.unwrap_or(lines.len()).min(lines.len().saturating_sub(LINES));
+        // Why the kernel gives up stands in its first line about it, and where in those after that.
+        let fault = lines.iter().position(|line| FAULTS.iter().any(|fault| line.contains(fault)));
+        let first = fault.unwrap_or(lines.len()).min(lines.len().saturating_sub(LINES));
         let last = lines.len().min(first + LINES);
         if lines.is_empty() { "nothing".to_owned() } else { lines[first..last].join("; ") }
     }
@@ -145,6 +148,22 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(console.tail(), "[31mone; \u{fffd}two");
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_tail_of_a_fault_begins_with_it() {
+        let dir = dir("fault");
+        let pipe = dir.join("console");
+        let console = Console::open(&pipe, 64 << 10).unwrap();
+        let registers = "RAX: 0\n".repeat(20);
+        let text = format!("before\nOops: int3: 0000 [#1]\nRIP: 0010:f\n{registers}Kernel panic\n");
+        fs::write(pipe, text).unwrap();
+        while console.tail() == "nothing" {
+            tokio::task::yield_now().await;
+        }
+        let tail = console.tail();
+        assert!(tail.starts_with("Oops: int3: 0000 [#1]; RIP: 0010:f; RAX: 0; "), "{tail}");
         fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -30,6 +30,14 @@ const PID_MAX_LIMIT: u32 = 4 << 20;
 /// How long it may take until it is known why a connection was lost.
 const REASON: Duration = Duration::from_secs(5);
 
+/// A container that is being made.
+pub(super) struct Making {
+    /// Whether containerd still waits for it.
+    wanted: bool,
+    /// How it has ended already, if it has: the guest may say so before it is in the table.
+    pub(super) exit: Option<u32>,
+}
+
 /// What a container is to be made from.
 struct Wanted {
     new: NewContainer,
@@ -63,12 +71,18 @@ impl Sandbox {
         let id = new.id.clone();
         match lock(&self.creating).entry(id.clone()) {
             Entry::Occupied(_) => return Err(SandboxError::Exists(id)),
-            Entry::Vacant(entry) => entry.insert(true),
+            Entry::Vacant(entry) => entry.insert(Making { wanted: true, exit: None }),
         };
         let created = self.make(new).await;
-        let wanted = lock(&self.creating).remove(&id).unwrap_or(true);
+        let making = lock(&self.creating).remove(&id);
+        if let Some(status) = making.as_ref().and_then(|making| making.exit)
+            && let Ok(container) = self.container(&id)
+            && container.process("").is_ok_and(|process| process.ends_now())
+        {
+            tokio::spawn(async move { container.exited("", status).await });
+        }
         match created {
-            Ok(_) if !wanted => {
+            Ok(_) if making.is_some_and(|making| !making.wanted) => {
                 warn!(self.log, "was given up while it was made"; "container" => &id);
                 self.delete(&id, "").await?;
                 Err(SandboxError::NoContainer(id))
@@ -241,8 +255,8 @@ impl Sandbox {
     /// Takes note that containerd has given up a container that is still being made: it asks once for the deletion of
     /// what it has not been told of.
     pub fn give_up(&self, id: &str) {
-        if let Some(wanted) = lock(&self.creating).get_mut(id) {
-            *wanted = false;
+        if let Some(making) = lock(&self.creating).get_mut(id) {
+            making.wanted = false;
         }
     }
 

@@ -55,14 +55,16 @@ impl First {
         if spec.disks.len() + sources.len() > selection.disks() {
             return Ok(names);
         }
-        if !shows_files {
-            spec.share = None;
-        }
+        let count = sources.len();
         let opened = aside(|| {
             let opened = sources.into_iter().map(|source| (open(&source), source));
             opened.filter_map(|(file, source)| Some((file.ok()?, source))).collect::<Vec<_>>()
         });
-        for (file, source) in opened.await? {
+        let opened = opened.await?;
+        if !shows_files && opened.len() == count {
+            spec.share = None;
+        }
+        for (file, source) in opened {
             let serial = format!("disk{}", names.len());
             let what = source.0.display().to_string();
             let (file, readonly) = (Arc::new(file), source.1);

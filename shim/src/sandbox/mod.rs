@@ -40,6 +40,7 @@ use crate::container::{Container, Exit, LOST, SETTLE};
 use crate::events::Publisher;
 use crate::sys::lock;
 
+use containers::Making;
 pub use directory::path as directory_path;
 pub use error::SandboxError;
 use first::First;
@@ -104,8 +105,8 @@ pub struct Sandbox {
     /// How many numbers were given to containers of the pod.
     pids: AtomicU32,
     containers: Mutex<HashMap<String, Arc<Container>>>,
-    /// The ids of those that are being made, and whether containerd still wants them.
-    creating: Mutex<HashMap<String, bool>>,
+    /// Those that are being made, by their ids.
+    creating: Mutex<HashMap<String, Making>>,
     /// Closed once a container runs: the host then has time for the next spare.
     began: Mutex<Option<OwnedFd>>,
     /// Whether it stays without a container: containerd drives it by the sandbox API.
@@ -265,6 +266,7 @@ impl Sandbox {
         match event.kind {
             Some(event::Kind::Exit(exit)) => {
                 let name = exit.process.unwrap_or_default();
+                let mut creating = lock(&self.creating);
                 if let Ok(container) = self.container(&name.container)
                     && let Ok(process) = container.process(&name.exec)
                     && process.ends_now()
@@ -272,6 +274,10 @@ impl Sandbox {
                     tokio::spawn(async move {
                         container.exited(&name.exec, exit.status).await;
                     });
+                } else if let Some(making) = creating.get_mut(&name.container)
+                    && name.exec.is_empty()
+                {
+                    making.exit.get_or_insert(exit.status);
                 }
             }
             Some(event::Kind::Oom(reference)) => {

@@ -11,7 +11,8 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::time::Duration;
 
 use nix::sys::statvfs::statvfs;
 use rustix::fs::{FlockOperation, flock, ioctl_ficlone};
@@ -19,6 +20,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::config::{self, AssetError, Filesystem, show};
+use crate::process::output;
 use crate::sparse::copy_data;
 
 /// How the names of disks end.
@@ -29,6 +31,9 @@ const UNUSED: &str = "scratch";
 
 /// A sector, the unit of `st_blocks` (stat(3type)), in bytes.
 const SECTOR: u64 = 512;
+
+/// How long a disk may take to be formatted. Others wait meanwhile.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A disk that cannot be made.
 #[derive(Debug, Error)]
@@ -238,8 +243,7 @@ fn format(filesystem: Filesystem, path: &Path) -> Result<(), ScratchError> {
     };
     let program = config::mkfs(name)?;
     let mut command = Command::new(&program);
-    let output = command.args(arguments).arg(path).stdin(Stdio::null()).output();
-    let output = output.map_err(failed(&program))?;
+    let output = output(command.args(arguments).arg(path), PATIENCE).map_err(failed(&program))?;
     if output.status.success() {
         return Ok(());
     }

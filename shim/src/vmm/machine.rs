@@ -75,7 +75,7 @@ impl Machine {
 async fn first_cause(
     helpers: &[Helper],
     events: impl Future<Output = Option<VmExit>>,
-    judge: impl FnOnce(Ended) -> VmExit,
+    judge: impl FnOnce(Ended) -> VmExit + Send + 'static,
 ) -> VmExit {
     let mut events = std::pin::pin!(events);
     let mut reports_end = false;
@@ -96,7 +96,8 @@ async fn first_cause(
     if !reports_end && let Ok(Some(exit)) = timeout(LAST_WORDS, events).await {
         return exit;
     }
-    judge(ended)
+    // It may ask the program for its version.
+    tokio::task::spawn_blocking(move || judge(ended)).await.unwrap_or(VmExit::Killed)
 }
 
 #[async_trait]
