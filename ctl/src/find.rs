@@ -73,7 +73,6 @@ pub mod tests {
             initramfs: PathBuf::from("/i"),
             vcpus: 2,
             memory: 256 << 20,
-            vsock: PathBuf::from("/v"),
             share: None,
             api: None,
             devices: vec!["vsock on /v".to_owned()],

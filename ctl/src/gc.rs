@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use bulkhead_protocols::chain;
-use bulkhead_shim::record::{Entry, Reaped, Record, RecordError, reap};
+use bulkhead_shim::record::{Entry, ProcessId, Record, RecordError, reap};
 
 /// How old a directory without a record is before it counts as left over: a shim writes the
 /// record milliseconds after it has made the directory.
@@ -35,7 +35,7 @@ pub fn run(
             continue;
         }
         match reap(&entry.directory) {
-            Ok(reaped) => writeln!(out, "removed {name}{}", killed(&reaped))?,
+            Ok(killed) => writeln!(out, "removed {name}{}", told(&killed))?,
             Err(error) => {
                 eprintln!("bulkhead: {name} stays: {}", chain(&error));
                 code = ExitCode::FAILURE;
@@ -71,8 +71,8 @@ fn name(entry: &Entry) -> String {
     }
 }
 
-fn killed(reaped: &Reaped) -> String {
-    let killed: Vec<String> = reaped.killed.iter().map(ToString::to_string).collect();
+fn told(killed: &[ProcessId]) -> String {
+    let killed: Vec<String> = killed.iter().map(ToString::to_string).collect();
     if killed.is_empty() { String::new() } else { format!("; killed {}", killed.join(", ")) }
 }
 

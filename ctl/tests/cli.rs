@@ -58,7 +58,6 @@ impl Host {
             initramfs: PathBuf::from("/i"),
             vcpus: 1,
             memory: 128 << 20,
-            vsock: directory.join("vsock"),
             share: None,
             api: None,
             devices: Vec::new(),

@@ -14,7 +14,7 @@ use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use protobuf::Message;
 use thiserror::Error;
 
-use crate::args::Args;
+use crate::args::{Action, Args};
 use crate::config::Config;
 use crate::container::{SpecError, spec};
 use crate::record::Record;
@@ -179,15 +179,9 @@ fn take_spare(config: &Config, args: &Args, listener: &UnixListener, began: &Pip
         return false;
     }
     let Ok(likeness) = Likeness::own() else { return false };
-    let claim = Claim {
-        namespace: args.namespace.clone(),
-        id: args.id.clone(),
-        address: args.address.clone(),
-        events: events_address(args),
-        bundle: std::env::current_dir().unwrap_or_default().join(&args.bundle),
-        debug: args.debug,
-        likeness,
-    };
+    let bundle = std::env::current_dir().unwrap_or_default().join(&args.bundle);
+    let claimed = Args { action: Action::Serve, bundle, ..args.clone() };
+    let claim = Claim { args: claimed, events: events_address(args), likeness };
     places.any(|place| place.claim(&claim, listener.as_fd(), began.as_fd()).is_ok())
 }
 

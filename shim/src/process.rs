@@ -141,12 +141,6 @@ impl HelperCommand {
         self
     }
 
-    /// The arguments so far.
-    #[must_use]
-    pub fn arguments(&self) -> &[OsString] {
-        &self.args
-    }
-
     /// Starts the helper. Its stdin is /dev/null; what it prints is kept to its last 4 KiB.
     ///
     /// # Errors

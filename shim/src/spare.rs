@@ -24,6 +24,7 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, s
 use rustix::fs::inotify::{self, WatchFlags};
 use serde::{Deserialize, Serialize};
 
+use crate::args::Args;
 use crate::config::{Config, FILE_VARIABLE};
 use crate::sys::watcher;
 
@@ -73,18 +74,10 @@ impl Likeness {
 /// What a spare is to become.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
-    /// containerd's namespace.
-    pub namespace: String,
-    /// The sandbox's id.
-    pub id: String,
-    /// The address of containerd's gRPC socket.
-    pub address: String,
-    /// That of its events' socket.
+    /// What containerd has asked for, with the bundle of the sandbox's first container.
+    pub args: Args,
+    /// The address of containerd's events' socket.
     pub events: String,
-    /// The bundle of the sandbox's first container.
-    pub bundle: PathBuf,
-    /// Whether containerd asks for debug messages.
-    pub debug: bool,
     /// Who asks.
     pub likeness: Likeness,
 }
@@ -298,12 +291,8 @@ mod tests {
 
     fn claim() -> Claim {
         Claim {
-            namespace: "default".to_owned(),
-            id: "c1".to_owned(),
-            address: "/run/c.sock".to_owned(),
+            args: Args { id: "c1".to_owned(), bundle: "/b".into(), ..Args::default() },
             events: "/run/c.sock.ttrpc".to_owned(),
-            bundle: "/b".into(),
-            debug: false,
             likeness: Likeness::own().expect("proc"),
         }
     }

@@ -33,31 +33,16 @@ impl Config {
             let Some(key) = name.strip_prefix(PREFIX) else {
                 continue;
             };
-            let refused = |key, allowed: &str| ConfigError::Value {
-                file: PLACE.into(),
-                key,
-                value: format!("{value:?}"),
-                allowed: allowed.to_owned(),
-            };
             match key {
                 "vcpus" => {
-                    let count =
-                        value.parse().map_err(|_| refused("vcpus", "a number from 1 to 64"))?;
+                    let allowed = "a number from 1 to 64";
+                    let count = value.parse().map_err(|_| refused("vcpus", value, allowed))?;
                     said.vcpus = Some(Count(count));
                 }
-                "memory" => {
-                    let size = Size::parse(value);
-                    said.memory = Some(size.ok_or_else(|| refused("memory", Size::EXPECTED))?);
-                }
-                "scratch_size" => {
-                    let size = Size::parse(value);
-                    let size = size.ok_or_else(|| refused("scratch_size", Size::EXPECTED))?;
-                    said.scratch_size = Some(size);
-                }
+                "memory" => said.memory = Some(size("memory", value)?),
+                "scratch_size" => said.scratch_size = Some(size("scratch_size", value)?),
                 "scratch_filesystem" => {
-                    let chosen = choice(value);
-                    said.scratch_filesystem =
-                        Some(chosen.map_err(|error| refused("scratch_filesystem", &error))?);
+                    said.scratch_filesystem = Some(choice("scratch_filesystem", value)?);
                 }
                 "scratch_paths" => {
                     said.scratch_paths = Some(value.split(',').map(Into::into).collect());
@@ -65,11 +50,7 @@ impl Config {
                 "forward_sockets" => {
                     said.forward_sockets = Some(value.split(',').map(Into::into).collect());
                 }
-                "rootfs_upper" => {
-                    let chosen = choice(value);
-                    said.rootfs_upper =
-                        Some(chosen.map_err(|error| refused("rootfs_upper", &error))?);
-                }
+                "rootfs_upper" => said.rootfs_upper = Some(choice("rootfs_upper", value)?),
                 _ => {
                     return Err(ConfigError::Value {
                         file: "annotations".into(),
@@ -85,10 +66,19 @@ impl Config {
     }
 }
 
+fn refused(key: &'static str, value: &str, allowed: &str) -> ConfigError {
+    let (value, allowed) = (format!("{value:?}"), allowed.to_owned());
+    ConfigError::Value { file: PLACE.into(), key, value, allowed }
+}
+
+fn size(key: &'static str, value: &str) -> Result<Size, ConfigError> {
+    Size::parse(value).ok_or_else(|| refused(key, value, Size::EXPECTED))
+}
+
 /// One of the words that the same key of a file takes.
-fn choice<'a, T: Deserialize<'a>>(value: &'a str) -> Result<T, String> {
+fn choice<'a, T: Deserialize<'a>>(key: &'static str, value: &'a str) -> Result<T, ConfigError> {
     let word: StrDeserializer<'_, Error> = value.into_deserializer();
-    T::deserialize(word).map_err(|error| error.to_string())
+    T::deserialize(word).map_err(|error| refused(key, value, &error.to_string()))
 }
 
 #[cfg(test)]

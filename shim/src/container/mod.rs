@@ -20,8 +20,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use bulkhead_protocols::agent::{
-    ContainerRef, CreateRequest, ExecRequest, ResizeRequest, SignalRequest, StatsResponse,
-    UpdateRequest,
+    ContainerRef, ExecRequest, ResizeRequest, SignalRequest, StatsResponse, UpdateRequest,
 };
 use bulkhead_protocols::agent_ttrpc::AgentClient;
 use containerd_shim_protos::api::Mount;
@@ -144,20 +143,7 @@ impl Container {
         log: &Logger,
     ) -> Result<Self, ContainerError> {
         let init = Process::new(&new.id, "", new.stdio);
-        let mut request = CreateRequest {
-            container: new.id.clone(),
-            spec: spec.document,
-            pid_namespace: spec.pid_namespace.into(),
-            mounts: spec.mounts,
-            submounts: spec.submounts,
-            directories: spec.directories,
-            own_mounts: spec.own_mounts,
-            devices: spec.devices,
-            huge_pages: spec.huge_pages,
-            sockets: spec.sockets.iter().map(|socket| socket.guest.clone()).collect(),
-            volumes: spec.volumes.into_iter().map(|volume| volume.guest).collect(),
-            ..Default::default()
-        };
+        let GuestSpec { mut request, sockets, .. } = spec;
         let made = async {
             let numbers = stdio::numbers(&init.stdio, &guest);
             let stdio = Prepared::open(&init.stdio, &numbers)?;
@@ -170,9 +156,8 @@ impl Container {
             return Err(error);
         }
         let log = log.new(slog::o!("container" => new.id.clone()));
-        let sockets = spec.sockets.into_iter();
         let forwarded = |socket| Forwarding::start(socket, &new.id, &guest, &log);
-        let sockets = sockets.map(forwarded).collect();
+        let sockets = sockets.into_iter().map(forwarded).collect();
         let container = Self {
             log,
             publisher,

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use bulkhead_protocols::agent::{self, ContainerRef};
+use bulkhead_protocols::agent::{self, CreateRequest};
 use oci_spec::runtime::{Mount, Process, Spec};
 
 use super::devices;
@@ -96,26 +96,12 @@ pub fn check_sandbox(spec: &Spec) -> Result<(), SpecError> {
 
 /// What the guest is to make a container from.
 pub struct GuestSpec {
-    /// The OCI spec, as JSON.
-    pub document: Vec<u8>,
-    /// Whose PID namespace the container shares; an empty name stands for the sandbox.
-    pub pid_namespace: Option<ContainerRef>,
-    /// File systems of the guest's that the spec's mounts name.
-    pub mounts: Vec<agent::Mount>,
-    /// Directories and files of the guest's share at which the host has mounted something.
-    pub submounts: Vec<String>,
+    /// All but its stdio.
+    pub request: CreateRequest,
     /// Volumes of which the guest makes copies for it.
     pub volumes: Vec<Volume>,
-    /// Directories that the guest makes for it.
-    pub directories: Vec<agent::Directory>,
-    /// File systems of its own.
-    pub own_mounts: Vec<agent::Mount>,
-    /// Disks of the VM that it gets as devices.
-    pub devices: Vec<agent::Device>,
     /// Sockets of the host that it reaches.
     pub sockets: Vec<Socket>,
-    /// Huge pages that it was promised.
-    pub huge_pages: Vec<agent::HugePages>,
 }
 
 /// What a container finds in its sandbox.
@@ -234,20 +220,21 @@ pub fn for_guest(
     }
     let Held { disk, directories, mounts: own_mounts } = held;
     mounts.extend(disk);
-    let document = fitting(serde_json::to_vec(&spec)?)?;
-    let devices = devices.to_vec();
-    Ok(GuestSpec {
-        document,
-        pid_namespace,
+    let request = CreateRequest {
+        container: id,
+        spec: fitting(serde_json::to_vec(&spec)?)?,
+        pid_namespace: pid_namespace.into(),
         mounts,
         submounts,
-        volumes,
         directories,
         own_mounts,
-        devices,
-        sockets,
+        devices: devices.to_vec(),
         huge_pages,
-    })
+        sockets: sockets.iter().map(|socket| socket.guest.clone()).collect(),
+        volumes: volumes.iter().map(|volume| volume.guest.clone()).collect(),
+        ..Default::default()
+    };
+    Ok(GuestSpec { request, volumes, sockets })
 }
 
 /// Requires that changed limits are such that the guest can have them.
@@ -426,7 +413,7 @@ mod tests {
             files: &[],
         };
         let guest = for_guest(spec, "/guest/rootfs".into(), &mut tree, &surroundings)?;
-        Ok(serde_json::from_slice(&guest.document).unwrap())
+        Ok(serde_json::from_slice(&guest.request.spec).unwrap())
     }
 
     #[test]

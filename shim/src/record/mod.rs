@@ -17,7 +17,7 @@ use thiserror::Error;
 use crate::vmm::{Selection, VmSpec};
 
 pub use process::ProcessId;
-pub use reap::{Reaped, reap};
+pub use reap::reap;
 pub use remove::remove_directory;
 
 /// The record's name in the sandbox's directory.
@@ -113,8 +113,6 @@ pub struct Record {
     pub vcpus: u32,
     /// Memory of the guest in bytes.
     pub memory: u64,
-    /// The hybrid vsock socket.
-    pub vsock: PathBuf,
     /// The socket of the file-share daemon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub share: Option<PathBuf>,
@@ -202,8 +200,7 @@ impl Record {
             initramfs: spec.initramfs.clone(),
             vcpus: spec.vcpus,
             memory: spec.memory,
-            vsock: spec.vsock(),
-            share: spec.share.as_ref().map(|share| share.socket.clone()),
+            share: spec.share.clone(),
             api: selection.vmm.api_socket(&spec.dir),
             devices: spec.devices(),
             network: None,
@@ -307,7 +304,6 @@ pub(crate) mod tests {
             initramfs: PathBuf::from("/i"),
             vcpus: 1,
             memory: 64 << 20,
-            vsock: PathBuf::from("/v"),
             share: None,
             api: None,
             devices: Vec::new(),

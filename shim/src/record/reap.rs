@@ -11,23 +11,14 @@ use crate::storage::{scratch, virtiofsd};
 /// How long all processes together may take to end. A process in the middle of I/O may need it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What `reap` has done.
-#[derive(Debug)]
-pub struct Reaped {
-    /// The processes that were still there.
-    pub killed: Vec<ProcessId>,
-    /// Why the sandbox's processes are not known, if they are not: the record is missing or no
-    /// record. They have ended all the same if the shim has, for they ask the kernel for that.
-    pub unknown: Option<RecordError>,
-}
-
 /// Kills every process of the sandbox in this directory, the shim too, waits for their end, and
-/// removes the directory. Nothing there is fine.
+/// removes the directory. Returns the processes that were still there. Nothing there is fine, and so is a directory
+/// without a record: its processes have ended if the shim has, for they ask the kernel for that.
 ///
 /// # Errors
 /// [`RecordError::Kill`], [`RecordError::Unkillable`] and [`RecordError::Remove`]. The directory
 /// stays then, so that it can be repeated.
-pub fn reap(directory: &Path) -> Result<Reaped, RecordError> {
+pub fn reap(directory: &Path) -> Result<Vec<ProcessId>, RecordError> {
     let record = Record::read(directory);
     let processes = record.iter().flat_map(Record::all_processes).cloned().collect();
     let killed = end(processes)?;
@@ -47,9 +38,8 @@ pub fn reap(directory: &Path) -> Result<Reaped, RecordError> {
         // Whoever is still in it is none of the sandbox's.
         let _ = std::fs::remove_dir(cgroup);
     }
-    let unknown = record.err();
     remove_directory(directory)?;
-    Ok(Reaped { killed, unknown })
+    Ok(killed)
 }
 
 /// Ends the processes; returns those that had not ended yet.
@@ -117,14 +107,12 @@ mod tests {
             Record { shim: gone_id, processes: vec![one_id.clone(), two_id.clone()], ..record() };
         record.write(&dir).expect("write");
 
-        let reaped = reap(&dir).expect("reap");
-        assert_eq!(reaped.killed, [one_id, two_id]);
-        assert!(reaped.unknown.is_none());
+        assert_eq!(reap(&dir).expect("reap"), [one_id, two_id]);
         for child in [&mut one, &mut two] {
             assert!(child.try_wait().expect("wait").is_some(), "still running");
         }
         assert!(!dir.exists());
-        assert!(reap(&dir).expect("again").killed.is_empty());
+        assert!(reap(&dir).expect("again").is_empty());
     }
 
     #[test]
@@ -133,7 +121,7 @@ mod tests {
         let (mut child, mut id) = sleeper();
         id.start_time -= 1;
         Record { processes: vec![id], ..record() }.write(state.path()).expect("write");
-        assert!(reap(&state.keep()).expect("reap").killed.is_empty());
+        assert!(reap(&state.keep()).expect("reap").is_empty());
         assert!(child.try_wait().expect("wait").is_none(), "it was killed");
         child.kill().expect("kill");
         child.wait().expect("wait");
@@ -143,8 +131,7 @@ mod tests {
     fn a_directory_without_a_record_is_removed() {
         let state = tempfile::tempdir().expect("tempdir").keep();
         fs::write(state.join("record.json"), "half a rec").expect("write");
-        let reaped = reap(&state).expect("reap");
-        assert!(matches!(reaped.unknown, Some(RecordError::Malformed { .. })));
+        assert!(reap(&state).expect("reap").is_empty());
         assert!(!state.exists());
     }
 }

@@ -23,12 +23,12 @@ use crate::container::scratch::OnScratch;
 use crate::guest::Guest;
 use crate::network::{DEVICES, Following, Network};
 use crate::process::{Process, Status};
-use crate::record::{Phase, ProcessId, Record, remove_directory};
+use crate::record::{ProcessId, Record, remove_directory};
 use crate::storage::scratch::Scratch;
 use crate::storage::share::Share;
 use crate::storage::virtiofsd::{Daemon, Virtiofsd};
 use crate::sys::lock;
-use crate::vmm::{self, Disk, Selection, Vm, VmSpec, Wires};
+use crate::vmm::{Disk, Selection, Vm, VmSpec, Wires};
 
 /// Bytes of the host's entropy that a guest starts with.
 const ENTROPY: usize = 64;
@@ -88,7 +88,7 @@ impl Parts {
     pub fn record_phases(&self, phases: &Phases) {
         let mut record = lock(&self.record);
         record.processes = self.processes().into_iter().map(ProcessId::from).collect();
-        record.phases = phases.all().iter().map(|(name, since)| Phase::new(name, *since)).collect();
+        record.phases = phases.all();
         if let Err(error) = record.write(&self.spec.dir) {
             warn!(self.log, "{}", chain(&error));
         }
@@ -157,7 +157,7 @@ pub fn spec(config: &Config, dir: &Path) -> Result<VmSpec, SandboxError> {
         network_devices: DEVICES,
         disks: Vec::new(),
         console: dir.join("console"),
-        share: Some(vmm::Share { tag: SHARE_TAG.to_owned(), socket: dir.join("fs") }),
+        share: Some(dir.join("fs")),
     })
 }
 
@@ -210,13 +210,13 @@ pub async fn devices(
     let wires = Wires { taps: joined.taps, namespace: joined.namespace };
     phases.stamp("network");
 
-    record.share = spec.share.as_ref().map(|share| share.socket.clone());
+    record.share = spec.share.clone();
     record.devices = spec.devices();
     let share = new.share.insert(Share::create(&dir)?);
     phases.stamp("share");
     let mut virtiofsd = None;
-    if let Some(device) = &spec.share {
-        virtiofsd = Some(serve(config, share.served(), &device.socket)?);
+    if let Some(socket) = &spec.share {
+        virtiofsd = Some(serve(config, share.served(), socket)?);
         phases.stamp("virtiofsd");
     }
     let control = hybrid_vsock::host_port(&spec.vsock(), CONTROL_PORT);
@@ -380,9 +380,9 @@ pub async fn over(parts: &Parts) -> String {
     reasons.join("; ")
 }
 
-fn mounted(share: &vmm::Share) -> Mount {
+fn share_mount() -> Mount {
     Mount {
-        source: share.tag.clone(),
+        source: SHARE_TAG.to_owned(),
         target: SHARE_DIR.to_owned(),
         fstype: "virtiofs".to_owned(),
         ..Default::default()
@@ -410,7 +410,7 @@ fn setup_request(pod: &Pod, parts: &Parts) -> io::Result<SetupRequest> {
         sysctls: pod.sysctls.clone(),
         clock_ns: i64::try_from(now.as_nanos()).unwrap_or(0),
         entropy,
-        mounts: parts.spec.share.iter().map(mounted).collect(),
+        mounts: parts.spec.share.iter().map(|_| share_mount()).collect(),
         files: pod.guest_files(),
         ..Default::default()
     })

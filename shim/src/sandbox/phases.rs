@@ -3,12 +3,13 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use crate::record::Phase;
 use crate::sys::lock;
 
 /// The stamps of one start, in the order in which they were made.
 pub struct Phases {
     zero: Instant,
-    stamps: Mutex<Vec<(String, Duration)>>,
+    stamps: Mutex<Vec<Phase>>,
 }
 
 impl Phases {
@@ -24,19 +25,18 @@ impl Phases {
 
     /// Adds a phase of another clock: `since` is counted from where that clock starts.
     pub fn add(&self, name: &str, since: Duration) {
-        let mut stamps = lock(&self.stamps);
-        stamps.push((name.to_owned(), since));
+        lock(&self.stamps).push(Phase::new(name, since));
     }
 
     /// All stamps so far.
-    pub fn all(&self) -> Vec<(String, Duration)> {
+    pub fn all(&self) -> Vec<Phase> {
         lock(&self.stamps).clone()
     }
 
     /// All stamps so far, in milliseconds, for a log line.
     pub fn line(&self) -> String {
         let stamps = self.all();
-        let words = stamps.iter().map(|(name, since)| format!("{name}={}", since.as_millis()));
+        let words = stamps.iter().map(|phase| format!("{}={}", phase.name, phase.micros / 1000));
         words.collect::<Vec<_>>().join(" ")
     }
 }

@@ -12,7 +12,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use super::server::{self, ServeError, inherited, prepare};
-use crate::args::{Action, Args};
+use crate::args::Args;
 use crate::config::Config;
 use crate::logging::Later;
 use crate::sandbox::{Origin, Pod, Spare};
@@ -45,18 +45,10 @@ pub fn wait(args: &Args) -> Result<(), ServeError> {
         };
         let Some((spare, claimed)) = found else { return Ok(()) };
         let Claimed { claim, listener, began } = claimed;
-        let args = Args {
-            action: Action::Serve,
-            namespace: claim.namespace,
-            id: claim.id,
-            address: claim.address,
-            bundle: claim.bundle,
-            debug: claim.debug,
-        };
-        let (config, opened) = server::open(&args);
+        let (config, opened) = server::open(&claim.args);
         log.open(&opened);
         let origin = Origin { spare: Some(spare), began };
-        server::run(&args, claim.events, config, listener, origin, &opened).await
+        server::run(&claim.args, claim.events, config, listener, origin, &opened).await
     })
 }
 

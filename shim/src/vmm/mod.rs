@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bulkhead_protocols::SHARE_TAG;
 
 use crate::process::{HelperCommand, Process};
 
@@ -73,8 +74,9 @@ pub struct VmSpec {
     /// A named pipe that takes the guest's serial console. The sandbox has it open for reading
     /// before the VM starts, for opening it for writing waits for a reader.
     pub console: PathBuf,
-    /// The virtiofs share, if it has one.
-    pub share: Option<Share>,
+    /// The socket on which virtiofsd already listens, for a vhost-user-fs device of the tag [`SHARE_TAG`]; none for no
+    /// share.
+    pub share: Option<PathBuf>,
 }
 
 impl VmSpec {
@@ -95,8 +97,7 @@ impl VmSpec {
     #[must_use]
     pub fn devices(&self) -> Vec<String> {
         let share = self.share.iter();
-        let share =
-            share.map(|share| format!("virtiofs {} on {}", share.tag, share.socket.display()));
+        let share = share.map(|socket| format!("virtiofs {SHARE_TAG} on {}", socket.display()));
         let vsock = format!("vsock on {}", self.vsock().display());
         let console = format!("serial console on {}", self.console.display());
         let network = format!("{} virtio-net", self.network_devices);
@@ -120,7 +121,7 @@ impl VmSpec {
             network_devices: 1,
             disks: Vec::new(),
             console: dir.join("console"),
-            share: Some(Share { tag: "share".to_owned(), socket: dir.join("fs") }),
+            share: Some(dir.join("fs")),
         }
     }
 }
@@ -156,15 +157,6 @@ impl Disk {
         let file = Arc::new(File::open("/dev/null").expect("open"));
         Disk { serial: serial.to_owned(), file, readonly, what: "1GiB".to_owned() }
     }
-}
-
-/// A vhost-user-fs device.
-#[derive(Debug, Clone)]
-pub struct Share {
-    /// The name by which the guest mounts it.
-    pub tag: String,
-    /// The socket on which virtiofsd already listens.
-    pub socket: PathBuf,
 }
 
 /// A running VM. Dropping it ends it.

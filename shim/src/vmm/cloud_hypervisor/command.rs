@@ -7,6 +7,8 @@ use std::path::Path;
 use bulkhead_protocols::{address_text, device_address};
 use serde::Serialize;
 
+use bulkhead_protocols::SHARE_TAG;
+
 use crate::vmm::net::list;
 use crate::vmm::{KERNEL_PARAMS, VmSpec, memory};
 
@@ -56,9 +58,9 @@ pub(super) fn arguments(spec: &VmSpec, inherited: &Inherited, landlock: bool) ->
         "off".into(),
         "--pvpanic".into(),
     ];
-    if let Some(share) = &spec.share {
+    if let Some(socket) = &spec.share {
         args.push("--fs".into());
-        args.push(option(&format!("tag={},socket=", share.tag), &share.socket, ""));
+        args.push(option(&format!("tag={SHARE_TAG},socket="), socket, ""));
     }
     if !inherited.taps.is_empty() {
         args.push("--net".into());

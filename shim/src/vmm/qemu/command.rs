@@ -9,6 +9,8 @@ use std::path::Path;
 use bulkhead_protocols::{address_text, device_address};
 
 use super::plug::PORTS;
+use bulkhead_protocols::SHARE_TAG;
+
 use crate::config::QemuMachine;
 use crate::vmm::net::list;
 use crate::vmm::{Accel, Disk, KERNEL_PARAMS, VmSpec, memory};
@@ -81,10 +83,10 @@ pub(super) fn arguments(spec: &VmSpec, platform: Platform, inherited: &Inherited
         QemuMachine::Microvm => "device",
         QemuMachine::Q35 => "pci",
     };
-    if let Some(share) = &spec.share {
-        add("-chardev", option("socket,id=share,path=", &share.socket));
-        let fs = format!("vhost-user-fs-{bus},chardev=share,queue-size={FS_QUEUE},tag=");
-        add("-device", option(&fs, Path::new(&share.tag)));
+    if let Some(socket) = &spec.share {
+        add("-chardev", option("socket,id=share,path=", socket));
+        let queue = format!("chardev=share,queue-size={FS_QUEUE},tag={SHARE_TAG}");
+        add("-device", format!("vhost-user-fs-{bus},{queue}").into());
     }
     add("-chardev", format!("socket,id=vsock,fd={}", inherited.vsock).into());
     add("-device", format!("vhost-user-vsock-{bus},chardev=vsock").into());
