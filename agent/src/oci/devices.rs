@@ -16,6 +16,9 @@ use super::failure::Failure;
 /// What a container has of its own, or never has, of the guest's `/dev`; runc leaves out the same.
 const LEFT_OUT: [&str; 5] = ["console", "fd", "mqueue", "pts", "shm"];
 
+/// What udev lets everyone open, and the kernel only its superuser.
+const FOR_ALL: [&str; 2] = ["/dev/fuse", "/dev/net/tun"];
+
 /// Loop devices come when they are asked for; their nodes are there before. Major number and mode are the kernel's
 /// (`Documentation/admin-guide/devices.txt`) and udev's.
 const LOOP_MAJOR: i64 = 7;
@@ -38,7 +41,14 @@ pub fn adapt(linux: &mut Linux) -> Result<(), Failure> {
         devices.extend((0..LOOPS).filter_map(|number| {
             device(format!("/dev/loop{number}"), LinuxDeviceType::B, LOOP_MAJOR, number, LOOP_MODE)
         }));
-        devices.extend(given);
+        // Who may open them is the host's to say, where it has them, too.
+        for device in &mut devices {
+            if let Some(given) = given.iter().find(|given| given.path() == device.path()) {
+                device.set_file_mode(given.file_mode().or(device.file_mode()));
+                device.set_uid(given.uid()).set_gid(given.gid());
+            }
+        }
+        devices.extend(given.into_iter().filter(is_here));
     }
     let mut places = HashSet::new();
     devices.retain(|device| places.insert(device.path().clone()));
@@ -108,6 +118,12 @@ fn compose(rules: &[LinuxDeviceCgroup]) -> Result<Vec<LinuxDeviceCgroup>, Failur
     composed.map_err(|error| Failure::internal(error.to_string()))
 }
 
+/// Whether the guest has such a device. A container that may use all devices is given those of the host one by one.
+fn is_here(device: &LinuxDevice) -> bool {
+    let number = format!("/sys/dev/char/{}:{}", device.major(), device.minor());
+    device.typ() != LinuxDeviceType::C || Path::new(&number).exists()
+}
+
 fn allows_all(rule: &LinuxDeviceCgroup) -> bool {
     let any = |number: Option<i64>| number.is_none_or(|number| number == -1);
     let access = rule.access().as_deref().unwrap_or_default();
@@ -129,7 +145,8 @@ fn collect(directory: &Path, devices: &mut Vec<LinuxDevice>) {
             collect(&path, devices);
         } else if found.file_type().is_char_device() {
             let [major, minor] = [major, minor].map(|part| part(found.rdev()) as i64);
-            let mode = found.mode() & 0o777;
+            let for_all = FOR_ALL.iter().any(|one| path == Path::new(one));
+            let mode = if for_all { 0o666 } else { found.mode() & 0o777 };
             devices.extend(device(path, LinuxDeviceType::C, major, minor, mode));
         }
     }
@@ -213,6 +230,23 @@ mod tests {
             }
             assert!(!devices.iter().any(|device| device.starts_with("/dev/pts")), "{rule}");
         }
+    }
+
+    #[test]
+    fn who_may_use_all_devices_has_no_dead_ones_and_the_hosts_modes() {
+        let json = r#"{"resources":{"devices":[{"allow":true,"access":"rwm"}]},"devices":[
+            {"path":"/dev/null","type":"c","major":9,"minor":9,"fileMode":416,"uid":1,"gid":6},
+            {"path":"/dev/of-the-host","type":"c","major":4000,"minor":1},
+            {"path":"/dev/also-null","type":"c","major":1,"minor":3}]}"#;
+        let mut linux: Linux = serde_json::from_str(json).unwrap();
+        adapt(&mut linux).unwrap();
+        let devices = linux.devices().clone().unwrap();
+        let at = |path: &str| devices.iter().find(|device| device.path() == Path::new(path));
+        let null = at("/dev/null").unwrap();
+        assert_eq!((null.major(), null.minor(), null.file_mode()), (1, 3, Some(0o640)));
+        assert_eq!((null.uid(), null.gid()), (Some(1), Some(6)));
+        assert!(at("/dev/of-the-host").is_none());
+        assert!(at("/dev/also-null").is_some());
     }
 
     #[test]

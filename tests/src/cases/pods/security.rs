@@ -91,6 +91,13 @@ fn fs_group(t: &Test<'_>) -> Outcome {
     Ok(())
 }
 
+/// Names the character devices that are none of the kernel's.
+const DEAD_DEVICES: &str = "
+    find /dev -path /dev/pts -prune -o -type c -print | grep -v /dev/console | while read node; do
+        set -- $(stat -c '%t %T' $node)
+        test -e /sys/dev/char/$((0x$1)):$((0x$2)) || echo $node
+    done";
+
 fn privileged(t: &Test<'_>) -> Outcome {
     let pod = t.pod().security(|security| security.privileged = true).run()?;
     let app = pod.container("app").security(|security| {
@@ -106,6 +113,10 @@ fn privileged(t: &Test<'_>) -> Outcome {
             "test -c /dev/fuse && : < /dev/fuse && test -c /dev/loop-control && test -b /dev/loop0",
         )?;
         app.sh("truncate -s 1M /disk && losetup -f /disk && losetup -d /dev/loop0")?;
+        // As on the host: docker's and podman's users open it.
+        let tun = fs::metadata("/dev/net/tun")?.permissions().mode() & 0o777;
+        app.prints("stat -c %a /dev/net/tun", &format!("{tun:o}\n"))?;
+        app.prints(DEAD_DEVICES, "")?;
     }
     app.sh("cat /proc/sys/net/ipv4/ip_forward > /proc/sys/net/ipv4/ip_forward")?;
     app.prints("awk '/^NoNewPrivs|^Seccomp:/ { print $2 }' /proc/self/status", "0\n0\n")
