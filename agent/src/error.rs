@@ -1,12 +1,16 @@
 //! What can go wrong in a call, and the ttrpc code that it becomes.
 
+use bulkhead_protocols::chain;
+use libcontainer::error::LibcontainerError;
+use serde::{Deserialize, Serialize};
 use ttrpc::{Code, get_status};
 
 /// The outcome of a call.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a call failed. The texts are for the person who started the container.
-#[derive(Debug, thiserror::Error)]
+/// Why a call failed, or the work of the helper. The texts are for the person who started the
+/// container.
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum Error {
     /// No such container or process.
     #[error("{0}")]
@@ -29,6 +33,20 @@ impl Error {
     /// A failed system call or file operation, named by what was attempted.
     pub fn io(attempt: impl std::fmt::Display, error: impl std::fmt::Display) -> Self {
         Self::Internal(format!("{attempt}: {error}"))
+    }
+}
+
+impl From<LibcontainerError> for Error {
+    fn from(error: LibcontainerError) -> Self {
+        let text = chain(&error);
+        match error {
+            LibcontainerError::InvalidInput(_)
+            | LibcontainerError::InvalidSpec(_)
+            | LibcontainerError::MissingSpec(_)
+            | LibcontainerError::NetDevicesError(_)
+            | LibcontainerError::Spec(_) => Self::InvalidArgument(text),
+            _ => Self::Internal(text),
+        }
     }
 }
 

@@ -3,7 +3,6 @@
 use nix::errno::Errno;
 
 use crate::error::Error;
-use crate::oci::report::Kind;
 use crate::sys::describe;
 
 /// What libcontainer says of itself before it comes to the point.
@@ -19,11 +18,16 @@ const PREAMBLES: [&str; 6] = [
 /// The last errno that the kernel knows by a name.
 const LAST_ERRNO: i32 = 133;
 
-/// The error that a helper's failure becomes. `causes` are the records on the way to it, the
-/// innermost first: errors lose their causes between libcontainer's processes.
-pub fn explain(kind: Kind, text: &str, causes: &[String]) -> Error {
-    let mut text = text.to_owned();
-    if kind == Kind::Internal
+/// A helper's error, with what was wrong. `causes` are the records on the way to it, the innermost
+/// first: errors lose their causes between libcontainer's processes.
+pub fn explain(error: Error, causes: &[String]) -> Error {
+    let (mut text, internal) = match error {
+        Error::Internal(text) => (text, true),
+        Error::InvalidArgument(text) => (text, false),
+        // The helper has no others.
+        other => return other,
+    };
+    if internal
         && let Some(cause) = causes.first()
         && !text.contains(cause.as_str())
     {
@@ -39,10 +43,10 @@ pub fn explain(kind: Kind, text: &str, causes: &[String]) -> Error {
         Some(reason) if !text.contains(&reason) => format!("{text}: {reason}"),
         _ => text.to_owned(),
     };
-    match kind {
-        Kind::Invalid => Error::InvalidArgument(text),
-        Kind::Internal if errno.is_some_and(is_the_specs) => Error::InvalidArgument(text),
-        Kind::Internal => Error::Internal(text),
+    if internal && !errno.is_some_and(is_the_specs) {
+        Error::Internal(text)
+    } else {
+        Error::InvalidArgument(text)
     }
 }
 
@@ -107,10 +111,10 @@ mod tests {
 
     #[test]
     fn a_mount_that_fails_is_named_with_the_kernels_reason() {
+        let text = "failed to create container: exec process failed with error error in executing \
+                    process : failed to prepare rootfs";
         let error = explain(
-            Kind::Internal,
-            "failed to create container: exec process failed with error error in executing process \
-             : failed to prepare rootfs",
+            Error::Internal(text.to_owned()),
             &[
                 "failed to mount Mount { destination: \"/x\", typ: Some(\"nofs\"), options: None }: \
                  syscall"
@@ -136,14 +140,15 @@ mod tests {
     #[test]
     fn what_is_said_already_is_not_said_again() {
         let text = "cannot read x: No such file or directory (os error 2)";
-        let error = explain(Kind::Internal, text, &[text.to_owned()]);
+        let error = explain(Error::Internal(text.to_owned()), &[text.to_owned()]);
         assert!(matches!(error, Error::InvalidArgument(_)));
         assert_eq!(error.to_string(), text);
     }
 
     #[test]
     fn a_failure_of_the_guest_stays_one() {
-        let error = explain(Kind::Internal, "cannot fork", &["no memory (err ENOMEM)".to_owned()]);
+        let error = Error::Internal("cannot fork".to_owned());
+        let error = explain(error, &["no memory (err ENOMEM)".to_owned()]);
         assert!(matches!(error, Error::Internal(_)));
         assert!(error.to_string().starts_with("cannot fork: no memory"));
     }

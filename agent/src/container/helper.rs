@@ -65,7 +65,7 @@ impl Helper {
         match self.report().await? {
             Some(Report::Terminal { uid }) => Ok(Made::Terminal { uid }),
             Some(Report::Pid(pid)) => Ok(Made::Process { pid }),
-            Some(Report::Done | Report::Cause(_) | Report::Failed { .. }) => Err(out_of_turn()),
+            Some(Report::Done | Report::Cause(_) | Report::Failed(_)) => Err(out_of_turn()),
             None => Err(self.died().await),
         }
     }
@@ -119,7 +119,7 @@ impl Helper {
             }
             match serde_json::from_slice(&line) {
                 Ok(Report::Cause(text)) => causes.push(text),
-                Ok(Report::Failed { kind, text }) => return Err(explain(kind, &text, &causes)),
+                Ok(Report::Failed(error)) => return Err(explain(error, &causes)),
                 Ok(report) => return Ok(Some(report)),
                 Err(error) => {
                     return Err(Error::io("cannot understand the container helper", error));

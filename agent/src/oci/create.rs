@@ -6,13 +6,13 @@ use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
 
-use super::failure::Failure;
 use super::program::Program;
 use super::report::Report;
 use super::reporter::Reporter;
 use super::spec::Prepared;
 use super::{bundle, keyring, limits, spec, stdio};
 use crate::container::STATES;
+use crate::error::{Error, Result};
 use crate::jit;
 
 /// Makes the container whose spec is in its bundle, and reports its first process. `fd` is the
@@ -27,7 +27,7 @@ pub fn run(
     console: Option<&Path>,
     fd: &str,
     reporter: &Reporter,
-) -> Result<(), Failure> {
+) -> Result<()> {
     let bundle = bundle(container);
     let arguments = ["bulkhead-agent", "oci", "finish", container, fd].map(str::to_owned);
     let Prepared { spec, rlimits, late } =
@@ -44,7 +44,8 @@ pub fn run(
         .with_systemd(false)
         .with_detach(true);
     let made = jit::off(|| build.build())?;
-    let pid = made.pid().ok_or_else(|| Failure::internal("the container has no process"))?.as_raw();
+    let missing = || Error::Internal("the container has no process".to_owned());
+    let pid = made.pid().ok_or_else(missing)?.as_raw();
     // To load the device cgroup's program, libcgroups has changed this one.
     limits::set(pid, libc::RLIMIT_MEMLOCK, inherited)?;
     limits::set_all(pid, &rlimits)?;

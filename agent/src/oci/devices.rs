@@ -11,7 +11,7 @@ use libcontainer::oci_spec::runtime::{
 };
 use nix::sys::stat::{major, minor};
 
-use super::failure::Failure;
+use crate::error::{Error, Result};
 
 /// What a container has of its own, or never has, of the guest's `/dev`; runc leaves out the same.
 const LEFT_OUT: [&str; 5] = ["console", "fd", "mqueue", "pts", "shm"];
@@ -30,7 +30,7 @@ const LOOPS: i64 = 8;
 ///
 /// # Errors
 /// [`compose`]'s.
-pub fn adapt(linux: &mut Linux) -> Result<(), Failure> {
+pub fn adapt(linux: &mut Linux) -> Result<()> {
     let mut devices = linux.devices().clone().unwrap_or_default();
     let resources = linux.resources().as_ref();
     let rules = resources.and_then(|resources| resources.devices().as_deref());
@@ -69,7 +69,7 @@ type Which = (LinuxDeviceType, i64, i64);
 ///
 /// # Errors
 /// A rule that takes away a part of what one for many devices has given.
-fn compose(rules: &[LinuxDeviceCgroup]) -> Result<Vec<LinuxDeviceCgroup>, Failure> {
+fn compose(rules: &[LinuxDeviceCgroup]) -> Result<Vec<LinuxDeviceCgroup>> {
     let number = |number: Option<i64>| number.unwrap_or(-1);
     let mut allowed = false;
     let mut exceptions: Vec<(Which, BTreeSet<char>)> = Vec::new();
@@ -99,7 +99,7 @@ fn compose(rules: &[LinuxDeviceCgroup]) -> Result<Vec<LinuxDeviceCgroup>, Failur
                 && !given.is_disjoint(&ways)
         };
         if exceptions.iter().any(wider) {
-            return Err(Failure::invalid(format!(
+            return Err(Error::InvalidArgument(format!(
                 "linux.resources.devices[{index}]: a part of what a rule for many devices says cannot be taken back"
             )));
         }
@@ -115,7 +115,7 @@ fn compose(rules: &[LinuxDeviceCgroup]) -> Result<Vec<LinuxDeviceCgroup>, Failur
         rule(!allowed, *kind).major(*major).minor(*minor).access(access).build()
     });
     let composed: Result<Vec<_>, _> = std::iter::once(all).chain(others).collect();
-    composed.map_err(|error| Failure::internal(error.to_string()))
+    composed.map_err(|error| Error::Internal(error.to_string()))
 }
 
 /// Whether the guest has such a device. A container that may use all devices is given those of the host one by one.

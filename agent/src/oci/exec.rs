@@ -9,12 +9,12 @@ use libcontainer::oci_spec::runtime::{Process, Spec};
 use libcontainer::syscall::syscall::SyscallType;
 
 use super::create::announce;
-use super::failure::Failure;
 use super::program::{Late, Program};
 use super::reporter::Reporter;
 use super::{EXECS, PROCESS, SPEC, bundle, keyring, limits, spec, stdio};
 use crate::cgroup::{CONTAINERS, ROOT};
 use crate::container::STATES;
+use crate::error::{Error, Result};
 
 /// The process that libcontainer reads, in the directory of an exec.
 const ADAPTED: &str = "process.json";
@@ -27,12 +27,7 @@ const STATE: &str = "state";
 ///
 /// # Errors
 /// What is wrong with the process's spec, or what the kernel refused.
-pub fn run(
-    container: &str,
-    exec: &str,
-    console: Option<&Path>,
-    reporter: &Reporter,
-) -> Result<(), Failure> {
+pub fn run(container: &str, exec: &str, console: Option<&Path>, reporter: &Reporter) -> Result<()> {
     let bundle = bundle(container);
     let directory = bundle.join(EXECS).join(exec);
     let mut process: Process = spec::read("the process's spec", &directory.join(PROCESS))?;
@@ -86,12 +81,13 @@ fn complete(process: &mut Process, first: &Spec) -> Late {
 
 /// A record of the container in which libcontainer sees it run: the agent starts containers without
 /// telling libcontainer. Returns the container's first process.
-fn running_state(container: &str, states: &Path) -> Result<i32, Failure> {
+fn running_state(container: &str, states: &Path) -> Result<i32> {
     let mut state = Container::load(Path::new(STATES).join(container))?;
-    let init = state.pid().ok_or_else(|| Failure::internal("the container has no process"))?;
+    let init =
+        state.pid().ok_or_else(|| Error::Internal("the container has no process".to_owned()))?;
     state.root = states.join(container);
     fs::create_dir_all(&state.root)
-        .map_err(|error| Failure::io("cannot make the exec's directory", error))?;
+        .map_err(|error| Error::io("cannot make the exec's directory", error))?;
     state.set_status(ContainerStatus::Running).save()?;
     Ok(init.as_raw())
 }

@@ -17,11 +17,11 @@ use nix::sys::stat::fstat;
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use serde::{Deserialize, Serialize};
 
-use super::failure::Failure;
 use super::mounts::{clean, is_bind};
 use super::program::is_null;
 use super::rootfs::Rootfs;
 use super::spec;
+use crate::error::{Error, Result};
 use crate::sys::by_descriptor;
 
 /// The work, in the container's bundle.
@@ -51,7 +51,7 @@ impl Finish {
     ///
     /// # Errors
     /// When the work can't be written down in the bundle.
-    pub fn plan(spec: &mut Spec, bundle: &Path, arguments: Vec<String>) -> Result<(), Failure> {
+    pub fn plan(spec: &mut Spec, bundle: &Path, arguments: Vec<String>) -> Result<()> {
         let Some(finish) = Self::of(spec) else {
             return Ok(());
         };
@@ -60,7 +60,7 @@ impl Finish {
             .path("/proc/self/exe")
             .args(arguments)
             .build()
-            .map_err(|error| Failure::internal(error.to_string()))?;
+            .map_err(|error| Error::Internal(error.to_string()))?;
         let mut hooks = Hooks::default();
         hooks.set_create_container(Some(vec![hook]));
         spec.set_hooks(Some(hooks));
@@ -186,20 +186,20 @@ impl Finish {
         }
     }
 
-    fn run(&self) -> Result<(), Failure> {
+    fn run(&self) -> Result<()> {
         let root = Rootfs::open(&self.root)
-            .map_err(|error| Failure::io("cannot open the container's root", error))?;
+            .map_err(|error| Error::io("cannot open the container's root", error))?;
         for path in &self.device_directories {
-            let failed = |error| {
-                Failure::io(format_args!("cannot set the mode of {}", path.display()), error)
-            };
+            let failed =
+                |error| Error::io(format_args!("cannot set the mode of {}", path.display()), error);
             let directory = root.directory(path).map_err(failed)?;
             std::fs::set_permissions(by_descriptor(&directory), Permissions::from_mode(0o755))
                 .map_err(failed)?;
         }
         if let Some(cwd) = &self.cwd {
             root.make_directories(cwd).map_err(|error| {
-                Failure::invalid(format!("cannot make process.cwd {}: {error}", cwd.display()))
+                let cwd = cwd.display();
+                Error::InvalidArgument(format!("cannot make process.cwd {cwd}: {error}"))
             })?;
         }
         for (source, path, flags) in &self.binds {
@@ -227,15 +227,15 @@ impl Finish {
 ///
 /// # Errors
 /// What the kernel refused.
-pub fn run(bundle: &Path) -> Result<(), Failure> {
+pub fn run(bundle: &Path) -> Result<()> {
     spec::read::<Finish>("what is left to do", &bundle.join(FILE))?.run()
 }
 
 /// Mounts what is at `source` on the place of a device.
-fn bind(root: &Rootfs, source: &Path, path: &Path, flags: MsFlags) -> Result<(), Failure> {
+fn bind(root: &Rootfs, source: &Path, path: &Path, flags: MsFlags) -> Result<()> {
     let failed = |error: &dyn std::fmt::Display| {
         let (source, path) = (source.display(), path.display());
-        Failure::io(format_args!("cannot mount {source} on {path}"), error)
+        Error::io(format_args!("cannot mount {source} on {path}"), error)
     };
     let place = root.place(path).map_err(|error| failed(&error))?;
     let kind = flags & (MsFlags::MS_BIND | MsFlags::MS_REC) | MsFlags::MS_BIND;
@@ -249,9 +249,9 @@ fn bind(root: &Rootfs, source: &Path, path: &Path, flags: MsFlags) -> Result<(),
 }
 
 /// Changes the propagation or the options of what is mounted on a path.
-fn change(root: &Rootfs, path: &Path, flags: MsFlags) -> Result<(), Failure> {
+fn change(root: &Rootfs, path: &Path, flags: MsFlags) -> Result<()> {
     let failed = |error: &dyn std::fmt::Display| {
-        Failure::io(format_args!("cannot apply the options of the mount {}", path.display()), error)
+        Error::io(format_args!("cannot apply the options of the mount {}", path.display()), error)
     };
     if flags.contains(MsFlags::MS_REMOUNT) {
         return add(root, path, flags, failed);
@@ -265,8 +265,8 @@ fn add(
     root: &Rootfs,
     path: &Path,
     options: MsFlags,
-    failed: impl Fn(&dyn std::fmt::Display) -> Failure,
-) -> Result<(), Failure> {
+    failed: impl Fn(&dyn std::fmt::Display) -> Error,
+) -> Result<()> {
     let place = root.place(path).map_err(|error| failed(&error))?;
     let kept = flags_of(&place).map_err(|error| failed(&error))?;
     remount(&place, MsFlags::MS_REMOUNT | options | kept).map_err(|error| failed(&error))
@@ -281,9 +281,9 @@ fn existing(root: &Rootfs, path: &Path) -> std::io::Result<Option<File>> {
 }
 
 /// Hides what is at a path, or where its links lead; one that isn't there may stay away.
-fn mask(root: &Rootfs, path: &Path) -> Result<(), Failure> {
+fn mask(root: &Rootfs, path: &Path) -> Result<()> {
     let failed = |error: &dyn std::fmt::Display| {
-        Failure::io(format_args!("cannot mask {}", path.display()), error)
+        Error::io(format_args!("cannot mask {}", path.display()), error)
     };
     let Some(place) = existing(root, path).map_err(|error| failed(&error))? else {
         return Ok(());
@@ -301,9 +301,9 @@ fn mask(root: &Rootfs, path: &Path) -> Result<(), Failure> {
 }
 
 /// Makes a path read-only with all that its mount is already; one that isn't there may stay away.
-fn make_read_only(root: &Rootfs, path: &Path) -> Result<(), Failure> {
+fn make_read_only(root: &Rootfs, path: &Path) -> Result<()> {
     let failed = |error: &dyn std::fmt::Display| {
-        Failure::io(format_args!("cannot make {} read-only", path.display()), error)
+        Error::io(format_args!("cannot make {} read-only", path.display()), error)
     };
     let Some(place) = existing(root, path).map_err(|error| failed(&error))? else {
         return Ok(());

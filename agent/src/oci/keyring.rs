@@ -4,7 +4,7 @@ use std::ffi::CString;
 
 use nix::errno::Errno;
 
-use super::failure::Failure;
+use crate::error::{Error, Result};
 
 /// `KEYCTL_JOIN_SESSION_KEYRING` and `KEYCTL_SETPERM` of keyctl(2).
 const JOIN_SESSION_KEYRING: libc::c_long = 1;
@@ -17,8 +17,8 @@ const RIGHTS: libc::c_long = 0x3f1b_0000;
 ///
 /// # Errors
 /// What the kernel says; one without keyrings is fine.
-pub fn join(container: &str) -> Result<(), Failure> {
-    let failed = |error| Failure::io("cannot join the container's session keyring", error);
+pub fn join(container: &str) -> Result<()> {
+    let failed = |error| Error::io("cannot join the container's session keyring", error);
     let name = CString::new(format!("_ses.{container}")).map_err(|_| failed(Errno::EINVAL))?;
     // SAFETY: the call reads the name, which ends with a zero.
     let keyring = unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr()) };

@@ -8,8 +8,8 @@ use std::path::Path;
 use libcontainer::oci_spec::runtime::{LinuxBlockIo, LinuxResources, PosixRlimit, PosixRlimitType};
 use nix::errno::Errno;
 
-use super::failure::Failure;
 use crate::cgroup::{self, CONTAINERS};
+use crate::error::{Error, Result};
 
 /// Adapts limits to this kernel, and to libcgroups. That no huge pages of a size may be used which is not known here is
 /// left out: the kubelet says so of all sizes that its host knows. Numbers of processors and of memory nodes are the
@@ -75,11 +75,11 @@ fn add_unified(resources: &mut LinuxResources, file: &str, value: String) {
 ///
 /// # Errors
 /// What the kernel says.
-pub fn locked_memory() -> Result<libc::rlimit, Failure> {
+pub fn locked_memory() -> Result<libc::rlimit> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is a valid place for the answer.
     let result = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) };
-    Errno::result(result).map_err(|error| Failure::io("cannot read RLIMIT_MEMLOCK", error))?;
+    Errno::result(result).map_err(|error| Error::io("cannot read RLIMIT_MEMLOCK", error))?;
     Ok(limit)
 }
 
@@ -87,12 +87,12 @@ pub fn locked_memory() -> Result<libc::rlimit, Failure> {
 ///
 /// # Errors
 /// The limit that the kernel refused.
-pub fn set_all(pid: i32, limits: &[PosixRlimit]) -> Result<(), Failure> {
+pub fn set_all(pid: i32, limits: &[PosixRlimit]) -> Result<()> {
     limits.iter().try_for_each(|limit| {
         let value = libc::rlimit { rlim_cur: limit.soft(), rlim_max: limit.hard() };
         // The specification lists them in the kernel's order.
-        set(pid, limit.typ() as Resource, value).map_err(|failure| {
-            Failure::invalid(format!("process.rlimits: {:?}: {failure}", limit.typ()))
+        set(pid, limit.typ() as Resource, value).map_err(|error| {
+            Error::InvalidArgument(format!("process.rlimits: {:?}: {error}", limit.typ()))
         })
     })
 }
@@ -101,12 +101,12 @@ pub fn set_all(pid: i32, limits: &[PosixRlimit]) -> Result<(), Failure> {
 ///
 /// # Errors
 /// What the kernel says.
-pub fn set(pid: i32, resource: Resource, limit: libc::rlimit) -> Result<(), Failure> {
+pub fn set(pid: i32, resource: Resource, limit: libc::rlimit) -> Result<()> {
     // SAFETY: the new limit is read, and no old one is asked for.
     let result = unsafe { libc::prlimit(pid, resource, &raw const limit, std::ptr::null_mut()) };
     Errno::result(result).map(drop).map_err(|error| {
         let libc::rlimit { rlim_cur, rlim_max } = limit;
-        Failure::io(format_args!("cannot set {rlim_cur}, at most {rlim_max}"), error)
+        Error::io(format_args!("cannot set {rlim_cur}, at most {rlim_max}"), error)
     })
 }
 

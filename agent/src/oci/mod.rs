@@ -8,7 +8,6 @@ mod causes;
 mod create;
 mod devices;
 mod exec;
-mod failure;
 mod finish;
 mod keyring;
 mod limits;
@@ -27,10 +26,10 @@ mod update;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use self::failure::Failure;
 use self::report::Report;
 use self::reporter::Reporter;
 use crate::container::BUNDLES;
+use crate::error::Error;
 
 /// The spec as the host gave it, in a container's bundle.
 pub const SPEC: &str = "spec.json";
@@ -70,12 +69,12 @@ pub fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
         }
         ["update", container] => update::run(container).map(|()| reporter.send(&Report::Done)),
         ["finish", container] => finish::run(&bundle(container)),
-        _ => Err(Failure::internal("the container helper does not know what to do")),
+        _ => Err(Error::Internal("the container helper does not know what to do".to_owned())),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            reporter.send(&failure.into());
+        Err(error) => {
+            reporter.send(&Report::Failed(error));
             ExitCode::FAILURE
         }
     }

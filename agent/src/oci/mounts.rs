@@ -6,8 +6,8 @@ use std::path::{Component, Path, PathBuf};
 use libcontainer::oci_spec::runtime::{Mount, Spec};
 use libcontainer::rootfs::utils::parse_mount;
 
-use super::failure::Failure;
 use super::rootfs::Rootfs;
+use crate::error::{Error, Result};
 
 /// Flags of mount(2) that libcontainer does not know, and that change nothing of what a container has mounted.
 const WITHOUT_EFFECT: [&str; 8] =
@@ -17,14 +17,16 @@ const WITHOUT_EFFECT: [&str; 8] =
 ///
 /// # Errors
 /// A bind mount with options that are a file system's, which the kernel would not heed.
-pub fn adapt(spec: &mut Spec) -> Result<(), Failure> {
+pub fn adapt(spec: &mut Spec) -> Result<()> {
     // Without a root libcontainer has an error to tell.
     let Some(Ok(rootfs)) = spec.root().as_ref().map(|root| Rootfs::open(root.path())) else {
         return Ok(());
     };
     if rootfs.is_link(Path::new("/dev")) {
         // libcontainer makes links in it, by its path, before it enters the root.
-        return Err(Failure::invalid("the root file system's /dev is a symbolic link"));
+        return Err(Error::InvalidArgument(
+            "the root file system's /dev is a symbolic link".to_owned(),
+        ));
     }
     let Some(mut mounts) = spec.mounts().clone() else {
         return Ok(());
@@ -50,7 +52,7 @@ pub fn adapt(spec: &mut Spec) -> Result<(), Failure> {
 }
 
 /// Says the options in libcontainer's words.
-fn adapt_options(mount: &mut Mount) -> Result<(), Failure> {
+fn adapt_options(mount: &mut Mount) -> Result<()> {
     if let Some(options) = mount.options_mut() {
         options.retain(|option| !WITHOUT_EFFECT.contains(&option.as_str()));
     }
@@ -67,7 +69,7 @@ fn adapt_options(mount: &mut Mount) -> Result<(), Failure> {
     {
         let place = mount.destination().display();
         let unknown = parsed.data.join(",");
-        return Err(Failure::invalid(format!(
+        return Err(Error::InvalidArgument(format!(
             "mounts: the mount on {place} cannot have the options {unknown}"
         )));
     }

@@ -23,10 +23,10 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::stat::{FileStat, fstat, major, minor};
 use nix::unistd::execve;
 
-use super::failure::Failure;
 use super::report::Report;
 use super::reporter::Reporter;
 use super::{limits, lookup, seccomp};
+use crate::error::{Error, Result};
 use crate::stdio::set_window_size;
 
 /// Executes the container's program as runc does: the environment in its order, and errors in the
@@ -59,12 +59,13 @@ impl Program {
     }
 
     /// The file to execute.
-    fn file(spec: &Spec) -> Result<String, Failure> {
+    fn file(spec: &Spec) -> Result<String> {
         let process = spec.process().as_ref();
         let args = process.and_then(|process| process.args().as_ref());
         let command = args.and_then(|args| args.first()).map_or("", String::as_str);
         let env = process.and_then(|process| process.env().as_deref()).unwrap_or_default();
-        lookup::find(command, value(env, "PATH").unwrap_or_default()).map_err(Failure::invalid)
+        let path = value(env, "PATH").unwrap_or_default();
+        lookup::find(command, path).map_err(Error::InvalidArgument)
     }
 
     /// Gives a terminal its size, and has the agent give it to its user: here it is too late for
@@ -84,7 +85,7 @@ impl Program {
         self.reporter.wait();
     }
 
-    fn execute(&self, spec: &Spec) -> Result<Infallible, Failure> {
+    fn execute(&self, spec: &Spec) -> Result<Infallible> {
         let file = Self::file(spec)?;
         give_null()?;
         let process = spec.process().as_ref();
@@ -99,8 +100,9 @@ impl Program {
         let args = c_strings("process.args", &args)?;
         let env = c_strings("process.env", &deduplicated(env)?)?;
         self.late.apply()?;
-        execve(&path, &args, &env)
-            .map_err(|errno| Failure::invalid(format!("exec {file}: {}", lookup::describe(errno))))
+        execve(&path, &args, &env).map_err(|errno| {
+            Error::InvalidArgument(format!("exec {file}: {}", lookup::describe(errno)))
+        })
     }
 }
 
@@ -121,13 +123,13 @@ impl Late {
         self.seccomp = profile;
     }
 
-    fn apply(&self) -> Result<(), Failure> {
+    fn apply(&self) -> Result<()> {
         const MYSELF: i32 = 0;
         limits::set_all(MYSELF, &self.rlimits)?;
         self.seccomp.as_ref().map_or(Ok(()), seccomp::load)?;
         if let Some(capabilities) = &self.capabilities {
             drop_privileges(capabilities, create_syscall().as_ref()).map_err(|error| {
-                Failure::internal(format!("cannot drop capabilities: {}", chain(&error)))
+                Error::Internal(format!("cannot drop capabilities: {}", chain(&error)))
             })?;
         }
         Ok(())
@@ -137,8 +139,8 @@ impl Late {
 impl Executor for Program {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
         self.prepare_terminal(spec);
-        Self::file(spec).map(drop).map_err(|failure| {
-            self.reporter.send(&failure.into());
+        Self::file(spec).map(drop).map_err(|error| {
+            self.reporter.send(&Report::Failed(error));
             ExecutorValidationError::ArgValidationError("the command can't be executed".to_owned())
         })
     }
@@ -150,8 +152,8 @@ impl Executor for Program {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         match self.execute(spec) {
             Ok(never) => match never {},
-            Err(failure) => {
-                self.reporter.send(&failure.into());
+            Err(error) => {
+                self.reporter.send(&Report::Failed(error));
                 Err(ExecutorError::Other("the command can't be executed".to_owned()))
             }
         }
@@ -164,8 +166,8 @@ pub fn value<'a>(env: &'a [String], name: &str) -> Option<&'a str> {
 }
 
 /// Opens a stream that is the null device for writing, too: libcontainer opens the container's own for reading only.
-fn give_null() -> Result<(), Failure> {
-    let failed = |error: &dyn std::fmt::Display| Failure::io("cannot open /dev/null", error);
+fn give_null() -> Result<()> {
+    let failed = |error: &dyn std::fmt::Display| Error::io("cannot open /dev/null", error);
     for stream in [libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO] {
         // SAFETY: borrowed for this round only; one that is closed is reported as such.
         let stream = unsafe { BorrowedFd::borrow_raw(stream) };
@@ -215,12 +217,12 @@ fn home(table: &str, user: u32) -> &str {
 
 /// The environment with each variable once: at its first place, with its last value, as runc's
 /// setenv leaves it.
-fn deduplicated(env: Vec<String>) -> Result<Vec<String>, Failure> {
+fn deduplicated(env: Vec<String>) -> Result<Vec<String>> {
     let mut places: HashMap<String, usize> = HashMap::new();
     let mut kept: Vec<String> = Vec::with_capacity(env.len());
     for pair in env {
         let Some((name, _)) = pair.split_once('=').filter(|(name, _)| !name.is_empty()) else {
-            return Err(Failure::invalid(format!("process.env: {pair:?} is not NAME=value")));
+            return Err(Error::InvalidArgument(format!("process.env: {pair:?} is not NAME=value")));
         };
         match places.get(name) {
             Some(&place) => kept[place] = pair,
@@ -233,12 +235,13 @@ fn deduplicated(env: Vec<String>) -> Result<Vec<String>, Failure> {
     Ok(kept)
 }
 
-fn c_strings(field: &str, texts: &[String]) -> Result<Vec<CString>, Failure> {
+fn c_strings(field: &str, texts: &[String]) -> Result<Vec<CString>> {
     texts.iter().map(|text| c_string(field, text)).collect()
 }
 
-fn c_string(field: &str, text: &str) -> Result<CString, Failure> {
-    CString::new(text).map_err(|_| Failure::invalid(format!("{field} has a NUL character in it")))
+fn c_string(field: &str, text: &str) -> Result<CString> {
+    CString::new(text)
+        .map_err(|_| Error::InvalidArgument(format!("{field} has a NUL character in it")))
 }
 
 #[cfg(test)]

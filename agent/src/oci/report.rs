@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::Error;
+
 /// One line from the helper, or from the process that it has made and that has not executed its
 /// program yet.
 #[derive(Debug, Serialize, Deserialize)]
@@ -20,19 +22,5 @@ pub enum Report {
     /// from process to process.
     Cause(String),
     /// It can't be done.
-    Failed {
-        /// Whose fault it is.
-        kind: Kind,
-        /// A sentence for the person who started the container.
-        text: String,
-    },
-}
-
-/// Whose fault a failure is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Kind {
-    /// The spec's.
-    Invalid,
-    /// The guest's.
-    Internal,
+    Failed(Error),
 }

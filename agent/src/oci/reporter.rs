@@ -5,7 +5,8 @@ use std::io::{Read, Write};
 use std::os::fd::FromRawFd;
 use std::sync::Arc;
 
-use super::report::{Kind, Report};
+use super::report::Report;
+use crate::error::Error;
 
 /// The inherited end of a socket. Every process that libcontainer forks has it too, and the last
 /// one keeps it until it executes its program: its end tells the agent that the program runs.
@@ -40,7 +41,7 @@ impl Reporter {
         let reporter = self.clone();
         std::panic::set_hook(Box::new(move |panic| {
             let text = format!("the container helper panicked: {panic}");
-            reporter.send(&Report::Failed { kind: Kind::Internal, text });
+            reporter.send(&Report::Failed(Error::Internal(text)));
         }));
     }
 }

@@ -9,7 +9,7 @@ use libcontainer::oci_spec::runtime::{
 use libcontainer::seccomp::initialize_seccomp;
 use libseccomp::ScmpSyscall;
 
-use super::failure::Failure;
+use crate::error::{Error, Result};
 
 /// The last call that had numbers of its own on each architecture: 423 is no call's number.
 const COMMON: u32 = 423;
@@ -21,9 +21,9 @@ const LAST: u32 = 1024;
 ///
 /// # Errors
 /// What libseccomp or the kernel says of the profile.
-pub fn load(profile: &LinuxSeccomp) -> Result<(), Failure> {
+pub fn load(profile: &LinuxSeccomp) -> Result<()> {
     let failed = |error: &dyn std::error::Error| {
-        Failure::invalid(format!("cannot load the seccomp profile: {}", chain(error)))
+        Error::InvalidArgument(format!("cannot load the seccomp profile: {}", chain(error)))
     };
     let adapted = in_its_words(profile).map_err(|error| failed(&error))?;
     initialize_seccomp(&adapted).map_err(|error| failed(&error))?;

@@ -12,11 +12,11 @@ use libcontainer::oci_spec::runtime::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::failure::Failure;
 use super::finish::Finish;
 use super::program::{self, Late, UNKNOWN_HOME};
 use super::{SPEC, devices, limits, mounts};
 use crate::cgroup::CONTAINERS;
+use crate::error::{Error, Result};
 use crate::setup::set_sysctl;
 
 /// The spec that libcontainer reads, in a container's bundle.
@@ -44,19 +44,18 @@ pub fn prepare(
     pid_namespace: &str,
     terminal: bool,
     arguments: Vec<String>,
-) -> Result<Prepared, Failure> {
+) -> Result<Prepared> {
     let mut spec: Spec = read("config.json", &bundle.join(SPEC))?;
 
-    let mut process =
-        spec.process().clone().ok_or_else(|| Failure::invalid("the spec has no process"))?;
+    let missing = |what| Error::InvalidArgument(format!("the spec has no {what}"));
+    let mut process = spec.process().clone().ok_or_else(|| missing("process"))?;
     adapt_process(&mut process, terminal);
     // No capabilities are none; libcontainer would leave all.
     process.set_capabilities(Some(complete_capabilities(process.capabilities())));
     let rlimits = process.rlimits().clone().unwrap_or_default();
     process.set_rlimits(None);
 
-    let mut linux =
-        spec.linux().clone().ok_or_else(|| Failure::invalid("the spec has no linux section"))?;
+    let mut linux = spec.linux().clone().ok_or_else(|| missing("linux section"))?;
     linux.set_cgroups_path(Some(Path::new("/").join(CONTAINERS).join(container)));
     set_network_sysctls(&mut linux)?;
     if !pid_namespace.is_empty() {
@@ -112,21 +111,21 @@ pub fn complete_capabilities(given: &Option<LinuxCapabilities>) -> LinuxCapabili
 }
 
 /// Has the container join a PID namespace instead of making one.
-fn join_pid_namespace(linux: &mut Linux, path: &str) -> Result<(), Failure> {
+fn join_pid_namespace(linux: &mut Linux, path: &str) -> Result<()> {
     let mut namespaces = linux.namespaces().clone().unwrap_or_default();
     namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Pid);
     let joined = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Pid).path(path).build();
-    namespaces.push(joined.map_err(|error| Failure::internal(error.to_string()))?);
+    namespaces.push(joined.map_err(|error| Error::Internal(error.to_string()))?);
     linux.set_namespaces(Some(namespaces));
     Ok(())
 }
 
 /// A container sees its own cgroups, be it that its host would show it those of all: a guest's are the agent's.
-fn isolate_cgroups(linux: &mut Linux) -> Result<(), Failure> {
+fn isolate_cgroups(linux: &mut Linux) -> Result<()> {
     let mut namespaces = linux.namespaces().clone().unwrap_or_default();
     if !namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Cgroup) {
         let own = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Cgroup).build();
-        namespaces.push(own.map_err(|error| Failure::internal(error.to_string()))?);
+        namespaces.push(own.map_err(|error| Error::Internal(error.to_string()))?);
         linux.set_namespaces(Some(namespaces));
     }
     Ok(())
@@ -141,7 +140,7 @@ fn adapt_propagation(linux: &mut Linux) {
 
 /// Without a network namespace of its own a container is in the guest's, which is the sandbox's:
 /// its network parameters are set here, where libcontainer would refuse to touch a host's.
-fn set_network_sysctls(linux: &mut Linux) -> Result<(), Failure> {
+fn set_network_sysctls(linux: &mut Linux) -> Result<()> {
     let namespaces = linux.namespaces().as_deref().unwrap_or_default();
     if namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Network) {
         return Ok(());
@@ -152,7 +151,7 @@ fn set_network_sysctls(linux: &mut Linux) -> Result<(), Failure> {
     let (network, others): (HashMap<_, _>, HashMap<_, _>) =
         sysctls.into_iter().partition(|(name, _)| name.replace('/', ".").starts_with("net."));
     for (name, value) in &network {
-        set_sysctl(name, value).map_err(|error| Failure::invalid(error.to_string()))?;
+        set_sysctl(name, value)?;
     }
     linux.set_sysctl(Some(others));
     Ok(())
@@ -162,24 +161,24 @@ fn set_network_sysctls(linux: &mut Linux) -> Result<(), Failure> {
 ///
 /// # Errors
 /// Where the JSON is wrong.
-pub fn read<T: DeserializeOwned>(what: &str, path: &Path) -> Result<T, Failure> {
+pub fn read<T: DeserializeOwned>(what: &str, path: &Path) -> Result<T> {
     let bytes =
-        fs::read(path).map_err(|error| Failure::io(format_args!("cannot read {what}"), error))?;
+        fs::read(path).map_err(|error| Error::io(format_args!("cannot read {what}"), error))?;
     // serde takes an array for a struct as well.
     if !bytes.trim_ascii_start().starts_with(b"{") {
-        return Err(Failure::invalid(format!("{what} is not a JSON object")));
+        return Err(Error::InvalidArgument(format!("{what} is not a JSON object")));
     }
     serde_json::from_slice(&bytes)
-        .map_err(|error| Failure::invalid(format!("{what} is not valid: {error}")))
+        .map_err(|error| Error::InvalidArgument(format!("{what} is not valid: {error}")))
 }
 
 /// Writes JSON.
 ///
 /// # Errors
 /// When the guest is out of memory.
-pub fn write<T: Serialize>(value: &T, path: &Path) -> Result<(), Failure> {
+pub fn write<T: Serialize>(value: &T, path: &Path) -> Result<()> {
     let failed = |error: &dyn std::fmt::Display| {
-        Failure::io(format_args!("cannot write {}", path.display()), error)
+        Error::io(format_args!("cannot write {}", path.display()), error)
     };
     let file = File::create(path).map_err(|error| failed(&error))?;
     let mut file = BufWriter::new(file);

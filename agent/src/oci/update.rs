@@ -4,21 +4,21 @@ use bulkhead_protocols::chain;
 use libcgroups::common::{CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager};
 use libcontainer::oci_spec::runtime::{LinuxResources, Spec};
 
-use super::failure::Failure;
 use super::{RESOURCES, bundle, limits, spec};
+use crate::error::{Error, Result};
 
 /// Applies the resources in the container's bundle.
 ///
 /// # Errors
 /// What is wrong with the resources, or what the kernel refused.
-pub fn run(container: &str) -> Result<(), Failure> {
+pub fn run(container: &str) -> Result<()> {
     let bundle = bundle(container);
     let mut resources: LinuxResources = spec::read("the resources", &bundle.join(RESOURCES))?;
     let spec: Spec = spec::read("config.json", &bundle.join(spec::CONFIG))?;
     let linux = spec.linux().as_ref();
     let cgroup_path = linux
         .and_then(|linux| linux.cgroups_path().clone())
-        .ok_or_else(|| Failure::internal("the container has no cgroup"))?;
+        .ok_or_else(|| Error::Internal("the container has no cgroup".to_owned()))?;
     limits::adapt(&mut resources);
     // Device rules are not updated; but libcgroups writes them in any case, and none would take all
     // devices away.
@@ -26,7 +26,7 @@ pub fn run(container: &str) -> Result<(), Failure> {
     resources.set_devices(devices.and_then(|resources| resources.devices().clone()));
 
     let failed = |error: &dyn std::error::Error| {
-        Failure::invalid(format!("the resources can't be applied: {}", chain(error)))
+        Error::InvalidArgument(format!("the resources can't be applied: {}", chain(error)))
     };
     let manager = create_cgroup_manager(CgroupConfig {
         cgroup_path,
