@@ -24,7 +24,7 @@ use ttrpc::r#async::{Server, ServerStreamSender, TtrpcContext};
 
 use crate::cgroup::Cgroup;
 use crate::container::{Containers, Guest, Process, aside};
-use crate::error::Error as CallError;
+use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::network::Network;
 use crate::output::LARGEST_PACKET;
@@ -35,31 +35,14 @@ use crate::streams::Streams;
 use crate::sys::lock;
 use crate::{diagnostics, setup, shutdown};
 
-/// Why the host can't be served.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The host does not listen, or the guest has no vsock.
-    #[error("cannot reach the host on vsock port {CONTROL_PORT}")]
-    Dial(#[source] io::Error),
-    /// What the agent cannot do without.
-    #[error("cannot {0}")]
-    Without(&'static str, #[source] io::Error),
-    /// The RPC server does not start.
-    #[error("cannot serve RPC")]
-    Rpc(#[source] ttrpc::Error),
-    /// The machine can't be switched off.
-    #[error("cannot power off")]
-    PowerOff(#[source] nix::Error),
-}
-
 /// Dials the host, and serves it until the connection ends; the VM ends with it.
 ///
 /// # Errors
 /// What has kept the agent from serving.
-pub async fn run(stamps: Arc<Stamps>) -> Result<(), Error> {
-    let without = |what| move |error| Error::Without(what, error);
-    let signals = Reaper::signals().map_err(without("watch processes"))?;
-    let listener = Streams::bind().map_err(without("listen for streams"))?;
+pub async fn run(stamps: Arc<Stamps>) -> Result<()> {
+    let signals = Reaper::signals().map_err(|error| Error::io("cannot watch processes", error))?;
+    let listener =
+        Streams::bind().map_err(|error| Error::io("cannot listen for streams", error))?;
     let guest = Arc::new(Guest {
         reaper: Arc::default(),
         events: Arc::new(Events::new()),
@@ -72,7 +55,9 @@ pub async fn run(stamps: Arc<Stamps>) -> Result<(), Error> {
 
     let network = Network::take();
     let address = VsockAddr::new(VMADDR_CID_HOST, CONTROL_PORT);
-    let stream = VsockStream::connect(address).await.map_err(Error::Dial)?;
+    let stream = VsockStream::connect(address).await.map_err(|error| {
+        Error::io(format_args!("cannot reach the host on vsock port {CONTROL_PORT}"), error)
+    })?;
     stamps.mark("dialled");
     let (over, ended) = oneshot::channel();
     let connection = Connection { stream, over: Some(over) };
@@ -86,13 +71,13 @@ pub async fn run(stamps: Arc<Stamps>) -> Result<(), Error> {
     let mut server = Server::new()
         .add_listener(Listener::new(stream::iter([Ok(connection)]).chain(stream::pending())))
         .register_service(create_agent(Arc::new(service)));
-    server.start().await.map_err(Error::Rpc)?;
+    server.start().await.map_err(|error| Error::io("cannot serve RPC", error))?;
 
     // An error means that the connection was dropped, which is its end as well.
     let _ = ended.await;
     log::info!("the host has ended the control connection; so ends the guest");
     shutdown::quiesce(&[]).await;
-    shutdown::power_off().map_err(Error::PowerOff)?;
+    shutdown::power_off().map_err(|error| Error::io("cannot power off", error))?;
     Ok(())
 }
 
@@ -153,7 +138,7 @@ struct Agent {
 }
 
 impl Agent {
-    fn process(&self, name: &ProcessRef) -> Result<Arc<Process>, CallError> {
+    fn process(&self, name: &ProcessRef) -> Result<Arc<Process>> {
         self.guest.containers.process(&name.container, &name.exec)
     }
 }
@@ -161,20 +146,18 @@ impl Agent {
 /// Runs a call to its end even if ttrpc gives up on it: it drops calls whose deadline has passed,
 /// and half a container must not stay behind.
 async fn to_its_end<T: Send + 'static>(
-    call: impl Future<Output = Result<T, CallError>> + Send + 'static,
-) -> Result<T, CallError> {
+    call: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
     tokio::spawn(call)
         .await
-        .unwrap_or_else(|error| Err(CallError::io("the call was interrupted", error)))
+        .unwrap_or_else(|error| Err(Error::io("the call was interrupted", error)))
 }
 
 #[async_trait]
 impl Service for Agent {
     async fn setup(&self, _: &TtrpcContext, request: SetupRequest) -> ttrpc::Result<SetupResponse> {
         if self.set_up.swap(true, Ordering::Relaxed) {
-            return Err(
-                CallError::FailedPrecondition("the guest is set up already".to_owned()).into()
-            );
+            return Err(Error::FailedPrecondition("the guest is set up already".to_owned()).into());
         }
         // A parameter may be an interface's.
         lock(&self.network).apply(request.network.get_or_default())?;
@@ -183,7 +166,7 @@ impl Service for Agent {
         lock(&self.mounts).extend(request.mounts.into_iter().map(|mount| mount.target));
         self.stamps.mark("setup");
         let uname = nix::sys::utsname::uname()
-            .map_err(|error| CallError::io("cannot tell the kernel's release", error))?;
+            .map_err(|error| Error::io("cannot tell the kernel's release", error))?;
         Ok(SetupResponse {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             kernel_release: uname.release().to_string_lossy().into_owned(),
@@ -254,7 +237,7 @@ impl Service for Agent {
     async fn resize(&self, _: &TtrpcContext, request: ResizeRequest) -> ttrpc::Result<Empty> {
         let size = |value: u32| {
             u16::try_from(value).map_err(|_| {
-                CallError::InvalidArgument(format!("a terminal can't be {value} characters large"))
+                Error::InvalidArgument(format!("a terminal can't be {value} characters large"))
             })
         };
         let process = self.process(request.process.get_or_default())?;

@@ -2,13 +2,14 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use libcgroups::v2::devices::bpf::prog;
 use libcgroups::v2::devices::program::Program;
 use libcontainer::oci_spec::runtime::{LinuxDeviceCgroupBuilder, LinuxDeviceType};
 
 use crate::cgroup;
+use crate::error::{Error, Result};
 use crate::jit;
 
 /// The agent's own cgroup. A cgroup with processes can't hand controllers to children, so the agent
@@ -19,28 +20,19 @@ const AGENT: &str = "agent";
 const THREADS: &str = "/proc/sys/kernel/threads-max";
 const OWN_THREADS: u64 = 256;
 
-/// The cgroup tree could not be prepared.
-#[derive(Debug, thiserror::Error)]
-#[error("{path}: {source}", path = path.display())]
-pub struct Error {
-    path: PathBuf,
-    source: std::io::Error,
-}
-
 /// Makes both branches, moves the agent into its own, and hands every controller of the kernel to
 /// the containers.
 ///
 /// # Errors
 /// The file of the cgroup tree that can't be written, and why.
-pub fn prepare() -> Result<(), Error> {
+pub fn prepare() -> Result<()> {
     let root = Path::new(cgroup::ROOT);
     let agent = root.join(AGENT);
     make(&agent)?;
     write(&agent.join("cgroup.procs"), "1")?;
 
     let all = root.join("cgroup.controllers");
-    let controllers =
-        fs::read_to_string(&all).map_err(|source| Error { path: all.clone(), source })?;
+    let controllers = fs::read_to_string(&all).map_err(|error| Error::io(all.display(), error))?;
     let controllers: Vec<String> =
         controllers.split_whitespace().map(|name| format!("+{name}")).collect();
     let containers = root.join(cgroup::CONTAINERS);
@@ -56,10 +48,9 @@ pub fn prepare() -> Result<(), Error> {
 }
 
 /// No container has the guest's console, which is the host's to read: libcgroups allows it to each, whatever its rules.
-fn keep_console(containers: &Path) -> Result<(), Error> {
-    let failed = |error: &dyn std::fmt::Display| Error {
-        path: containers.to_owned(),
-        source: std::io::Error::other(format!("cannot keep the console: {error}")),
+fn keep_console(containers: &Path) -> Result<()> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Error::io(format_args!("{}: cannot keep the console", containers.display()), error)
     };
     let rule = LinuxDeviceCgroupBuilder::default().allow(false).typ(LinuxDeviceType::C);
     let rule = rule.major(5).minor(1).access("rw").build().map_err(|error| failed(&error))?;
@@ -75,10 +66,10 @@ fn keep_console(containers: &Path) -> Result<(), Error> {
     .map_err(|error| failed(&error))
 }
 
-fn make(path: &Path) -> Result<(), Error> {
-    fs::create_dir(path).map_err(|source| Error { path: path.to_owned(), source })
+fn make(path: &Path) -> Result<()> {
+    fs::create_dir(path).map_err(|error| Error::io(path.display(), error))
 }
 
-fn write(path: &Path, text: &str) -> Result<(), Error> {
-    fs::write(path, text).map_err(|source| Error { path: path.to_owned(), source })
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).map_err(|error| Error::io(path.display(), error))
 }

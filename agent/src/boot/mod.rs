@@ -6,10 +6,10 @@ mod mounts;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use bulkhead_protocols::chain;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use tokio::runtime::Builder;
 
+use crate::error::{Error, Result};
 use crate::setup::set_sysctl;
 use crate::stamps::Stamps;
 use crate::{kmsg, network, server};
@@ -31,23 +31,6 @@ const SYSCTLS: [(&str, &str); 8] = [
     ("vm.max_map_count", "262144"),
 ];
 
-/// Why the guest could not be brought up.
-#[derive(Debug, thiserror::Error)]
-enum Error {
-    /// A file system that containers rely on is missing.
-    #[error("cannot set up the guest's file systems")]
-    Mounts(#[from] mounts::Error),
-    /// The resource controllers can't be handed to containers.
-    #[error("cannot set up the guest's cgroups")]
-    Cgroups(#[from] cgroups::Error),
-    /// No event loop.
-    #[error("cannot start the event loop")]
-    Runtime(#[source] std::io::Error),
-    /// The control connection was never there, or broke.
-    #[error("cannot serve the host")]
-    Server(#[from] server::Error),
-}
-
 /// Runs the guest. It returns only when the guest can't go on; the kernel then panics, as it does
 /// whenever PID 1 ends, and the VMM sees that.
 pub fn main() -> ExitCode {
@@ -56,18 +39,18 @@ pub fn main() -> ExitCode {
     match run(&stamps) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let text = chain(&error);
-            log::error!("{text}");
-            eprintln!("bulkhead-agent: {text}");
+            log::error!("{error}");
+            eprintln!("bulkhead-agent: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(stamps: &Arc<Stamps>) -> Result<(), Error> {
-    mounts::prepare()?;
+fn run(stamps: &Arc<Stamps>) -> Result<()> {
+    let cannot = |what| move |error| Error::io(format_args!("cannot {what}"), error);
+    mounts::prepare().map_err(cannot("set up the guest's file systems"))?;
     kmsg::init();
-    cgroups::prepare()?;
+    cgroups::prepare().map_err(cannot("set up the guest's cgroups"))?;
     if let Err(error) = network::loopback_up() {
         log::warn!("cannot bring the loopback interface up: {error}");
     }
@@ -79,10 +62,9 @@ fn run(stamps: &Arc<Stamps>) -> Result<(), Error> {
     }
     stamps.mark("mounts");
 
-    let runtime =
-        Builder::new_current_thread().enable_io().enable_time().build().map_err(Error::Runtime)?;
-    runtime.block_on(server::run(Arc::clone(stamps)))?;
-    Ok(())
+    let runtime = Builder::new_current_thread().enable_io().enable_time().build();
+    let runtime = runtime.map_err(|error| Error::io("cannot start the event loop", error))?;
+    runtime.block_on(server::run(Arc::clone(stamps))).map_err(cannot("serve the host"))
 }
 
 /// The limits that containers inherit where their spec says nothing: those that a container engine

@@ -6,34 +6,10 @@ use std::path::Path;
 use nix::mount::{MsFlags, mount};
 use nix::unistd::{chdir, chroot};
 
+use crate::error::{Error, Result};
+
 /// Where the root is put together before it becomes `/`.
 const NEW_ROOT: &str = "/sysroot";
-
-/// A file system that could not be mounted, or a directory for one that could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A mount point is missing and can't be made.
-    #[error("cannot make the directory {path}: {source}")]
-    Directory {
-        /// The mount point.
-        path: String,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The kernel refused a mount.
-    #[error("cannot mount {fstype} on {path}: {source}")]
-    Mount {
-        /// The file system's type.
-        fstype: &'static str,
-        /// The mount point.
-        path: String,
-        /// Why.
-        source: nix::Error,
-    },
-    /// The new root could not take the place of the initramfs.
-    #[error("cannot move the new root onto /: {0}")]
-    Root(#[source] nix::Error),
-}
 
 /// A kernel file system.
 struct Entry {
@@ -85,27 +61,30 @@ const ENTRIES: &[Entry] = &[
 ///
 /// # Errors
 /// When one of the mounts fails: no container would run without it.
-pub fn prepare() -> Result<(), Error> {
+pub fn prepare() -> Result<()> {
     let new_root = Entry { fstype: "tmpfs", target: "", flags: MsFlags::empty(), data: "mode=755" };
     new_root.mount_under(NEW_ROOT)?;
     for entry in ENTRIES {
         entry.mount_under(NEW_ROOT)?;
     }
-    chdir(NEW_ROOT).map_err(Error::Root)?;
-    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).map_err(Error::Root)?;
-    chroot(".").map_err(Error::Root)?;
-    chdir("/").map_err(Error::Root)
+    chdir(NEW_ROOT)
+        .and_then(|()| mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>))
+        .and_then(|()| chroot("."))
+        .and_then(|()| chdir("/"))
+        .map_err(|error| Error::io("cannot move the new root onto /", error))
 }
 
 impl Entry {
-    fn mount_under(&self, root: &str) -> Result<(), Error> {
+    fn mount_under(&self, root: &str) -> Result<()> {
         let path = format!("{root}{}", self.target);
         if !Path::new(&path).is_dir() {
-            fs::create_dir_all(&path)
-                .map_err(|source| Error::Directory { path: path.clone(), source })?;
+            fs::create_dir_all(&path).map_err(|error| {
+                Error::io(format_args!("cannot make the directory {path}"), error)
+            })?;
         }
         let data = (!self.data.is_empty()).then_some(self.data);
-        mount(Some(self.fstype), path.as_str(), Some(self.fstype), self.flags, data)
-            .map_err(|source| Error::Mount { fstype: self.fstype, path, source })
+        mount(Some(self.fstype), path.as_str(), Some(self.fstype), self.flags, data).map_err(
+            |error| Error::io(format_args!("cannot mount {} on {path}", self.fstype), error),
+        )
     }
 }
