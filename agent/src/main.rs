@@ -22,7 +22,6 @@ mod stamps;
 mod stdio;
 mod streams;
 mod sys;
-mod virtio;
 
 use std::process::ExitCode;
 

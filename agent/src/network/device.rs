@@ -8,10 +8,11 @@ use std::thread::{Builder, JoinHandle};
 
 use bulkhead_protocols::{address_text, device_address};
 
-use crate::virtio::{self, Driver};
+/// Where sysfs has the devices of virtio's bus.
+const DEVICES: &str = "/sys/bus/virtio/devices";
 
-/// The driver of virtio's network devices.
-const DRIVER: Driver = Driver("virtio_net");
+/// Where sysfs has the driver of the network devices among them.
+const DRIVER: &str = "/sys/bus/virtio/drivers/virtio_net";
 
 /// A device.
 pub struct Device {
@@ -32,8 +33,9 @@ impl fmt::Display for Device {
 /// The devices that the VM came with, by their numbers; each has its interface.
 pub fn list() -> Vec<(u32, Device)> {
     // A kernel without the driver has none.
-    let names = DRIVER.devices().unwrap_or_default().into_iter();
-    names.filter_map(Device::found).collect()
+    let entries = fs::read_dir(DRIVER).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|name| name.starts_with("virtio")).filter_map(Device::found).collect()
 }
 
 impl Device {
@@ -51,7 +53,7 @@ impl Device {
             return Ok(index);
         }
         self.settle();
-        DRIVER.bind(&self.name)?;
+        fs::write(Path::new(DRIVER).join("bind"), &self.name)?;
         let index = index(&interface(&self.name)?)?;
         self.interface = Some(index);
         Ok(index)
@@ -64,7 +66,7 @@ impl Device {
         }
         let name = self.name.clone();
         let unbind = move || {
-            if let Err(error) = DRIVER.unbind(&name) {
+            if let Err(error) = fs::write(Path::new(DRIVER).join("unbind"), &name) {
                 log::warn!("{name} keeps its interface: {error}");
             }
         };
@@ -83,7 +85,7 @@ impl Device {
 
 /// Where sysfs has a device's interface.
 fn interface(name: &str) -> io::Result<PathBuf> {
-    let mut interfaces = fs::read_dir(virtio::device(name).join("net"))?;
+    let mut interfaces = fs::read_dir(Path::new(DEVICES).join(name).join("net"))?;
     let first = interfaces.next().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
     first.map(|entry| entry.path())
 }
