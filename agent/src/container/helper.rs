@@ -57,15 +57,14 @@ impl Helper {
         Ok(Self { socket: BufReader::new(socket), exit })
     }
 
-    /// Waits for what the helper makes next. The helper then waits for [`Helper::release`].
+    /// Waits for what the helper makes next. After a terminal or a process the helper waits for
+    /// [`Helper::release`].
     ///
     /// # Errors
     /// The helper's own error, or [`Error::Internal`] if it ended without a word.
-    pub async fn made(&mut self) -> Result<Made> {
+    pub async fn made(&mut self) -> Result<Report> {
         match self.report().await? {
-            Some(Report::Terminal { uid }) => Ok(Made::Terminal { uid }),
-            Some(Report::Pid(pid)) => Ok(Made::Process { pid }),
-            Some(Report::Done | Report::Cause(_) | Report::Failed(_)) => Err(out_of_turn()),
+            Some(report) => Ok(report),
             None => Err(self.died().await),
         }
     }
@@ -98,10 +97,9 @@ impl Helper {
     /// # Errors
     /// The helper's own error, or [`Error::Internal`] if it ended without a word.
     pub async fn done(mut self) -> Result<()> {
-        match self.report().await? {
-            Some(Report::Done) => Ok(()),
-            Some(_) => Err(out_of_turn()),
-            None => Err(self.died().await),
+        match self.made().await? {
+            Report::Done => Ok(()),
+            _ => Err(out_of_turn()),
         }
     }
 
@@ -137,20 +135,7 @@ impl Helper {
     }
 }
 
-/// What a helper has made.
-pub enum Made {
-    /// A terminal, whose master side has been sent, and which is to belong to this user.
-    Terminal {
-        /// As the guest numbers users.
-        uid: u32,
-    },
-    /// The process, which is the helper's child until the helper ends.
-    Process {
-        /// As the guest numbers processes.
-        pid: u32,
-    },
-}
-
-fn out_of_turn() -> Error {
+/// A helper has said what it cannot have to say then.
+pub fn out_of_turn() -> Error {
     Error::Internal("the container helper spoke out of turn".to_owned())
 }

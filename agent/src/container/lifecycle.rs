@@ -9,13 +9,14 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
 use super::console::Console;
-use super::helper::{Helper, Made};
+use super::helper::{Helper, out_of_turn};
 use super::process::State;
 use super::{Container, Containers, Process, devices, id};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::oci;
+use crate::oci::report::Report;
 use crate::reaper::Reaper;
 use crate::sandbox::{Shared, volume};
 use crate::stdio::Announced;
@@ -125,19 +126,20 @@ impl Guest {
         let mut helper = Helper::spawn(&self.reaper, &[arguments, &[path]].concat(), Some(ends))?;
         loop {
             match helper.made().await? {
-                Made::Terminal { uid } => {
+                Report::Terminal { uid } => {
                     let console = console.as_ref().ok_or_else(|| {
                         Error::Internal("a terminal came that no one has asked for".to_owned())
                     })?;
                     copying.attach(&mut announced, console.master().await?, uid)?;
                     helper.release().await?;
                 }
-                Made::Process { pid } => {
+                Report::Pid(pid) => {
                     process.attach(pid, copying);
                     self.reaper.watch_process(pid, Arc::clone(process));
                     helper.release().await?;
                     return Ok((helper, pid));
                 }
+                Report::Done | Report::Cause(_) | Report::Failed(_) => return Err(out_of_turn()),
             }
         }
     }
