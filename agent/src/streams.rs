@@ -27,67 +27,20 @@ enum Half<S> {
     Announced(oneshot::Sender<S>),
 }
 
-/// Pairs connections and processes by number, whichever comes first.
-struct Pairs<S>(Mutex<HashMap<u64, Half<S>>>);
+/// The guest's end of all streams: pairs connections and processes by number, whichever comes first.
+pub struct Streams<S = VsockStream>(Mutex<HashMap<u64, Half<S>>>);
 
-/// The guest's end of all streams.
-pub struct Streams(Pairs<VsockStream>);
-
-impl Streams {
+impl<S> Streams<S> {
     /// No stream yet.
     pub fn new() -> Self {
-        Self(Pairs::new())
+        Self(Mutex::new(HashMap::new()))
     }
 
     /// Announces a number. The receiver gets the connection when the host dials it.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if another process has announced the number.
-    pub fn announce(&self, number: u64) -> Result<oneshot::Receiver<VsockStream>> {
-        self.0.announce(number)
-    }
-
-    /// The socket on which the host dials; to be had before the host may dial.
-    ///
-    /// # Errors
-    /// When the guest has no vsock.
-    pub fn bind() -> std::io::Result<VsockListener> {
-        VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, STREAM_PORT))
-    }
-
-    /// Accepts streams for as long as the guest lives, from the host alone.
-    pub async fn run(self: Arc<Self>, listener: VsockListener) {
-        loop {
-            match listener.accept().await {
-                Ok((stream, peer)) if peer.cid() == VMADDR_CID_HOST => {
-                    let streams = Arc::clone(&self);
-                    tokio::spawn(async move { streams.number_and_pair(stream).await });
-                }
-                Ok((_, peer)) => log::warn!("refused a stream from {peer:?}"),
-                Err(error) => {
-                    // Out of descriptors or memory; both pass.
-                    log::error!("cannot accept a stream: {error}");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
-        }
-    }
-
-    async fn number_and_pair(&self, mut stream: VsockStream) {
-        match timeout(NUMBER_DEADLINE, stream.read_u64()).await {
-            Ok(Ok(number)) => self.0.dialled(number, stream),
-            Ok(Err(error)) => log::warn!("a stream ended before it said its number: {error}"),
-            Err(_) => log::warn!("a stream did not say its number in time"),
-        }
-    }
-}
-
-impl<S> Pairs<S> {
-    fn new() -> Self {
-        Self(Mutex::new(HashMap::new()))
-    }
-
-    fn announce(&self, number: u64) -> Result<oneshot::Receiver<S>> {
+    pub fn announce(&self, number: u64) -> Result<oneshot::Receiver<S>> {
         let (tx, rx) = oneshot::channel();
         let mut halves = lock(&self.0);
         match halves.remove(&number) {
@@ -124,48 +77,84 @@ impl<S> Pairs<S> {
     }
 }
 
+impl Streams {
+    /// The socket on which the host dials; to be had before the host may dial.
+    ///
+    /// # Errors
+    /// When the guest has no vsock.
+    pub fn bind() -> std::io::Result<VsockListener> {
+        VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, STREAM_PORT))
+    }
+
+    /// Accepts streams for as long as the guest lives, from the host alone.
+    pub async fn run(self: Arc<Self>, listener: VsockListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, peer)) if peer.cid() == VMADDR_CID_HOST => {
+                    let streams = Arc::clone(&self);
+                    tokio::spawn(async move { streams.number_and_pair(stream).await });
+                }
+                Ok((_, peer)) => log::warn!("refused a stream from {peer:?}"),
+                Err(error) => {
+                    // Out of descriptors or memory; both pass.
+                    log::error!("cannot accept a stream: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn number_and_pair(&self, mut stream: VsockStream) {
+        match timeout(NUMBER_DEADLINE, stream.read_u64()).await {
+            Ok(Ok(number)) => self.dialled(number, stream),
+            Ok(Err(error)) => log::warn!("a stream ended before it said its number: {error}"),
+            Err(_) => log::warn!("a stream did not say its number in time"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn pairs_meet_whichever_comes_first() {
-        let pairs = Pairs::new();
-        let mut early = pairs.announce(1).unwrap();
-        pairs.dialled(1, "one");
+        let streams = Streams::new();
+        let mut early = streams.announce(1).unwrap();
+        streams.dialled(1, "one");
         assert_eq!(early.try_recv().unwrap(), "one");
 
-        pairs.dialled(2, "two");
-        let mut late = pairs.announce(2).unwrap();
+        streams.dialled(2, "two");
+        let mut late = streams.announce(2).unwrap();
         assert_eq!(late.try_recv().unwrap(), "two");
-        assert!(lock(&pairs.0).is_empty());
+        assert!(lock(&streams.0).is_empty());
     }
 
     #[test]
     fn a_number_has_one_process_and_one_connection() {
-        let pairs = Pairs::new();
-        let mut first = pairs.announce(1).unwrap();
-        pairs.announce(1).unwrap_err();
-        pairs.dialled(1, "one");
+        let streams = Streams::new();
+        let mut first = streams.announce(1).unwrap();
+        streams.announce(1).unwrap_err();
+        streams.dialled(1, "one");
         assert_eq!(first.try_recv().unwrap(), "one");
 
-        pairs.dialled(2, "first");
-        pairs.dialled(2, "second");
-        assert_eq!(pairs.announce(2).unwrap().try_recv().unwrap(), "first");
+        streams.dialled(2, "first");
+        streams.dialled(2, "second");
+        assert_eq!(streams.announce(2).unwrap().try_recv().unwrap(), "first");
     }
 
     #[test]
     fn what_waits_is_bounded() {
-        let pairs = Pairs::new();
+        let streams = Streams::new();
         for number in 0..2 * MAX_WAITING as u64 {
-            pairs.dialled(number, ());
+            streams.dialled(number, ());
         }
-        assert_eq!(lock(&pairs.0).len(), MAX_WAITING);
+        assert_eq!(lock(&streams.0).len(), MAX_WAITING);
 
-        let pairs: Pairs<()> = Pairs::new();
+        let streams: Streams<()> = Streams::new();
         for number in 0..1000 {
-            drop(pairs.announce(number).unwrap());
+            drop(streams.announce(number).unwrap());
         }
-        assert!(lock(&pairs.0).len() <= 1);
+        assert!(lock(&streams.0).len() <= 1);
     }
 }
