@@ -36,23 +36,18 @@ impl Events {
         }));
     }
 
-    /// The reading end, for the one call that streams it.
+    /// The reading end, for the one call that streams it: the VM ends with the stream.
     ///
     /// # Errors
-    /// [`Error::FailedPrecondition`] while another call has it.
+    /// [`Error::FailedPrecondition`] if a call has had it.
     pub fn take(&self) -> Result<UnboundedReceiver<Event>> {
         lock(&self.rx).take().ok_or_else(|| {
             Error::FailedPrecondition("the events are already being streamed".to_owned())
         })
     }
 
-    /// Gives the reading end back for the next call.
-    pub fn put_back(&self, rx: UnboundedReceiver<Event>) {
-        *lock(&self.rx) = Some(rx);
-    }
-
     fn push(&self, kind: Kind) {
-        // The receiver is dropped only when the control connection is, and the VM ends with that.
+        // The receiver is dropped only with the stream to the host, and the VM ends with that.
         let _ = self.tx.send(Event { kind: Some(kind), ..Default::default() });
     }
 }
@@ -73,7 +68,5 @@ mod tests {
             Some(Kind::Exit(exit)) => assert_eq!(exit.status, 137),
             other => panic!("{other:?}"),
         }
-        events.put_back(rx);
-        events.take().unwrap();
     }
 }

@@ -200,7 +200,6 @@ impl Service for Agent {
                 break;
             }
         }
-        self.guest.events.put_back(events);
         Ok(())
     }
 
