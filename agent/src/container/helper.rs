@@ -2,7 +2,7 @@
 
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -29,7 +29,7 @@ impl Helper {
     ///
     /// # Errors
     /// [`Error::Internal`] if the helper can't be executed.
-    pub fn spawn(reaper: &Reaper, arguments: &[&str], ends: Option<ChildEnds>) -> Result<Self> {
+    pub fn spawn(reaper: &Reaper, arguments: &[&str], ends: ChildEnds) -> Result<Self> {
         let failed = |error: std::io::Error| Error::io("cannot run the container helper", error);
         let (ours, theirs) = StdUnixStream::pair().map_err(failed)?;
         ours.set_nonblocking(true).map_err(failed)?;
@@ -37,11 +37,6 @@ impl Helper {
         // thread, and no await in between.
         fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|errno| failed(errno.into()))?;
 
-        let ends = ends.unwrap_or_else(|| ChildEnds {
-            stdin: Stdio::null(),
-            stdout: Stdio::null(),
-            stderr: Stdio::null(),
-        });
         let child = Command::new("/proc/self/exe")
             .arg("oci")
             .args(arguments)

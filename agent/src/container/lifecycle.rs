@@ -19,7 +19,7 @@ use crate::oci;
 use crate::oci::report::Report;
 use crate::reaper::Reaper;
 use crate::sandbox::{Shared, volume};
-use crate::stdio::Announced;
+use crate::stdio::{Announced, ChildEnds};
 use crate::streams::Streams;
 use crate::sys;
 
@@ -123,7 +123,7 @@ impl Guest {
         let console = announced.terminal().then(Console::new).transpose()?;
         let (ends, copying) = announced.connect()?;
         let path = console.as_ref().map_or("", Console::path);
-        let mut helper = Helper::spawn(&self.reaper, &[arguments, &[path]].concat(), Some(ends))?;
+        let mut helper = Helper::spawn(&self.reaper, &[arguments, &[path]].concat(), ends)?;
         loop {
             match helper.made().await? {
                 Report::Terminal { uid } => {
@@ -242,7 +242,8 @@ impl Guest {
     pub async fn update(&self, container: &Container, resources: &[u8]) -> Result<()> {
         let _turn = container.updating.lock().await;
         write(&container.bundle().join(oci::RESOURCES), resources)?;
-        Helper::spawn(&self.reaper, &["update", container.id()], None)?.done().await
+        let ends = ChildEnds::default();
+        Helper::spawn(&self.reaper, &["update", container.id()], ends)?.done().await
     }
 
     /// Forgets a process; with the first one, the whole container.

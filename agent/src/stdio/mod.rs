@@ -43,6 +43,12 @@ pub struct ChildEnds {
     pub stderr: ChildStdio,
 }
 
+impl Default for ChildEnds {
+    fn default() -> Self {
+        Self { stdin: ChildStdio::null(), stdout: ChildStdio::null(), stderr: ChildStdio::null() }
+    }
+}
+
 /// The copying of a process's stdio.
 #[derive(Default)]
 pub struct Copying {
@@ -82,11 +88,7 @@ impl Announced {
     /// # Errors
     /// [`Error::Internal`] if no pipe can be made.
     pub fn connect(&mut self) -> Result<(ChildEnds, Copying)> {
-        let mut ends = ChildEnds {
-            stdin: ChildStdio::null(),
-            stdout: ChildStdio::null(),
-            stderr: ChildStdio::null(),
-        };
+        let mut ends = ChildEnds::default();
         let copying = Copying::default();
         if self.terminal {
             return Ok((ends, copying));
