@@ -56,10 +56,7 @@ fn priority(level: Level) -> u8 {
 /// The text on one line, cut to what the kernel takes.
 fn one_line(text: &str) -> String {
     let mut line = text.replace('\n', " ");
-    if line.len() > MAX_TEXT {
-        let end = (0..=MAX_TEXT).rev().find(|&at| line.is_char_boundary(at)).unwrap_or(0);
-        line.truncate(end);
-    }
+    line.truncate(line.floor_char_boundary(MAX_TEXT));
     line
 }
 
