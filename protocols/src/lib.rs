@@ -9,8 +9,9 @@ pub mod hybrid_vsock;
 pub mod netlink;
 
 pub use chain::chain;
+pub use generated::{agent, agent_ttrpc, cri};
 
-/// The messages of `proto/agent.proto`.
+/// What is generated from `proto/`, which heeds no lint.
 #[allow(
     missing_docs,
     nonstandard_style,
@@ -20,36 +21,21 @@ pub use chain::chain;
     clippy::pedantic,
     clippy::restriction
 )]
-pub mod agent {
-    include!(concat!(env!("OUT_DIR"), "/agent.rs"));
-}
+mod generated {
+    /// The messages of `proto/agent.proto`.
+    pub mod agent {
+        include!(concat!(env!("OUT_DIR"), "/agent.rs"));
+    }
 
-/// The client and the server side of the service in `proto/agent.proto`.
-#[allow(
-    missing_docs,
-    nonstandard_style,
-    rust_2018_idioms,
-    unused,
-    clippy::all,
-    clippy::pedantic,
-    clippy::restriction
-)]
-pub mod agent_ttrpc {
-    include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
-}
+    /// The client and the server side of the service in `proto/agent.proto`.
+    pub mod agent_ttrpc {
+        include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
+    }
 
-/// The messages of `proto/cri.proto`.
-#[allow(
-    missing_docs,
-    nonstandard_style,
-    rust_2018_idioms,
-    unused,
-    clippy::all,
-    clippy::pedantic,
-    clippy::restriction
-)]
-pub mod cri {
-    include!(concat!(env!("OUT_DIR"), "/cri.rs"));
+    /// The messages of `proto/cri.proto`.
+    pub mod cri {
+        include!(concat!(env!("OUT_DIR"), "/cri.rs"));
+    }
 }
 
 /// The vsock port on the host (CID 2) that the agent dials, and on which it then serves.
