@@ -68,10 +68,13 @@ fn life(t: &Test<'_>, node: &Node, text: &str) -> Outcome {
 }
 
 fn restart(t: &Test<'_>) -> Outcome {
+    let dir = t.directory()?;
     t.on_own_node(|node| {
         let pod = t.pod_on(node).run()?;
-        let script = "mkfifo /go; echo before; cat /go; echo after; exit 6";
-        let app = pod.container("app").script(script).start()?;
+        // It ends its execs with itself, and so not before they have ended.
+        let script = "mkfifo /go; echo before; cat /go; until test -e /dir/end; do sleep 0.1; done
+            echo after; exit 6";
+        let app = pod.container("app").mount(&dir, "/dir").script(script).start()?;
         app.await_log("before")?;
         node.restart()?;
         ensure!(
@@ -84,6 +87,7 @@ fn restart(t: &Test<'_>) -> Outcome {
         app.prints("echo still here", "still here\n")?;
         let next = pod.container("next").start()?;
         app.sh("echo between > /go")?;
+        fs::write(dir.join("end"), "")?;
         let done = app.ended()?.exits(6)?;
         ensure!(done.out() == "before\nbetween\nafter\n", "the log: {:?}", done.lines);
         next.prints("echo and I", "and I\n")?;
