@@ -246,12 +246,18 @@ pub fn output(command: &mut std::process::Command, at_most: Duration) -> io::Res
     let deadline = Instant::now() + at_most;
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn()?;
-    if wait_until(&pidfd(child.id())?, deadline)? {
-        return child.wait_with_output();
-    }
-    child.kill()?;
-    let late = format!("it has not ended after {} s", at_most.as_secs());
-    Err(io::Error::new(io::ErrorKind::TimedOut, late))
+    let late = match pidfd(child.id()).and_then(|handle| wait_until(&handle, deadline)) {
+        Ok(true) => return child.wait_with_output(),
+        Ok(false) => {
+            let late = format!("it has not ended after {} s", at_most.as_secs());
+            io::Error::new(io::ErrorKind::TimedOut, late)
+        }
+        Err(error) => error,
+    };
+    let _ = child.kill();
+    // One in the middle of I/O takes its time, even after SIGKILL.
+    std::thread::spawn(move || child.wait());
+    Err(late)
 }
 
 /// When a process started, in clock ticks since the host's boot. With its id it names a process

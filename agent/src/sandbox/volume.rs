@@ -16,11 +16,16 @@ use std::os::unix::fs::{
     DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown, symlink,
 };
 use std::path::{Component, Path, PathBuf};
+use std::sync::Mutex;
 
 use bulkhead_protocols::VOLUME_DATA;
 use bulkhead_protocols::agent::{RefreshRequest, Volume};
 
 use crate::error::{Error, Result};
+use crate::sys::lock;
+
+/// Held while a copy is made or changed.
+static TURN: Mutex<()> = Mutex::new(());
 
 /// The name under which a link waits to take the other's place.
 const NEXT: &str = "..data_tmp";
@@ -77,6 +82,8 @@ fn generation(volume: &Path) -> io::Result<PathBuf> {
 }
 
 fn switch(source: &Path, target: &Path, name: &Path) -> io::Result<()> {
+    // One that the host has given up may still be on its way.
+    let _turn = lock(&TURN);
     let data = target.join(VOLUME_DATA);
     if fs::read_link(&data).ok().as_deref() != Some(name) {
         let generation = target.join(name);

@@ -11,7 +11,7 @@ use slog::{Logger, debug, warn};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use ttrpc::Code;
 
 use crate::guest::{Guest, GuestError, carry};
@@ -22,6 +22,9 @@ static CONNECTIONS: Semaphore = Semaphore::const_new(256);
 
 /// How long to wait when the guest cannot accept a connection, or the server has too many that it has not accepted.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a connection that the guest has accepted may wait for its place: half of what the agent waits.
+const PLACE: Duration = Duration::from_secs(30);
 
 /// How often a server is asked that has too many.
 const ATTEMPTS: u32 = 100;
@@ -96,7 +99,8 @@ async fn forward(socket: Socket, container: &str, guest: &Guest, log: &Logger) -
                 continue;
             }
         }
-        let place = CONNECTIONS.acquire().await.ok();
+        // The guest ends one that nobody dials; after that its streams would wait for ever.
+        let Ok(place) = timeout(PLACE, CONNECTIONS.acquire()).await else { continue };
         let (host, guest, log) = (socket.host.clone(), guest.clone(), log.clone());
         connections.spawn(async move {
             let _place = place;

@@ -5,14 +5,16 @@ use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Component, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use bulkhead_protocols::agent::{self, RefreshRequest};
 use bulkhead_protocols::{VOLUME_DATA, VOLUMES_DIR};
 use protobuf::MessageField;
 use rustix::fs::inotify::{self, ReadFlags, Reader, WatchFlags};
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, open, openat2, statat};
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, open, openat2, readlinkat, statat,
+};
 use rustix::path::Arg;
 use slog::{Logger, warn};
 use tokio::io::unix::AsyncFd;
@@ -43,6 +45,8 @@ impl Volume {
     /// the `number`th of its container's.
     pub fn of(bound: &Bound, container: &str, number: usize) -> Option<Self> {
         let data = fs::read_link(bound.host.join(VOLUME_DATA)).ok()?;
+        // The agent takes nothing else.
+        let [Component::Normal(_)] = data.components().collect::<Vec<_>>()[..] else { return None };
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
         let top = open(&bound.host, flags, Mode::empty()).ok()?;
         let (mut files, mut bytes) = (0, 0);
@@ -68,14 +72,16 @@ fn below(directory: &OwnedFd, path: impl Arg) -> rustix::io::Result<OwnedFd> {
 
 /// Whether all that is in a volume's directory leads into its content or is it, and so is in a copy of that.
 fn has_links_alone(directory: &OwnedFd) -> rustix::io::Result<bool> {
-    for entry in Dir::read_from(directory)?.take(FILE_LIMIT) {
+    for (count, entry) in Dir::read_from(directory)?.enumerate() {
         let entry = entry?;
         let name = entry.file_name();
-        let mode = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode;
-        if !FileType::from_raw_mode(mode).is_symlink()
-            && name != c"."
-            && !name.to_bytes().starts_with(b"..")
-        {
+        if name == c"." || name.to_bytes().starts_with(b"..") {
+            continue;
+        }
+        // What is no link at all is an error.
+        let link = readlinkat(directory, name, Vec::new())?;
+        let within = link.to_bytes().strip_prefix(VOLUME_DATA.as_bytes());
+        if count > FILE_LIMIT || within != Some(&[b"/", name.to_bytes()].concat()) {
             return Ok(false);
         }
     }
@@ -138,8 +144,12 @@ impl Volumes {
     pub fn add(&self, volume: &Volume) -> io::Result<()> {
         let flags = WatchFlags::MOVED_TO | WatchFlags::ONLYDIR;
         let (watcher, volume) = (self.watcher.clone(), volume.clone());
-        let watch = inotify::add_watch(watcher.inotify.get_ref(), &volume.host, flags)?;
-        lock(&watcher.watched).entry(watch).or_default().push(volume.clone());
+        {
+            // One that is taken away meanwhile has the same number.
+            let mut watched = lock(&watcher.watched);
+            let watch = inotify::add_watch(watcher.inotify.get_ref(), &volume.host, flags)?;
+            watched.entry(watch).or_default().push(volume.clone());
+        }
         // It may have changed since it was copied.
         tokio::spawn(async move { watcher.refresh(&volume).await });
         Ok(())
@@ -259,13 +269,14 @@ mod tests {
     fn what_the_kubelet_writes_is_copied() {
         assert!(is_one(&[("..data", "..1"), ("sub", "..data/sub")], |_| {}));
         assert!(!is_one(&[("sub", "..1/sub")], |_| {}));
+        assert!(!is_one(&[("..data", "..1"), ("sub", "../else")], |_| {}));
         // It would not be in the copy.
         assert!(!is_one(&[("..data", "..1")], |host| fs::write(host.join("x"), "").expect("write")));
     }
 
     #[test]
     fn what_a_guest_has_put_there_leads_nowhere() {
-        for outside in ["/", "..", "../else", "..1/../../else"] {
+        for outside in ["/", ".", "..", "../else", "..1/../../else", "..1/sub"] {
             assert!(!is_one(&[("..data", outside)], |_| {}), "{outside}");
         }
         assert!(!is_one(&[("..data", "..2"), ("..2", "../else")], |_| {}));
