@@ -27,7 +27,10 @@ const EVENTS: &str = "cgroup.events";
 /// Its value that says whether there are processes.
 const POPULATED: &str = "populated";
 
-/// The value of `memory.events` that counts the processes that were killed.
+/// The file of what its memory limit has led to.
+const MEMORY_EVENTS: &str = "memory.events";
+
+/// The value of it that counts the processes that were killed.
 pub const OOM_KILLS: &str = "oom_kill";
 
 /// How long the kernel may take to freeze or to empty a cgroup. A process in the middle of a system
@@ -54,13 +57,13 @@ impl Cgroup {
     /// # Errors
     /// What keeps it from being watched.
     pub fn memory_events(&self) -> io::Result<Watched> {
-        Watched::open(&self.0.join("memory.events"))
+        Watched::open(&self.0.join(MEMORY_EVENTS))
     }
 
     /// How many of its processes the kernel has killed for want of memory; none if it can't be
     /// told.
     pub fn oom_kills(&self) -> Option<u64> {
-        self.number("memory.events", OOM_KILLS)
+        self.number(MEMORY_EVENTS, OOM_KILLS)
     }
 
     /// Every process in it and below it.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
@@ -44,13 +45,21 @@ pub fn run(
         .with_systemd(false)
         .with_detach(true);
     let made = jit::off(|| build.build())?;
-    let missing = || Error::Internal("the container has no process".to_owned());
-    let pid = made.pid().ok_or_else(missing)?.as_raw();
+    let pid = first_process(&made)?;
     // To load the device cgroup's program, libcgroups has changed this one.
     limits::set(pid, libc::RLIMIT_MEMLOCK, inherited)?;
     limits::set_all(pid, &rlimits)?;
     announce(pid, reporter);
     Ok(())
+}
+
+/// The number of a container's first process.
+///
+/// # Errors
+/// [`Error::Internal`] if it has none.
+pub fn first_process(container: &Container) -> Result<i32> {
+    let missing = || Error::Internal("the container has no process".to_owned());
+    Ok(container.pid().ok_or_else(missing)?.as_raw())
 }
 
 /// Tells the agent of a process, and waits until it has taken note: only when this helper ends does

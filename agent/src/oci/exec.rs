@@ -8,7 +8,7 @@ use libcontainer::container::{Container, ContainerStatus};
 use libcontainer::oci_spec::runtime::{Process, Spec};
 use libcontainer::syscall::syscall::SyscallType;
 
-use super::create::announce;
+use super::create::{announce, first_process};
 use super::program::{Late, Program};
 use super::reporter::Reporter;
 use super::{EXECS, PROCESS, SPEC, bundle, keyring, limits, spec, stdio};
@@ -83,13 +83,12 @@ fn complete(process: &mut Process, first: &Spec) -> Late {
 /// telling libcontainer. Returns the container's first process.
 fn running_state(container: &str, states: &Path) -> Result<i32> {
     let mut state = Container::load(Path::new(STATES).join(container))?;
-    let init =
-        state.pid().ok_or_else(|| Error::Internal("the container has no process".to_owned()))?;
+    let init = first_process(&state)?;
     state.root = states.join(container);
     fs::create_dir_all(&state.root)
         .map_err(|error| Error::io("cannot make the exec's directory", error))?;
     state.set_status(ContainerStatus::Running).save()?;
-    Ok(init.as_raw())
+    Ok(init)
 }
 
 /// The cgroup that the process joins, below the container's: where the container has made cgroups of

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bulkhead_protocols::agent;
+use bulkhead_protocols::agent::{self, ProcessRef};
 use oci_spec::runtime::Spec;
 use slog::{info, warn};
 use tokio::time::timeout;
@@ -75,11 +75,8 @@ impl Sandbox {
         };
         let created = self.make(new).await;
         let making = lock(&self.creating).remove(&id);
-        if let Some(status) = making.as_ref().and_then(|making| making.exit)
-            && let Ok(container) = self.container(&id)
-            && container.process("").is_ok_and(|process| process.ends_now())
-        {
-            tokio::spawn(async move { container.exited("", status).await });
+        if let Some(status) = making.as_ref().and_then(|making| making.exit) {
+            self.tell_end(&ProcessRef { container: id.clone(), ..Default::default() }, status);
         }
         match created {
             Ok(_) if making.is_some_and(|making| !making.wanted) => {

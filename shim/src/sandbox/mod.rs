@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use bulkhead_protocols::agent::{self, event};
+use bulkhead_protocols::agent::{self, ProcessRef, event};
 use bulkhead_protocols::chain;
 use futures::future::join_all;
 use slog::{Logger, error, info, warn};
@@ -266,16 +266,12 @@ impl Sandbox {
         match event.kind {
             Some(event::Kind::Exit(exit)) => {
                 let name = exit.process.unwrap_or_default();
+                // Held meanwhile: who makes a container enters it into the table before he looks here for its end.
                 let mut creating = lock(&self.creating);
-                if let Ok(container) = self.container(&name.container)
-                    && let Ok(process) = container.process(&name.exec)
-                    && process.ends_now()
-                {
-                    tokio::spawn(async move {
-                        container.exited(&name.exec, exit.status).await;
-                    });
-                } else if let Some(making) = creating.get_mut(&name.container)
+                let told = self.tell_end(&name, exit.status);
+                if !told
                     && name.exec.is_empty()
+                    && let Some(making) = creating.get_mut(&name.container)
                 {
                     making.exit.get_or_insert(exit.status);
                 }
@@ -287,6 +283,17 @@ impl Sandbox {
             }
             Some(_) | None => {}
         }
+    }
+
+    /// Tells a container that one of its processes has ended; says whether it is there and did not know yet.
+    fn tell_end(&self, name: &ProcessRef, status: u32) -> bool {
+        let Ok(container) = self.container(&name.container) else { return false };
+        let ends = container.process(&name.exec).is_ok_and(|process| process.ends_now());
+        if ends {
+            let exec = name.exec.clone();
+            tokio::spawn(async move { container.exited(&exec, status).await });
+        }
+        ends
     }
 
     /// The running sandbox, once it runs.

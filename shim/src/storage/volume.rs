@@ -31,6 +31,9 @@ const SIZE_LIMIT: u64 = 8 << 20;
 /// A volume of more files than this is not copied.
 const FILE_LIMIT: usize = 1024;
 
+/// How a directory is opened (open(2)).
+const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC);
+
 /// A volume, and where the guest has it.
 #[derive(Debug, Clone)]
 pub struct Volume {
@@ -47,8 +50,7 @@ impl Volume {
         let data = fs::read_link(bound.host.join(VOLUME_DATA)).ok()?;
         // The agent takes nothing else.
         let [Component::Normal(_)] = data.components().collect::<Vec<_>>()[..] else { return None };
-        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let top = open(&bound.host, flags, Mode::empty()).ok()?;
+        let top = open(&bound.host, DIRECTORY, Mode::empty()).ok()?;
         let (mut files, mut bytes) = (0, 0);
         measure(&below(&top, &data).ok()?, &mut files, &mut bytes).ok()?;
         (has_links_alone(&top).ok()? && files <= FILE_LIMIT && bytes <= SIZE_LIMIT).then(|| Self {
@@ -65,9 +67,8 @@ impl Volume {
 /// A directory below one that a guest may write to: no link of its leads out of it, and nothing that is mounted there is
 /// entered.
 fn below(directory: &OwnedFd, path: impl Arg) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
     let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    openat2(directory, path, flags, Mode::empty(), within)
+    openat2(directory, path, DIRECTORY, Mode::empty(), within)
 }
 
 /// Whether all that is in a volume's directory leads into its content or is it, and so is in a copy of that.

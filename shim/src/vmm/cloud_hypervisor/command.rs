@@ -4,10 +4,8 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::Path;
 
-use bulkhead_protocols::{address_text, device_address};
+use bulkhead_protocols::{SHARE_TAG, address_text, device_address};
 use serde::Serialize;
-
-use bulkhead_protocols::SHARE_TAG;
 
 use crate::vmm::net::list;
 use crate::vmm::{KERNEL_PARAMS, VmSpec, memory};

@@ -6,11 +6,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-use bulkhead_protocols::{address_text, device_address};
+use bulkhead_protocols::{SHARE_TAG, address_text, device_address};
 
 use super::plug::PORTS;
-use bulkhead_protocols::SHARE_TAG;
-
 use crate::config::QemuMachine;
 use crate::vmm::net::list;
 use crate::vmm::{Accel, Disk, KERNEL_PARAMS, VmSpec, memory};
