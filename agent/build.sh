@@ -14,7 +14,10 @@ cd "$(dirname "$0")/.."
 # Named explicitly, so that the flags below reach the agent and not cargo's build scripts. At a fixed address the
 # program needs no relocations, which would cost each of its processes seventy pages and the time to fill them.
 target=x86_64-unknown-linux-gnu
-export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static'
+flags='-C target-feature=+crt-static -C relocation-model=static'
+# Nor are there tables for unwinding, an eighth of the file: a panic aborts.
+flags="$flags -C link-arg=-Wl,--no-eh-frame-hdr,--script=agent/no-unwind.ld"
+export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="$flags"
 export LIBSECCOMP_LINK_TYPE=static
 export LIBSECCOMP_LIB_PATH="${LIBSECCOMP_LIB_PATH:-/usr/lib/x86_64-linux-gnu}"
 
