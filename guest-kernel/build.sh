@@ -1,5 +1,5 @@
 #!/bin/bash
-# Builds the guest kernel: OUT_DIR/vmlinux, an uncompressed ELF image with a PVH entry, stripped.
+# Builds the guest kernel: OUT_DIR/vmlinux, an uncompressed ELF image with a PVH entry, stripped and without padding.
 #
 #   build.sh OUT_DIR
 #
@@ -25,7 +25,8 @@ digest() { sha256sum | cut -c1-16; }
 # The kernel's own list is in its Documentation/process/changes.rst.
 need_tools() {
     local tool missing=()
-    for tool in gcc:gcc make:make flex:flex bison:bison bc:bc strip:binutils tar:tar xz:xz-utils perl:perl; do
+    for tool in gcc:gcc make:make flex:flex bison:bison bc:bc strip:binutils tar:tar xz:xz-utils perl:perl \
+        python3:python3; do
         command -v "${tool%:*}" >/dev/null || missing+=("${tool#*:}")
     done
     echo '#include <gelf.h>' | gcc -E - >/dev/null 2>&1 || missing+=(libelf-dev)
@@ -100,7 +101,7 @@ version=$(awk '$2 == "=" && /^(VERSION|PATCHLEVEL|SUBLEVEL) / { printf "%s%s", s
 printf '%s\n' $oldest "$version" | sort -CV || die "$tree is Linux $version; $oldest or later is needed"
 
 fragments=("$here"/config/*.config)
-key=$({ echo "$tree" "$version" "$(gcc -dumpfullversion)"; cat "${fragments[@]}" "$here/build.sh"; } | digest)
+key=$({ echo "$tree" "$version" "$(gcc -dumpfullversion)"; cat "${fragments[@]}" "$here"/{build.sh,holes.py}; } | digest)
 built=$cache/$key/vmlinux
 # A tree that someone works in may have changed under the same version.
 if [[ -d ${KERNEL_SRC-} && -f $built && -n $(find "$tree" -newer "$built" -type f -print -quit) ]]; then
@@ -117,6 +118,7 @@ if [[ ! -f $built ]]; then
     make -s -C "$tree" O="$build" -j"$(nproc)" vmlinux >"$build/build.log" 2>&1 ||
         { tail -n 30 "$build/build.log" >&2; die "the build failed: $build/build.log"; }
     strip --strip-all -o "$built.part" "$build/vmlinux"
+    "$here/holes.py" "$built.part"
     mv "$built.part" "$built"
 fi
 cmp -s "$built" "$out/vmlinux" || cp "$built" "$out/vmlinux"
