@@ -23,9 +23,11 @@ flock 8
 packages=(
     bc binutils bison flex gcc libc6-dev libelf-dev make perl xz-utils zstd
     libcap-ng-dev libseccomp-dev pkg-config zlib1g-dev
-    btrfs-progs busybox-static cpio e2fsprogs erofs-utils iproute2 kmod qemu-system-x86 xfsprogs
+    btrfs-progs busybox-static cpio cryptsetup-bin dmsetup dosfstools e2fsprogs erofs-utils genisoimage iproute2 kmod
+    qemu-system-x86 squashfs-tools xfsprogs
     protobuf-compiler
-    curl dnsmasq-base ethtool fio git iperf3 iptables iputils-ping netcat-openbsd nftables sqlite3 wireguard-tools wrk
+    curl dnsmasq-base ethtool fio git iperf3 ipset iptables iputils-ping ipvsadm netcat-openbsd nftables sqlite3
+    wireguard-tools wrk
 )
 
 install_packages() {

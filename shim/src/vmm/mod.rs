@@ -34,9 +34,11 @@ pub use select::{Accel, Host, KvmProblem, SelectError, Selection, Vmm};
 /// there, and to reset at once on a panic, in case it cannot reach the panic device. The rest is time. With a single
 /// vCPU it would take the lock prefixes out of its own code, at 8,000 places, for less than that costs; the end of an
 /// RCU grace period, for which mounts and control groups wait, would take it several ticks; and a timer that is
-/// late, since the host is busy, is no reason to give up. An interface that nobody has made is none. Of each
-/// processor's own memory it would reserve 2 MiB at a time otherwise, and 4 MiB more to keep accounts of them.
-const KERNEL_PARAMS: [&str; 8] = [
+/// late, since the host is busy, is no reason to give up. No interface is there that nobody has made. Of each
+/// processor's own memory it would reserve 2 MiB at a time otherwise, and 4 MiB more to keep accounts of them. Three
+/// quarters of all that sysfs holds would be about its caches of small objects; the name of what makes those files
+/// depends on the kernel's version.
+const KERNEL_PARAMS: [&str; 11] = [
     "console=ttyS0",
     "loglevel=3",
     "panic=-1",
@@ -44,7 +46,10 @@ const KERNEL_PARAMS: [&str; 8] = [
     "rcupdate.rcu_expedited=1",
     "no_timer_check",
     "dummy.numdummies=0",
+    "ifb.numifbs=0",
+    "fb_tunnels=none",
     "percpu_alloc=page",
+    "initcall_blacklist=slab_late_init,slab_sysfs_init",
 ];
 
 /// More pairs of queues for a network device than these are worth nothing.

@@ -14,13 +14,20 @@ use crate::failure::{Context, Failure, Outcome};
 
 /// The programs.
 const NAMES: &[&str] = &[
+    "cryptsetup",
     "curl",
+    "dmsetup",
     "ethtool",
+    "genisoimage",
     "git",
     "ip",
     "ip6tables",
     "iperf3",
+    "ipset",
     "iptables",
+    "ipvsadm",
+    "mkfs.vfat",
+    "mksquashfs",
     "nc.openbsd",
     "nft",
     "ping",

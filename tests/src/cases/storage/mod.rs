@@ -5,6 +5,7 @@ mod block;
 mod device;
 mod disk;
 mod huge;
+mod images;
 mod programs;
 mod share;
 mod socket;
@@ -12,7 +13,7 @@ mod socket;
 use crate::runner::Case;
 
 /// The tests, by their files.
-pub const GROUPS: [&[Case]; 8] = [
+pub const GROUPS: [&[Case]; 9] = [
     programs::CASES,
     share::CASES,
     disk::CASES,
@@ -20,5 +21,6 @@ pub const GROUPS: [&[Case]; 8] = [
     device::CASES,
     socket::CASES,
     huge::CASES,
+    images::CASES,
     attack::CASES,
 ];
