@@ -21,7 +21,7 @@ flock 8
 # For the kernel, the agent, virtiofsd, the VMs, the test image, the CRI client of the tests, and what they do with
 # networks and files.
 packages=(
-    bc binutils bison flex gcc libc6-dev libelf-dev make perl xz-utils zstd
+    bc binutils bison flex gcc libc6-dev libelf-dev make perl python3 xz-utils zstd
     libcap-ng-dev libseccomp-dev pkg-config zlib1g-dev
     btrfs-progs busybox-static cpio cryptsetup-bin dmsetup dosfstools e2fsprogs erofs-utils genisoimage iproute2 kmod
     qemu-system-x86 squashfs-tools xfsprogs

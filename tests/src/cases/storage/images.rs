@@ -21,8 +21,7 @@ pub const CASES: &[Case] = &[
 
 /// Runs a script in a privileged container with Debian's programs and a scratch disk.
 fn inside(t: &Test<'_>, script: &str) -> Outcome<String> {
-    let container = t.programs()?;
-    alone_of(container, &[("scratch_paths", "/work")], &[])?.sh(&format!("cd /work; {script}"))
+    alone_of(t.programs()?, &[("scratch_paths", "/work")], &[])?.sh(&format!("cd /work; {script}"))
 }
 
 fn images(t: &Test<'_>) -> Outcome {
