@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 /// process before it was told on which processors.
 const CONTROLLERS: [&str; 5] = ["cpu", "cpuacct", "memory", "pids", "blkio"];
 
+/// The files of a limit on memory: cgroup v2's, and v1's.
+const LIMITS: [&str; 2] = ["memory.max", "memory.limit_in_bytes"];
+
 /// How long processes that were killed may take to leave, and how often that is looked at.
 const PATIENCE: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(5);
@@ -32,12 +35,8 @@ impl Cgroup {
         let below = below_root(path).ok_or_else(|| {
             io::Error::new(ErrorKind::InvalidInput, format!("{path:?} is no cgroup's path"))
         })?;
-        // Names of mounts may be any bytes; those of hierarchies are text.
-        let text = |path| fs::read(path).map(|text| String::from_utf8_lossy(&text).into_owned());
-        let mounts = text("/proc/self/mountinfo")?;
-        let own = text("/proc/self/cgroup")?;
         let mut cgroup = Self { joined: Vec::new() };
-        for (root, old) in hierarchies(&mounts, &own) {
+        for (root, old) in roots()? {
             let dir = root.join(&below);
             let failed = |error: io::Error| {
                 io::Error::new(error.kind(), format!("{}: {error}", dir.display()))
@@ -80,6 +79,17 @@ impl Drop for Cgroup {
     }
 }
 
+/// How many bytes of memory the group of this path may use, by its own limit or by one above it; none if it is not
+/// limited, or not known. The group need not be there.
+pub fn memory_limit(path: &str) -> Option<u64> {
+    let below = below_root(path)?;
+    let limits = roots().ok()?.into_iter().flat_map(|(root, _)| {
+        let groups: Vec<PathBuf> = below.ancestors().map(|group| root.join(group)).collect();
+        groups.into_iter().flat_map(|dir| LIMITS.map(|name| dir.join(name)))
+    });
+    limits.filter_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok()).min()
+}
+
 /// Moves a process.
 fn enter(dir: &Path, pid: u32) -> io::Result<()> {
     fs::write(dir.join("cgroup.procs"), pid.to_string())
@@ -103,6 +113,13 @@ fn below_root(path: &str) -> Option<PathBuf> {
     };
     let plain = path.components().all(|part| matches!(part, std::path::Component::Normal(_)));
     (plain && !path.as_os_str().is_empty()).then_some(path)
+}
+
+/// The hierarchies of this host, as this process sees them.
+fn roots() -> io::Result<Vec<(PathBuf, PathBuf)>> {
+    // Names of mounts may be any bytes; those of hierarchies are text.
+    let text = |path| fs::read(path).map(|text| String::from_utf8_lossy(&text).into_owned());
+    Ok(hierarchies(&text("/proc/self/mountinfo")?, &text("/proc/self/cgroup")?))
 }
 
 /// The hierarchies to join: the root of each, and where this process is in it. `mounts` is a process's mountinfo

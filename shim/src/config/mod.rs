@@ -172,6 +172,12 @@ pub enum LogLevel {
 impl Config {
     /// How many guests may wait for a sandbox.
     pub const MOST_SPARES: u32 = 16;
+    /// How many vCPUs a guest may have.
+    pub const VCPUS: (u32, u32) = (1, 64);
+    /// How much memory a guest may have, in bytes.
+    pub const MEMORY: (u64, u64) = (64 << 20, 1 << 40);
+    /// Guest memory is a multiple of this, in bytes: a huge page.
+    pub const MEMORY_STEP: u64 = 2 << 20;
 
     /// Reads the configuration that the environment, or else the default, names.
     ///

@@ -9,12 +9,6 @@ use super::number::{Count, show};
 use super::scratch::is_directory;
 use super::{Config, ConfigError, Scratch, Upper};
 
-/// How many vCPUs a guest may have.
-const VCPUS: (u32, u32) = (1, 64);
-/// How much memory a guest may have, in bytes.
-const MEMORY: (u64, u64) = (64 << 20, 1 << 40);
-/// Guest memory is a multiple of this, in bytes: a huge page.
-const MEMORY_STEP: u64 = 2 << 20;
 /// How long the agent may take to dial in, in seconds.
 const AGENT_TIMEOUT: (u32, u32) = (1, 600);
 /// How much of the console is kept, in bytes.
@@ -54,7 +48,7 @@ pub(super) fn apply(config: &mut Config, path: &Path, file: File) -> Result<(), 
     at.path("virtiofsd", &mut files.virtiofsd, file.virtiofsd)?;
     at.path("vhost_device_vsock", &mut files.vhost_device_vsock, file.vhost_device_vsock)?;
 
-    set(&mut config.vcpus, at.count("vcpus", file.vcpus, VCPUS)?);
+    set(&mut config.vcpus, at.count("vcpus", file.vcpus, Config::VCPUS)?);
     set(&mut config.spares, at.count("spares", file.spares, (0, Config::MOST_SPARES))?);
     set(
         &mut config.virtiofsd_threads,
@@ -64,9 +58,9 @@ pub(super) fn apply(config: &mut Config, path: &Path, file: File) -> Result<(), 
         config.agent_timeout = Duration::from_secs(seconds.into());
     }
     if let Some(size) = file.memory {
-        at.size("memory", size.0, MEMORY)?;
-        if size.0 % MEMORY_STEP != 0 {
-            let allowed = format!("a multiple of {}", show(MEMORY_STEP));
+        at.size("memory", size.0, Config::MEMORY)?;
+        if size.0 % Config::MEMORY_STEP != 0 {
+            let allowed = format!("a multiple of {}", show(Config::MEMORY_STEP));
             return Err(at.value("memory", show(size.0), allowed));
         }
         config.memory = size.0;

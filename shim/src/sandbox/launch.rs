@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::console::Console;
 use super::first::{First, Source};
 use super::phases::Phases;
-use super::{Identity, Pod, SandboxError, aside, directory};
+use super::{Identity, Pod, SandboxError, aside, directory, size};
 use crate::cgroup::Cgroup;
 use crate::config::{Config, Upper, show};
 use crate::container::scratch::OnScratch;
@@ -144,15 +144,21 @@ impl Drop for NewDirectory {
     }
 }
 
-/// What a VM with this configuration is made of.
-pub fn spec(config: &Config, dir: &Path) -> Result<VmSpec, SandboxError> {
+/// What a VM with this configuration is made of, for this pod.
+pub fn spec(
+    config: &Config,
+    pod: &Pod,
+    selection: &Selection,
+    dir: &Path,
+) -> Result<VmSpec, SandboxError> {
+    let (vcpus, memory) = size::of(config, pod, selection.accel);
     Ok(VmSpec {
         dir: dir.to_owned(),
         kernel: config.files.kernel()?,
         initramfs: config.files.initramfs()?,
         cmdline: config.kernel_params.clone(),
-        vcpus: config.vcpus,
-        memory: config.memory,
+        vcpus,
+        memory,
         nested: config.nested,
         network_devices: DEVICES,
         disks: Vec::new(),
@@ -175,7 +181,7 @@ pub async fn devices(
     let failed = |source| SandboxError::Directory { path: dir.clone(), source };
     let selection = Selection::of(config)?;
     info!(log, "hypervisor chosen: {selection}");
-    let mut spec = spec(config, &dir)?;
+    let mut spec = spec(config, pod, &selection, &dir)?;
     directory::create(&dir).map_err(failed)?;
     let mut new = NewDirectory { path: dir.clone(), share: None, kept: false };
     // Before the pod's share of the processor counts: its maker holds a lock of all sandboxes.

@@ -7,12 +7,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use bulkhead_protocols::FILES_DIR;
-use bulkhead_protocols::cri::{NamespaceMode, PodSandboxConfig};
+use bulkhead_protocols::cri::{LinuxContainerResources, NamespaceMode, PodSandboxConfig};
 use nix::unistd::gethostname;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use protobuf::Message;
 use thiserror::Error;
 
+use super::size;
 use crate::container::spec::{is_sandbox, read_only};
 
 /// Files of a pod that containerd makes for a sandbox container, and leaves to a shim with the sandbox API.
@@ -59,6 +60,8 @@ pub struct Pod {
     pub annotations: HashMap<String, String>,
     /// Whether it is one of Kubernetes', whose containers come one by one.
     pub in_kubernetes: bool,
+    /// What its containers may use together, as far as that is known.
+    pub resources: LinuxContainerResources,
     /// Its control group on the host, as the spec writes it; none if empty.
     pub cgroup: String,
     /// Kernel parameters of all containers.
@@ -80,7 +83,9 @@ impl Pod {
         let cgroup = linux.and_then(|linux| linux.cgroups_path().as_ref());
         let namespaces = linux.and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
         let network = namespaces.iter().find(|one| one.typ() == LinuxNamespaceType::Network);
+        let resources = linux.and_then(|linux| linux.resources().as_ref());
         let alone = Self {
+            resources: resources.map(size::allowed).unwrap_or_default(),
             network: network.and_then(|network| network.path().clone()),
             // A UTS namespace without a name of its own has the host's.
             hostname: spec.hostname().clone().unwrap_or_else(host_name),
@@ -92,7 +97,8 @@ impl Pod {
             return alone;
         }
         let sysctls = linux.and_then(|linux| linux.sysctl().clone()).unwrap_or_default();
-        Self { sysctls, in_kubernetes: true, ..alone }
+        let resources = size::announced(&alone.annotations);
+        Self { sysctls, resources, in_kubernetes: true, ..alone }
     }
 
     /// From the `options` of the sandbox API: their type, and the message.
@@ -127,6 +133,7 @@ impl Pod {
             in_kubernetes: true,
             cgroup: cgroup_path(&linux.cgroup_parent, id),
             annotations: config.annotations.clone(),
+            resources: linux.resources.clone().unwrap_or_default(),
             sysctls: linux.sysctls.clone(),
             network: Some(network.to_owned()),
             files: vec![

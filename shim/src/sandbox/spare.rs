@@ -69,7 +69,7 @@ impl Spare {
         let (parts, listener) =
             launch::devices(config, &identity, pod, first, &phases, log).await?;
         let connection = launch::agent(&parts, listener, config).await?;
-        let made_of = made_of(config, &parts)?;
+        let made_of = made_of(config, pod, &parts)?;
         Ok(Spare { parts, connection, made_of })
     }
 
@@ -91,7 +91,7 @@ impl Spare {
         log: &Logger,
     ) -> Result<(Parts, UnixStream), Unfit> {
         let Spare { mut parts, connection, made_of: was } = self;
-        if made_of(config, &parts)? != was {
+        if made_of(config, pod, &parts)? != was {
             return Err(Unfit::Other);
         }
         let lacks_scratch = parts.scratch.is_none() && launch::has_scratch(config, pod);
@@ -125,9 +125,9 @@ impl Spare {
 
 /// What its guest is made of, in words that are the same for the same. Files are what they are by their content, as far
 /// as that can be seen without reading it.
-fn made_of(config: &Config, parts: &Parts) -> Result<String, SandboxError> {
+fn made_of(config: &Config, pod: &Pod, parts: &Parts) -> Result<String, SandboxError> {
     let selection = Selection::of(config)?;
-    let spec = launch::spec(config, Path::new(""))?;
+    let spec = launch::spec(config, pod, &selection, Path::new(""))?;
     let virtiofsd = config.files.virtiofsd()?;
     let content = |path: &Path| {
         let seen = fs::metadata(path).ok()?;

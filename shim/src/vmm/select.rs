@@ -296,8 +296,8 @@ impl Selection {
             // It has eight places for virtio devices, and the share and vsock are two.
             (Vmm::Qemu, QemuMachine::Microvm) => 6usize.saturating_sub(disks),
             // A bus has 32 places, of which other devices and root ports take some.
-            (Vmm::Qemu, QemuMachine::Q35) => 16.min(18usize.saturating_sub(disks)),
-            (Vmm::CloudHypervisor, _) => 16.min(26usize.saturating_sub(disks)),
+            (Vmm::Qemu, QemuMachine::Q35) => 16.min(17usize.saturating_sub(disks)),
+            (Vmm::CloudHypervisor, _) => 16.min(25usize.saturating_sub(disks)),
         }
     }
 }

@@ -10,6 +10,7 @@ mod net;
 mod pods;
 mod refusals;
 mod run;
+mod size;
 mod spare;
 mod specs;
 mod storage;
@@ -33,6 +34,7 @@ pub fn all() -> Vec<&'static Case> {
             hostile::CASES,
             lifecycle::CASES,
             api::CASES,
+            size::CASES,
             spare::CASES,
             specs::CASES,
             differential::CASES,

@@ -44,13 +44,25 @@ impl PodCgroup {
     /// # Errors
     /// The kernel doesn't count them.
     pub fn memory(&self) -> Outcome<u64> {
-        let name = self.path.trim_start_matches('/');
-        let files = hierarchies().into_iter().flat_map(|root| {
-            ["memory.current", "memory.usage_in_bytes"].map(|file| root.join(name).join(file))
-        });
-        let file = files.into_iter().find(|file| file.exists());
-        let file = file.ok_or_else(|| Failure::new("no hierarchy counts memory"))?;
+        let file = self.file(["memory.current", "memory.usage_in_bytes"])?;
         Ok(fs::read_to_string(file)?.trim().parse()?)
+    }
+
+    /// Lets its processes have so many bytes of memory, as the kubelet does where all of a pod's containers have limits.
+    ///
+    /// # Errors
+    /// The kernel doesn't limit it.
+    pub fn limit_memory(&self, bytes: u64) -> Outcome {
+        let file = self.file(["memory.max", "memory.limit_in_bytes"])?;
+        Ok(fs::write(file, bytes.to_string())?)
+    }
+
+    /// The file with the name that it has in v2, or else in v1.
+    fn file(&self, names: [&str; 2]) -> Outcome<PathBuf> {
+        let name = self.path.trim_start_matches('/');
+        let dirs = hierarchies().into_iter().map(|root| root.join(name));
+        let mut files = dirs.flat_map(|dir| names.map(|file| dir.join(file)));
+        files.find(|file| file.exists()).ok_or_else(|| Failure::new("no hierarchy counts memory"))
     }
 }
 

@@ -13,6 +13,9 @@ use crate::vmm::{KERNEL_PARAMS, VmSpec, memory};
 /// The guest's context id. It is the VMM's own affair: two VMs may have the same.
 const GUEST_CID: u32 = 3;
 
+/// A balloon that takes nothing: by it the guest's kernel says which memory is free, and the host has that back.
+const REPORTING: &str = "size=0,free_page_reporting=on";
+
 /// The descriptors that the VMM inherits.
 #[derive(Debug)]
 pub(super) struct Inherited {
@@ -55,6 +58,8 @@ pub(super) fn arguments(spec: &VmSpec, inherited: &Inherited, landlock: bool) ->
         "--console".into(),
         "off".into(),
         "--pvpanic".into(),
+        "--balloon".into(),
+        REPORTING.into(),
     ];
     if let Some(socket) = &spec.share {
         args.push("--fs".into());
@@ -170,6 +175,7 @@ mod tests {
         is("--disk", "id=scratch,serial=scratch,path=/proc/self/fd/14,readonly=off,image_type=raw");
         let last = "id=disk0,serial=disk0,path=/proc/self/fd/16,readonly=on,image_type=raw";
         assert!(args.iter().any(|arg| arg == last));
+        is("--balloon", "size=0,free_page_reporting=on");
         is("--api-socket", "fd=7");
         is("--event-monitor", "fd=8");
         assert!(!args.iter().any(|arg| arg == "--landlock"));

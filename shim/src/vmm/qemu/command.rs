@@ -102,6 +102,8 @@ pub(super) fn arguments(spec: &VmSpec, platform: Platform, inherited: &Inherited
     }
     if machine == QemuMachine::Q35 {
         add("-device", "pvpanic-pci".into());
+        // By it the guest's kernel says which memory is free, and the host has that back. microvm has no place for it.
+        add("-device", "virtio-balloon-pci,free-page-reporting=on".into());
     }
     if let Some(monitor) = inherited.monitor {
         add("-chardev", format!("socket,id=monitor,fd={monitor}").into());
@@ -285,6 +287,7 @@ mod tests {
         has(&line, "vhost-user-vsock-pci,chardev=vsock");
         has(&line, "virtio-net-pci,netdev=net0,mac=02:62:75:6c:6b:00,romfile=,mq=on");
         has(&line, "pvpanic-pci");
+        has(&line, "virtio-balloon-pci,free-page-reporting=on");
         has(&line, "socket,id=monitor,fd=15");
         has(&line, "pcie-root-port,id=port7,chassis=8,slot=8");
     }

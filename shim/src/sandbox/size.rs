@@ -1,0 +1,178 @@
+//! How large a sandbox's guest is: its containers have room for all that their limits allow, and the sandbox's control
+//! group on the host has room for the guest.
+
+use std::collections::HashMap;
+
+use bulkhead_protocols::cri::LinuxContainerResources;
+use nix::unistd::{SysconfVar, sysconf};
+use oci_spec::runtime::LinuxResources;
+
+use super::Pod;
+use crate::cgroup;
+use crate::config::Config;
+use crate::vmm::Accel;
+
+/// What a guest's kernel and agent take beside the containers, in bytes, and which part of the guest's memory goes to
+/// its descriptors of pages.
+const GUEST: u64 = 48 << 20;
+const DESCRIPTORS: u64 = 64;
+
+/// What VMM, file server and shim take beside the guest, in bytes; without KVM there is the translated code, too.
+const HOST: u64 = 40 << 20;
+const HOST_TCG: u64 = 96 << 20;
+
+/// The weight of one processor (Kubernetes' `MilliCPUToShares`).
+const SHARES: i64 = 1024;
+
+/// vCPUs, and bytes of memory, of a guest for this pod: what the configuration says, or else its annotations; without
+/// annotations it is as much more as its containers may use, and as much less as its control group has room for.
+pub fn of(config: &Config, pod: &Pod, accel: Accel) -> (u32, u64) {
+    let said = |key: &str| pod.annotations.contains_key(key);
+    let (mut vcpus, mut bytes) = (config.vcpus, config.memory);
+    if !said("io.bulkhead.vcpus") {
+        vcpus = vcpus.max(processors(&pod.resources).min(host(SysconfVar::_NPROCESSORS_ONLN)));
+    }
+    if !said("io.bulkhead.memory") {
+        let all = u64::from(host(SysconfVar::_PHYS_PAGES)) * u64::from(host(SysconfVar::PAGE_SIZE));
+        let limit = u64::try_from(pod.resources.memory_limit_in_bytes).unwrap_or(0);
+        // One that is larger than the host is none.
+        let limit = if limit > all { 0 } else { limit };
+        bytes = memory(bytes, limit, cgroup::memory_limit(&pod.cgroup), accel);
+    }
+    (vcpus.min(Config::VCPUS.1), bytes)
+}
+
+/// A number that the host's kernel knows.
+fn host(what: SysconfVar) -> u32 {
+    sysconf(what).ok().flatten().and_then(|value| u32::try_from(value).ok()).unwrap_or(1)
+}
+
+/// How many processors these resources are, at least.
+fn processors(resources: &LinuxContainerResources) -> u32 {
+    let (quota, period) = (resources.cpu_quota.max(0), resources.cpu_period);
+    let limit = if period > 0 { whole(quota, period) } else { 0 };
+    u32::try_from(limit.max(whole(resources.cpu_shares.max(0), SHARES))).unwrap_or(u32::MAX)
+}
+
+/// A quotient, rounded up, of numbers that are not negative.
+fn whole(dividend: i64, divisor: i64) -> i64 {
+    dividend / divisor + i64::from(dividend % divisor > 0)
+}
+
+/// The memory of a guest whose containers may use `limit` bytes together, if that is said, and whose control group may
+/// use `most`, if that is limited.
+fn memory(usual: u64, limit: u64, most: Option<u64>, accel: Accel) -> u64 {
+    let beside = match accel {
+        Accel::Kvm => HOST,
+        Accel::Tcg => HOST_TCG,
+    };
+    let (smallest, largest) = Config::MEMORY;
+    let most = most.map_or(largest, |bytes| bytes.saturating_sub(beside).clamp(smallest, largest));
+    let least = if limit == 0 { 0 } else { limit + limit / DESCRIPTORS + GUEST };
+    let bytes = usual.clamp(least.min(most), most);
+    bytes - bytes % Config::MEMORY_STEP
+}
+
+/// What the CRI plugin says of a pod by the annotations of its sandbox container.
+pub fn announced(annotations: &HashMap<String, String>) -> LinuxContainerResources {
+    let said = |name: &str| {
+        let value = annotations.get(&format!("io.kubernetes.cri.sandbox-{name}"));
+        value.and_then(|value| value.parse().ok()).unwrap_or(0)
+    };
+    LinuxContainerResources {
+        cpu_period: said("cpu-period"),
+        cpu_quota: said("cpu-quota"),
+        cpu_shares: said("cpu-shares"),
+        memory_limit_in_bytes: said("memory"),
+        ..Default::default()
+    }
+}
+
+/// What a container that is run alone may use.
+pub fn allowed(resources: &LinuxResources) -> LinuxContainerResources {
+    let memory = resources.memory().as_ref().and_then(|memory| memory.limit());
+    let mut all = LinuxContainerResources {
+        memory_limit_in_bytes: memory.unwrap_or(0),
+        ..Default::default()
+    };
+    if let Some(cpu) = resources.cpu() {
+        let number = |value: Option<u64>| value.and_then(|it| i64::try_from(it).ok()).unwrap_or(0);
+        all.cpu_period = number(cpu.period());
+        all.cpu_quota = cpu.quota().unwrap_or(0);
+        all.cpu_shares = number(cpu.shares());
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn containers_have_room_for_their_limits() {
+        let of = |limit, most| memory(512 * MIB, limit, most, Accel::Kvm) / MIB;
+        assert_eq!(of(0, None), 512);
+        assert_eq!(of(100 * MIB, None), 512, "never less than usual for that");
+        assert_eq!(of(2048 * MIB, None), 2048 + 32 + 48);
+        assert_eq!(of(1000 * MIB, None), 1062, "a multiple of 2 MiB");
+        assert_eq!(of(u64::MAX / 2, None), 1 << 20);
+    }
+
+    #[test]
+    fn the_control_group_has_room_for_the_guest() {
+        let of = |limit, most: u64| memory(512 * MIB, limit, Some(most * MIB), Accel::Kvm) / MIB;
+        assert_eq!(of(0, 4096), 512);
+        assert_eq!(of(0, 240), 200);
+        assert_eq!(of(128 * MIB, 256), 216);
+        assert_eq!(of(16384 * MIB, 16384 + 128), 16384 + 88);
+        assert_eq!(of(2048 * MIB, 2048 + 128), 2048 + 32 + 48);
+        assert_eq!(of(8 * MIB, 8), 64, "no guest is smaller");
+        assert_eq!(memory(512 * MIB, 0, Some(256 * MIB), Accel::Tcg) / MIB, 160);
+    }
+
+    #[test]
+    fn processors_are_whole() {
+        let of = |quota, period, shares| {
+            processors(&LinuxContainerResources {
+                cpu_quota: quota,
+                cpu_period: period,
+                cpu_shares: shares,
+                ..Default::default()
+            })
+        };
+        assert_eq!(of(0, 0, 0), 0);
+        assert_eq!(of(-1, 100_000, 2), 1);
+        assert_eq!(of(150_000, 100_000, 0), 2);
+        assert_eq!(of(400_000, 100_000, 1024), 4);
+        assert_eq!(of(0, 100_000, 2049), 3);
+        assert_eq!(of(i64::MAX, 1, i64::MAX), u32::MAX);
+    }
+
+    #[test]
+    fn the_pods_own_word_is_the_last() {
+        let mut pod = Pod {
+            resources: LinuxContainerResources {
+                memory_limit_in_bytes: 600 << 20,
+                ..Default::default()
+            },
+            ..Default::default()
+        };
+        let config = Config { memory: 64 * MIB, vcpus: 1, ..Config::default() };
+        assert_eq!(of(&config, &pod, Accel::Kvm).1 / MIB, 656);
+        pod.annotations.insert("io.bulkhead.memory".to_owned(), "64MiB".to_owned());
+        assert_eq!(of(&config, &pod, Accel::Kvm), (1, 64 * MIB));
+    }
+
+    #[test]
+    fn containerds_annotations_are_read() {
+        let list = [("memory", "1048576"), ("cpu-quota", "-1"), ("cpu-period", "x")];
+        let list = list.map(|(name, value)| (format!("io.kubernetes.cri.sandbox-{name}"), value));
+        let seen = announced(&list.map(|(name, value)| (name, value.to_owned())).into());
+        assert_eq!(
+            (seen.memory_limit_in_bytes, seen.cpu_quota, seen.cpu_period, seen.cpu_shares),
+            (1 << 20, -1, 0, 0)
+        );
+    }
+}
