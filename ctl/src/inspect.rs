@@ -75,7 +75,6 @@ fn value(entry: &Entry, record: &Record, live: &Live<'_>) -> Value {
     let vm = live.vm.as_ref().map(|vm| match vm {
         Ok(info) => json!({
             "state": info.state,
-            "memory": info.memory_actual_size,
             "devices": info.device_tree.iter().map(|(name, d)| json!({"name": name, "pci": d.pci_bdf}))
                 .collect::<Vec<_>>(),
         }),
@@ -111,7 +110,7 @@ fn show(entry: &Entry, record: &Record, live: &Live<'_>, out: &mut impl Write) -
     facts.extend(record.devices.iter().map(|device| ("device", device.clone())));
     match &live.vm {
         Some(Ok(vm)) => {
-            facts.push(("vm", format!("{}, {}", vm.state, text::mib(vm.memory_actual_size))));
+            facts.push(("vm", vm.state.clone()));
             for (name, device) in &vm.device_tree {
                 if let Some(place) = &device.pci_bdf {
                     facts.push(("pci", format!("{place} {name}")));

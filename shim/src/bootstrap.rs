@@ -18,6 +18,7 @@ use crate::args::{Action, Args};
 use crate::config::Config;
 use crate::container::{SpecError, spec};
 use crate::record::Record;
+use crate::sandbox::size;
 use crate::spare::{Claim, Likeness, Place};
 use crate::sys::short_name;
 
@@ -176,6 +177,10 @@ fn serve(args: &Args, listener: UnixListener) -> io::Result<()> {
 fn take_spare(config: &Config, args: &Args, listener: &UnixListener, began: &PipeWriter) -> bool {
     let mut places = Place::all(config).peekable();
     if places.peek().is_none() {
+        return false;
+    }
+    // A bundle without a spec says nothing of its size.
+    if spec::load(&args.bundle).is_ok_and(|spec| !size::is_usual(config, &spec)) {
         return false;
     }
     let Ok(likeness) = Likeness::own() else { return false };

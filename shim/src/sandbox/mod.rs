@@ -16,7 +16,7 @@ mod launch;
 mod phases;
 mod pod;
 mod running;
-mod size;
+pub mod size;
 mod spare;
 
 use std::collections::HashMap;

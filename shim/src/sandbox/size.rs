@@ -5,24 +5,32 @@ use std::collections::HashMap;
 
 use bulkhead_protocols::cri::LinuxContainerResources;
 use nix::unistd::{SysconfVar, sysconf};
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::Pod;
 use crate::cgroup;
 use crate::config::Config;
-use crate::vmm::Accel;
+use crate::vmm::{Accel, Selection};
 
 /// What a guest's kernel and agent take beside the containers, in bytes, and which part of the guest's memory goes to
 /// its descriptors of pages.
 const GUEST: u64 = 48 << 20;
 const DESCRIPTORS: u64 = 64;
 
-/// What VMM, file server and shim take beside the guest, in bytes; without KVM there is the translated code, too.
+/// What VMM, file server and shim take beside the guest, in bytes; without KVM there is the translated code, too
+/// (`tb-size` on QEMU's command line). And which part of the guest's memory goes to tables of pages.
 const HOST: u64 = 40 << 20;
-const HOST_TCG: u64 = 96 << 20;
+const HOST_TCG: u64 = 192 << 20;
+const TABLES: u64 = 256;
 
 /// The weight of one processor (Kubernetes' `MilliCPUToShares`).
 const SHARES: i64 = 1024;
+
+/// The period of a quota that comes without one, in microseconds: the kernel's own (its `sched-bwc.rst`).
+const PERIOD: i64 = 100_000;
+
+/// A limit of so much is a mark that there is none.
+const UNLIMITED: u64 = 1 << 60;
 
 /// vCPUs, and bytes of memory, of a guest for this pod: what the configuration says, or else its annotations; without
 /// annotations it is as much more as its containers may use, and as much less as its control group has room for.
@@ -30,33 +38,38 @@ pub fn of(config: &Config, pod: &Pod, accel: Accel) -> (u32, u64) {
     let said = |key: &str| pod.annotations.contains_key(key);
     let (mut vcpus, mut bytes) = (config.vcpus, config.memory);
     if !said("io.bulkhead.vcpus") {
-        vcpus = vcpus.max(processors(&pod.resources).min(host(SysconfVar::_NPROCESSORS_ONLN)));
+        let wanted = processors(&pod.resources).min(host(SysconfVar::_NPROCESSORS_ONLN));
+        vcpus = vcpus.max(u32::try_from(wanted).unwrap_or(u32::MAX).min(Config::VCPUS.1));
     }
     if !said("io.bulkhead.memory") {
-        let all = u64::from(host(SysconfVar::_PHYS_PAGES)) * u64::from(host(SysconfVar::PAGE_SIZE));
+        let all = host(SysconfVar::_PHYS_PAGES).saturating_mul(host(SysconfVar::PAGE_SIZE));
         let limit = u64::try_from(pod.resources.memory_limit_in_bytes).unwrap_or(0);
-        // One that is larger than the host is none.
-        let limit = if limit > all { 0 } else { limit };
+        let limit = if limit < UNLIMITED { limit.min(all) } else { 0 };
         bytes = memory(bytes, limit, cgroup::memory_limit(&pod.cgroup), accel);
     }
-    (vcpus.min(Config::VCPUS.1), bytes)
+    (vcpus, bytes)
+}
+
+/// Whether the guest of a sandbox with this spec is as large as the configuration says: others have no use for a spare.
+pub fn is_usual(config: &Config, spec: &Spec) -> bool {
+    let pod = Pod::of_spec(spec);
+    match (config.clone().with(&pod.annotations), Selection::of(config)) {
+        (Ok(own), Ok(chosen)) => of(&own, &pod, chosen.accel) == (config.vcpus, config.memory),
+        // The sandbox says what is wrong.
+        _ => true,
+    }
 }
 
 /// A number that the host's kernel knows.
-fn host(what: SysconfVar) -> u32 {
-    sysconf(what).ok().flatten().and_then(|value| u32::try_from(value).ok()).unwrap_or(1)
+fn host(what: SysconfVar) -> u64 {
+    sysconf(what).ok().flatten().and_then(|value| u64::try_from(value).ok()).unwrap_or(1)
 }
 
 /// How many processors these resources are, at least.
-fn processors(resources: &LinuxContainerResources) -> u32 {
-    let (quota, period) = (resources.cpu_quota.max(0), resources.cpu_period);
-    let limit = if period > 0 { whole(quota, period) } else { 0 };
-    u32::try_from(limit.max(whole(resources.cpu_shares.max(0), SHARES))).unwrap_or(u32::MAX)
-}
-
-/// A quotient, rounded up, of numbers that are not negative.
-fn whole(dividend: i64, divisor: i64) -> i64 {
-    dividend / divisor + i64::from(dividend % divisor > 0)
+fn processors(resources: &LinuxContainerResources) -> u64 {
+    let whole = |parts: i64, of: i64| u64::try_from(parts).unwrap_or(0).div_ceil(of.unsigned_abs());
+    let period = if resources.cpu_period > 0 { resources.cpu_period } else { PERIOD };
+    whole(resources.cpu_quota, period).max(whole(resources.cpu_shares, SHARES))
 }
 
 /// The memory of a guest whose containers may use `limit` bytes together, if that is said, and whose control group may
@@ -67,7 +80,10 @@ fn memory(usual: u64, limit: u64, most: Option<u64>, accel: Accel) -> u64 {
         Accel::Tcg => HOST_TCG,
     };
     let (smallest, largest) = Config::MEMORY;
-    let most = most.map_or(largest, |bytes| bytes.saturating_sub(beside).clamp(smallest, largest));
+    let most = most.map_or(largest, |bytes| {
+        let room = bytes.saturating_sub(beside);
+        (room - room / TABLES).clamp(smallest, largest)
+    });
     let least = if limit == 0 { 0 } else { limit + limit / DESCRIPTORS + GUEST };
     let bytes = usual.clamp(least.min(most), most);
     bytes - bytes % Config::MEMORY_STEP
@@ -96,10 +112,9 @@ pub fn allowed(resources: &LinuxResources) -> LinuxContainerResources {
         ..Default::default()
     };
     if let Some(cpu) = resources.cpu() {
-        let number = |value: Option<u64>| value.and_then(|it| i64::try_from(it).ok()).unwrap_or(0);
-        all.cpu_period = number(cpu.period());
+        all.cpu_period = cpu.period().and_then(|it| i64::try_from(it).ok()).unwrap_or(0);
+        // Shares are a weight here, and no number of processors.
         all.cpu_quota = cpu.quota().unwrap_or(0);
-        all.cpu_shares = number(cpu.shares());
     }
     all
 }
@@ -124,12 +139,12 @@ mod tests {
     fn the_control_group_has_room_for_the_guest() {
         let of = |limit, most: u64| memory(512 * MIB, limit, Some(most * MIB), Accel::Kvm) / MIB;
         assert_eq!(of(0, 4096), 512);
-        assert_eq!(of(0, 240), 200);
-        assert_eq!(of(128 * MIB, 256), 216);
-        assert_eq!(of(16384 * MIB, 16384 + 128), 16384 + 88);
-        assert_eq!(of(2048 * MIB, 2048 + 128), 2048 + 32 + 48);
+        assert_eq!(of(0, 240), 198);
+        assert_eq!(of(128 * MIB, 256), 214);
+        assert_eq!(of(16384 * MIB, 16384 + 128), 16384 + 22, "but for its tables");
+        assert_eq!(of(1024 * MIB, 1024 + 128), 1024 + 16 + 48);
         assert_eq!(of(8 * MIB, 8), 64, "no guest is smaller");
-        assert_eq!(memory(512 * MIB, 0, Some(256 * MIB), Accel::Tcg) / MIB, 160);
+        assert_eq!(memory(512 * MIB, 0, Some(448 * MIB), Accel::Tcg) / MIB, 254);
     }
 
     #[test]
@@ -147,7 +162,8 @@ mod tests {
         assert_eq!(of(150_000, 100_000, 0), 2);
         assert_eq!(of(400_000, 100_000, 1024), 4);
         assert_eq!(of(0, 100_000, 2049), 3);
-        assert_eq!(of(i64::MAX, 1, i64::MAX), u32::MAX);
+        assert_eq!(of(200_000, 0, 0), 2, "the kernel's period");
+        assert_eq!(of(i64::MAX, 1, i64::MAX), u64::MAX / 2);
     }
 
     #[test]
@@ -163,6 +179,33 @@ mod tests {
         assert_eq!(of(&config, &pod, Accel::Kvm).1 / MIB, 656);
         pod.annotations.insert("io.bulkhead.memory".to_owned(), "64MiB".to_owned());
         assert_eq!(of(&config, &pod, Accel::Kvm), (1, 64 * MIB));
+    }
+
+    #[test]
+    fn no_limit_is_none_and_the_host_is_the_last() {
+        let config = Config::default();
+        let size = |memory_limit_in_bytes, cpu_quota| {
+            let resources =
+                LinuxContainerResources { memory_limit_in_bytes, cpu_quota, ..Default::default() };
+            of(&config, &Pod { resources, ..Default::default() }, Accel::Kvm)
+        };
+        for unlimited in [-1, 0, i64::MAX, 0x7fff_ffff_ffff_f000] {
+            assert_eq!(size(unlimited, -1), (config.vcpus, config.memory));
+        }
+        let (vcpus, bytes) = size(1 << 50, i64::MAX);
+        assert!(bytes < 1 << 50 && bytes > host(SysconfVar::_PHYS_PAGES), "{bytes}");
+        assert!(vcpus <= 64 && u64::from(vcpus) <= host(SysconfVar::_NPROCESSORS_ONLN));
+    }
+
+    #[test]
+    fn a_spare_is_for_who_says_nothing() {
+        let mut spec = Spec::default();
+        spec.set_linux(None);
+        assert!(is_usual(&Config::default(), &spec));
+        let said = HashMap::from([("io.bulkhead.memory".to_owned(), "1GiB".to_owned())]);
+        spec.set_annotations(Some(said));
+        let chosen = Selection::of(&Config::default()).is_ok();
+        assert_eq!(is_usual(&Config::default(), &spec), !chosen);
     }
 
     #[test]

@@ -166,12 +166,15 @@ fn asks(t: &Test<'_>) -> Outcome {
     ensure!(was_spare(&container)? == takes, "it was spare: {}", !takes);
     container.remove();
     ready(t, &ward.node)?;
+    let unfit = || ward.node.log().matches("the spare guest is not taken").count();
+    let before = unfit();
     let large = ward.container();
     let flags = ["--null-io", "--annotation", "io.bulkhead.memory=640MiB"];
     large.start_with(&flags, &["sleep", "100000"])?;
     ensure!(!was_spare(&large)?, "a guest has another size than its spare");
     let memory: u64 = large.sh("awk '/^MemTotal/ { print $2 }' /proc/meminfo")?.trim().parse()?;
     ensure!(memory > 512 << 10, "it has {memory} KiB");
+    ensure!(unfit() == before, "the spare was lost for that");
     large.remove();
     close(t, &ward.node)
 }
