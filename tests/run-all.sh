@@ -20,9 +20,9 @@ bed=(api.whole_life api.both_versions api.kill_and_start api.pause_exec run.hell
     run.two_at exec.output exec.at_once terminal.exec streams.in_and_out streams.tail streams.slow streams.unread
     streams.reader events.order events.pause events.vm_lost events.daemon_lost lifecycle.pause lifecycle.metrics
     lifecycle.second lifecycle.first lifecycle.shim_killed lifecycle.containerd tool.check tool.gc tool.inspect
-    refusals.no_vmm refusals.no_kernel refusals.vmm refusals.virtiofsd refusals.panic refusals.not_a refusals.then
-    hostile.vandal spare.life pods.run pods.one_vm pods.vm_lost pods.forward storage.block storage.empty_dir storage.full
-    storage.device_root diff.plain)
+    size.back size.cgroup refusals.no_vmm refusals.no_kernel refusals.vmm refusals.virtiofsd refusals.panic
+    refusals.not_a refusals.then hostile.vandal spare.life pods.run pods.one_vm pods.vm_lost pods.forward
+    storage.block storage.empty_dir storage.full storage.device_root diff.plain)
 
 # What a guest's programs do with its own kernel is the same with whatever started them.
 programs=(net.nftables net.iptables net.bridge net.tun net.wireguard net.shaping net.virtual_server net.iperf net.curl

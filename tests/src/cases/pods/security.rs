@@ -113,10 +113,9 @@ fn privileged(t: &Test<'_>) -> Outcome {
             "test -c /dev/fuse && : < /dev/fuse && test -c /dev/loop-control && test -b /dev/loop0",
         )?;
         app.sh("truncate -s 1M /disk && losetup -f /disk && losetup -d /dev/loop0")?;
-        // As on the host: docker's and podman's users open it.
-        let tun = fs::metadata("/dev/net/tun")?.permissions().mode() & 0o777;
-        app.prints("stat -c %a /dev/net/tun", &format!("{tun:o}\n"))?;
+        // Docker's and podman's users open it: anyone may, as udev's rules have it, on whatever host.
         if t.bed.options.runtime == Runtime::Bulkhead {
+            app.prints("stat -c %a /dev/net/tun", "666\n")?;
             app.prints(DEAD_DEVICES, "")?;
         }
     }
