@@ -26,10 +26,11 @@ if ! command -v cloud-hypervisor >/dev/null; then
 elif grep -qwE 'vmx|svm' /proc/cpuinfo && [[ -w /dev/kvm ]]; then
     run "cloud-hypervisor, on this machine" "${bench[@]}" --hypervisor cloud-hypervisor
 else
-    # What has a budget there. The bed goes away again, so it can do without huge pages for what a guest touches, page by
-    # page.
+    # What has a budget there. The bed goes away again, so it can do without huge pages for what a guest touches, page
+    # by page.
     run "cloud-hypervisor, in the test bed" tests/test-bed/boot.sh -t 3600 \
-        sh -c '"$@" start idle running pods && echo deny >/sys/kernel/mm/transparent_hugepage/shmem_enabled && exec "$@" idle' sh \
+        sh -c '"$@" start idle running pods &&
+            echo deny >/sys/kernel/mm/transparent_hugepage/shmem_enabled && exec "$@" idle' sh \
         "${bench[@]}" --hypervisor cloud-hypervisor --scratch /bed --patience 6
     # As the bed was in which the budget of starts was set.
     BED_CACHE=auto run "cloud-hypervisor, in the test bed, programs read anew" tests/test-bed/boot.sh -t 3600 \

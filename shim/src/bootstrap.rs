@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
+use oci_spec::runtime::Spec;
 use protobuf::Message;
 use thiserror::Error;
 
@@ -76,12 +77,13 @@ pub fn start(args: &Args) -> Result<(), BootstrapError> {
         .and_then(|params| params.socket_dir.clone())
         .filter(|dir| !dir.is_empty())
         .map_or_else(|| PathBuf::from(SOCKET_DIR), PathBuf::from);
-    let group = group(&args.bundle)?.unwrap_or_else(|| args.id.clone());
+    let spec = spec_of(&args.bundle)?;
+    let group = spec.as_ref().and_then(group_of).unwrap_or_else(|| args.id.clone());
     let path = socket_path(&dir, &args.address, &args.namespace, &group);
 
     if group == args.id {
         let listener = listen(&path)?;
-        serve(args, listener).map_err(|source| {
+        serve(args, spec.as_ref(), listener).map_err(|source| {
             // Nobody will ever listen on it.
             let _ = std::fs::remove_file(&path);
             BootstrapError::Spawn(source)
@@ -105,17 +107,19 @@ pub fn default_socket_path(address: &str, namespace: &str, group: &str) -> PathB
     socket_path(Path::new(SOCKET_DIR), address, namespace, group)
 }
 
-/// The pod that the bundle's container belongs to, if its annotations name one. A bundle without
-/// a spec is a sandbox that was made through the sandbox API.
+/// The pod that the bundle's container belongs to, if its annotations name one.
 pub fn group(bundle: &Path) -> Result<Option<String>, BootstrapError> {
-    if !spec::is_there(bundle) {
-        return Ok(None);
-    }
-    let spec = spec::load(bundle)?;
-    let annotations = spec.annotations().as_ref();
-    Ok(annotations
-        .and_then(|annotations| GROUP_ANNOTATIONS.iter().find_map(|name| annotations.get(*name)))
-        .cloned())
+    Ok(spec_of(bundle)?.as_ref().and_then(group_of))
+}
+
+/// A bundle without a spec is a sandbox that was made through the sandbox API.
+fn spec_of(bundle: &Path) -> Result<Option<Spec>, SpecError> {
+    spec::is_there(bundle).then(|| spec::load(bundle)).transpose()
+}
+
+fn group_of(spec: &Spec) -> Option<String> {
+    let annotations = spec.annotations().as_ref()?;
+    GROUP_ANNOTATIONS.iter().find_map(|name| annotations.get(*name)).cloned()
 }
 
 /// containerd's parameters, where it is one that sends them. Older ones send the runtime options
@@ -148,11 +152,11 @@ fn listen(path: &Path) -> Result<UnixListener, BootstrapError> {
 }
 
 /// Has a server serve on this socket: a spare, or a new process. Spares that are missing are then started.
-fn serve(args: &Args, listener: UnixListener) -> io::Result<()> {
+fn serve(args: &Args, spec: Option<&Spec>, listener: UnixListener) -> io::Result<()> {
     // Whoever serves says what is wrong with the configuration.
     let config = Config::load().unwrap_or_default();
     let (begin, began) = io::pipe()?;
-    if !take_spare(&config, args, &listener, &began) {
+    if !take_spare(&config, args, spec, &listener, &began) {
         let mut server = program(&args.namespace, &args.id)?;
         server.arg("-address").arg(&args.address).arg("-bundle").arg(&args.bundle);
         if args.debug {
@@ -174,13 +178,16 @@ fn serve(args: &Args, listener: UnixListener) -> io::Result<()> {
 }
 
 /// Whether a spare has become the server of this socket.
-fn take_spare(config: &Config, args: &Args, listener: &UnixListener, began: &PipeWriter) -> bool {
+fn take_spare(
+    config: &Config,
+    args: &Args,
+    spec: Option<&Spec>,
+    listener: &UnixListener,
+    began: &PipeWriter,
+) -> bool {
     let mut places = Place::all(config).peekable();
-    if places.peek().is_none() {
-        return false;
-    }
     // A bundle without a spec says nothing of its size.
-    if spec::load(&args.bundle).is_ok_and(|spec| !size::is_usual(config, &spec)) {
+    if places.peek().is_none() || spec.is_some_and(|spec| !size::is_usual(config, spec)) {
         return false;
     }
     let Ok(likeness) = Likeness::own() else { return false };

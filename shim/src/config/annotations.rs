@@ -22,6 +22,11 @@ const KNOWN: &str = "io.bulkhead.vcpus, io.bulkhead.memory, io.bulkhead.rootfs_u
      io.bulkhead.scratch_filesystem, io.bulkhead.scratch_paths and io.bulkhead.forward_sockets";
 
 impl Config {
+    /// Whether these annotations say something for a key.
+    pub fn annotated(annotations: &HashMap<String, String>, key: &str) -> bool {
+        annotations.contains_key(&format!("{PREFIX}{key}"))
+    }
+
     /// The configuration as these annotations change it, within the limits of the same keys.
     ///
     /// # Errors

@@ -35,13 +35,13 @@ const UNLIMITED: u64 = 1 << 60;
 /// vCPUs, and bytes of memory, of a guest for this pod: what the configuration says, or else its annotations; without
 /// annotations it is as much more as its containers may use, and as much less as its control group has room for.
 pub fn of(config: &Config, pod: &Pod, accel: Accel) -> (u32, u64) {
-    let said = |key: &str| pod.annotations.contains_key(key);
+    let said = |key: &str| Config::annotated(&pod.annotations, key);
     let (mut vcpus, mut bytes) = (config.vcpus, config.memory);
-    if !said("io.bulkhead.vcpus") {
+    if !said("vcpus") {
         let wanted = processors(&pod.resources).min(host(SysconfVar::_NPROCESSORS_ONLN));
         vcpus = vcpus.max(u32::try_from(wanted).unwrap_or(u32::MAX).min(Config::VCPUS.1));
     }
-    if !said("io.bulkhead.memory") {
+    if !said("memory") {
         let all = host(SysconfVar::_PHYS_PAGES).saturating_mul(host(SysconfVar::PAGE_SIZE));
         let limit = u64::try_from(pod.resources.memory_limit_in_bytes).unwrap_or(0);
         let limit = if limit < UNLIMITED { limit.min(all) } else { 0 };

@@ -89,7 +89,7 @@ fn cgroup(t: &Test<'_>) -> Outcome {
 
 fn back(t: &Test<'_>) -> Outcome {
     let ward = Ward::new(t)?;
-    // QEMU's microvm has no place for the device.
+    // QEMU's microvm goes without the device.
     ward.configure("qemu_machine = \"q35\"")?;
     let container = ward.container();
     container.start(&["sleep", "100000"])?;
