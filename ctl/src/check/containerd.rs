@@ -10,9 +10,6 @@ use toml::{Table, Value};
 /// containerd's main configuration file.
 pub const CONFIG: &str = "/etc/containerd/config.toml";
 
-/// Where containerd's drop-ins lie by convention.
-const DROP_INS: &str = "/etc/containerd/conf.d";
-
 /// What containerd's configuration says about us. Only Kubernetes needs it to say something:
 /// `ctr` and `nerdctl` name the runtime themselves.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,12 +26,12 @@ pub enum Handler {
 
 /// Looks into containerd's configuration files.
 pub fn handler() -> Handler {
-    look(Path::new(CONFIG), Path::new(DROP_INS))
+    look(Path::new(CONFIG))
 }
 
-fn look(main: &Path, drop_ins: &Path) -> Handler {
+/// containerd reads what the main file imports, and nothing else.
+fn look(main: &Path) -> Handler {
     let mut files = vec![main.to_owned()];
-    files.extend(matching(&drop_ins.join("*.toml")));
     let mut result = Handler::NoFile;
     let mut next = 0;
     while let Some(file) = files.get(next).cloned() {
@@ -109,7 +106,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let file = dir.path().join("config.toml");
         fs::write(&file, main).expect("write");
-        look(&file, &dir.path().join("conf.d"))
+        look(&file)
     }
 
     #[test]
@@ -134,26 +131,23 @@ mod tests {
 
     #[test]
     fn no_file_is_no_error() {
-        let nowhere = Path::new("/nowhere/config.toml");
-        assert_eq!(look(nowhere, nowhere), Handler::NoFile);
+        assert_eq!(look(Path::new("/nowhere/config.toml")), Handler::NoFile);
     }
 
     #[test]
-    fn imports_and_drop_ins_are_followed() {
+    fn imports_are_followed() {
         let dir = tempfile::tempdir().expect("tempdir");
-        let (main, imported, drop_ins) =
-            (dir.path().join("config.toml"), dir.path().join("more"), dir.path().join("conf.d"));
+        let (main, imported) = (dir.path().join("config.toml"), dir.path().join("conf.d"));
         fs::create_dir(&imported).expect("mkdir");
-        fs::create_dir(&drop_ins).expect("mkdir");
         let import = |path: &Path| format!("imports = [\"{}\"]", path.display());
-        fs::write(&main, import(Path::new("more/*.toml"))).expect("write");
+        fs::write(&main, import(Path::new("conf.d/*.toml"))).expect("write");
         // A circle ends.
         fs::write(imported.join("a.toml"), import(&main)).expect("write");
-        assert_eq!(look(&main, &drop_ins), Handler::Absent);
+        assert_eq!(look(&main), Handler::Absent);
         fs::write(imported.join("b.toml"), V2).expect("write");
-        assert_eq!(look(&main, &drop_ins), Handler::Configured("vm".to_owned()));
-        fs::remove_file(imported.join("b.toml")).expect("remove");
-        fs::write(drop_ins.join("c.toml"), V2).expect("write");
-        assert_eq!(look(&main, &drop_ins), Handler::Configured("vm".to_owned()));
+        assert_eq!(look(&main), Handler::Configured("vm".to_owned()));
+        // A directory that nothing imports is not read.
+        fs::write(&main, "").expect("write");
+        assert_eq!(look(&main), Handler::Absent);
     }
 }

@@ -69,7 +69,7 @@ pub fn judge(facts: &Facts) -> Vec<Line> {
         &facts.virtiofsd,
         virtiofsd::OLDEST,
         Level::Fail,
-        "install it: a package of Debian 13, Fedora and Ubuntu 24.04; elsewhere `cargo install virtiofsd`",
+        "install it: a package of Debian 13 and Fedora; elsewhere `cargo install virtiofsd`",
     ));
     lines.push(image("guest kernel", &facts.kernel));
     lines.push(image("guest initramfs", &facts.initramfs));
@@ -246,7 +246,7 @@ fn containerd(facts: &Facts) -> Line {
 
 fn handler(handler: &Handler) -> Line {
     let needed = format!(
-        "only Kubernetes needs one: a runtime with runtime_type = \"{RUNTIME}\" in {CONFIG}"
+        "only Kubernetes needs one: a runtime with runtime_type = \"{RUNTIME}\" in {CONFIG} or what it imports"
     );
     let (level, says, advice) = match handler {
         Handler::Configured(name) => (Level::Ok, format!("{name} is {RUNTIME}"), None),
