@@ -27,8 +27,8 @@ pub fn reserve(pages: &HugePages) -> Result<()> {
     let (size, count) = (pages.size >> 10, pages.count);
     let short = |got: u64| {
         Error::FailedPrecondition(format!(
-            "the guest has memory for {got} huge pages of {size} KiB, and {count} are wanted; its memory is the \
-             annotation io.bulkhead.memory"
+            "the guest has memory for {got} huge pages of {size} KiB, and {count} are wanted: a larger \
+             io.bulkhead.memory has room for them"
         ))
     };
     // Asked for more than there is at all, the kernel would take from everybody first.

@@ -182,6 +182,8 @@ pub async fn devices(
     let selection = Selection::of(config)?;
     info!(log, "hypervisor chosen: {selection}");
     let mut spec = spec(config, pod, &selection, &dir)?;
+    info!(log, "guest's size"; "vcpus" => spec.vcpus, "memory" => spec.memory,
+        "memory_limits" => pod.resources.memory_limit_in_bytes);
     directory::create(&dir).map_err(failed)?;
     let mut new = NewDirectory { path: dir.clone(), share: None, kept: false };
     // Before the pod's share of the processor counts: its maker holds a lock of all sandboxes.

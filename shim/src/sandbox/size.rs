@@ -12,16 +12,18 @@ use crate::cgroup;
 use crate::config::Config;
 use crate::vmm::{Accel, Selection};
 
-/// What a guest's kernel and agent take beside the containers, in bytes, and which part of the guest's memory goes to
-/// its descriptors of pages.
-const GUEST: u64 = 48 << 20;
+/// What a guest's kernel and agent take beside the containers, in bytes, and the kernel for each processor; and which part
+/// of the guest's memory goes to its descriptors of pages.
+const GUEST: u64 = 46 << 20;
+const PROCESSOR: u64 = 2 << 20;
 const DESCRIPTORS: u64 = 64;
 
 /// What VMM, file server and shim take beside the guest, in bytes; without KVM there is the translated code, too
-/// (`tb-size` on QEMU's command line). And which part of the guest's memory goes to tables of pages.
+/// (`tb-size` on QEMU's command line). And which part of the guest's memory goes to tables of pages of 4 KiB: the VMM's,
+/// the file server's and KVM's, and tmpfs's own.
 const HOST: u64 = 40 << 20;
 const HOST_TCG: u64 = 192 << 20;
-const TABLES: u64 = 256;
+const TABLES: u64 = 120;
 
 /// The weight of one processor (Kubernetes' `MilliCPUToShares`).
 const SHARES: i64 = 1024;
@@ -45,7 +47,7 @@ pub fn of(config: &Config, pod: &Pod, accel: Accel) -> (u32, u64) {
         let all = host(SysconfVar::_PHYS_PAGES).saturating_mul(host(SysconfVar::PAGE_SIZE));
         let limit = u64::try_from(pod.resources.memory_limit_in_bytes).unwrap_or(0);
         let limit = if limit < UNLIMITED { limit.min(all) } else { 0 };
-        bytes = memory(bytes, limit, cgroup::memory_limit(&pod.cgroup), accel);
+        bytes = memory(bytes, limit, vcpus, cgroup::memory_limit(&pod.cgroup), accel);
     }
     (vcpus, bytes)
 }
@@ -74,7 +76,7 @@ fn processors(resources: &LinuxContainerResources) -> u64 {
 
 /// The memory of a guest whose containers may use `limit` bytes together, if that is said, and whose control group may
 /// use `most`, if that is limited.
-fn memory(usual: u64, limit: u64, most: Option<u64>, accel: Accel) -> u64 {
+fn memory(usual: u64, limit: u64, vcpus: u32, most: Option<u64>, accel: Accel) -> u64 {
     let beside = match accel {
         Accel::Kvm => HOST,
         Accel::Tcg => HOST_TCG,
@@ -84,7 +86,8 @@ fn memory(usual: u64, limit: u64, most: Option<u64>, accel: Accel) -> u64 {
         let room = bytes.saturating_sub(beside);
         (room - room / TABLES).clamp(smallest, largest)
     });
-    let least = if limit == 0 { 0 } else { limit + limit / DESCRIPTORS + GUEST };
+    let own = limit / DESCRIPTORS + GUEST + u64::from(vcpus) * PROCESSOR;
+    let least = if limit == 0 { 0 } else { limit + own };
     let bytes = usual.clamp(least.min(most), most);
     bytes - bytes % Config::MEMORY_STEP
 }
@@ -127,24 +130,25 @@ mod tests {
 
     #[test]
     fn containers_have_room_for_their_limits() {
-        let of = |limit, most| memory(512 * MIB, limit, most, Accel::Kvm) / MIB;
+        let of = |limit, most| memory(512 * MIB, limit, 1, most, Accel::Kvm) / MIB;
         assert_eq!(of(0, None), 512);
         assert_eq!(of(100 * MIB, None), 512, "never less than usual for that");
         assert_eq!(of(2048 * MIB, None), 2048 + 32 + 48);
         assert_eq!(of(1000 * MIB, None), 1062, "a multiple of 2 MiB");
         assert_eq!(of(u64::MAX / 2, None), 1 << 20);
+        assert_eq!(memory(512 * MIB, 1024 * MIB, 8, None, Accel::Kvm) / MIB, 1024 + 16 + 62);
     }
 
     #[test]
     fn the_control_group_has_room_for_the_guest() {
-        let of = |limit, most: u64| memory(512 * MIB, limit, Some(most * MIB), Accel::Kvm) / MIB;
+        let of = |limit, most: u64| memory(512 * MIB, limit, 1, Some(most * MIB), Accel::Kvm) / MIB;
         assert_eq!(of(0, 4096), 512);
         assert_eq!(of(0, 240), 198);
         assert_eq!(of(128 * MIB, 256), 214);
-        assert_eq!(of(16384 * MIB, 16384 + 128), 16384 + 22, "but for its tables");
+        assert_eq!(of(16384 * MIB, 16384 + 128), 16384 - 50, "but for its tables");
         assert_eq!(of(1024 * MIB, 1024 + 128), 1024 + 16 + 48);
         assert_eq!(of(8 * MIB, 8), 64, "no guest is smaller");
-        assert_eq!(memory(512 * MIB, 0, Some(448 * MIB), Accel::Tcg) / MIB, 254);
+        assert_eq!(memory(512 * MIB, 0, 1, Some(448 * MIB), Accel::Tcg) / MIB, 252);
     }
 
     #[test]
@@ -193,7 +197,8 @@ mod tests {
             assert_eq!(size(unlimited, -1), (config.vcpus, config.memory));
         }
         let (vcpus, bytes) = size(1 << 50, i64::MAX);
-        assert!(bytes < 1 << 50 && bytes > host(SysconfVar::_PHYS_PAGES), "{bytes}");
+        let all = host(SysconfVar::_PHYS_PAGES) * host(SysconfVar::PAGE_SIZE);
+        assert!(bytes > all && bytes - all < all / 32 + 64 * MIB, "{bytes}");
         assert!(vcpus <= 64 && u64::from(vcpus) <= host(SysconfVar::_NPROCESSORS_ONLN));
     }
 

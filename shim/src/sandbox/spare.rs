@@ -27,7 +27,7 @@ use crate::vmm::{Plug, PlugError, Selection};
 /// Why a spare is not taken. The sandbox starts without it.
 #[derive(Debug, Error)]
 pub enum Unfit {
-    /// It was made with another configuration, by the files or by the pod's annotations.
+    /// It was made with another configuration, by the files, or by the pod's annotations and limits.
     #[error("its guest is another than the one that is asked for")]
     Other,
     /// Its VMM takes no disk while it runs.

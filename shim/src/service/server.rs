@@ -74,7 +74,7 @@ pub fn serve(args: &Args) -> Result<(), ServeError> {
         && config.spares > 0
     {
         let words: Vec<_> = Place::all(config).filter_map(|place| place.last_word()).collect();
-        info!(log, "no guest was spare, so one boots"; "ended" => words.join("; "));
+        info!(log, "no spare guest was taken, so one boots"; "ended" => words.join("; "));
     }
     let events = events_address(args);
     let origin = Origin { spare: None, began };

@@ -147,10 +147,8 @@ fn too_big(t: &Test<'_>) -> Outcome {
     ))?;
     // A veth device drops what its peer may not receive, so both ends are as small. The far end
     // still says that it takes whole segments, so that what the pod sends meets the small link.
-    far.sh(
-        "ip link set in0 mtu 1280 up; ip addr add 10.10.0.2/24 dev in0
-         ip route add default via 10.10.0.1 advmss 1460",
-    )?;
+    far.sh("ip link set in0 mtu 1280 up; ip addr add 10.10.0.2/24 dev in0
+         ip route add default via 10.10.0.1 advmss 1460")?;
     let container = pair.container(t)?;
     let said = container.sh("ping -c 2 -i 0.5 -W 5 -M do -s 1400 10.10.0.2 2>&1 || true")?;
     ensure!(said.contains("mtu = 1280") || said.contains("mtu=1280"), "{said}");

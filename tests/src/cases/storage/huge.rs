@@ -77,7 +77,7 @@ fn refused(t: &Test<'_>) -> Outcome {
     let Err(refusal) = shim.create() else {
         return Err(Failure::new("a terabyte of huge pages was not refused"));
     };
-    let (first, last) = ("the guest has memory for ", "524288 are wanted; its memory is");
+    let (first, last) = ("the guest has memory for ", "524288 are wanted: a larger io");
     ensure!(refusal.message.contains(first) && refusal.message.contains(last), "{refusal:?}");
     shim.shutdown()?;
     Ok(())
