@@ -47,9 +47,13 @@ guest: $(guest)/vmlinux $(guest)/initramfs.cpio
 .PHONY: kernel
 kernel: setup $(guest)/vmlinux ## Build the guest kernel alone.
 
-$(guest)/vmlinux: $(shell find guest-kernel -type f)
+# What is behind KERNEL_SRC only the script knows.
+$(guest)/vmlinux: $(shell find guest-kernel -type f) $(if $(KERNEL_SRC),FORCE)
 	guest-kernel/build.sh $(guest)
 	@touch $@
+
+.PHONY: FORCE
+FORCE:
 
 # cargo knows best whether the agent is up to date; the script leaves an equal one as it is.
 .PHONY: agent
