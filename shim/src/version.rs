@@ -70,21 +70,22 @@ impl Version {
             output.map_err(|source| VersionError::Run { program: program.to_owned(), source })?;
         let printed = String::from_utf8_lossy(&output.stdout);
         let first = printed.lines().next().unwrap_or_default();
-        parse(first).ok_or_else(|| VersionError::Unknown {
+        Version::in_line(first).ok_or_else(|| VersionError::Unknown {
             program: program.to_owned(),
             printed: first.to_owned(),
         })
     }
-}
 
-/// The first word of a line that is a version: `53.0`, `v53.0-dirty`, `7.2.22`.
-fn parse(line: &str) -> Option<Version> {
-    line.split_ascii_whitespace().find_map(|word| {
-        let mut numbers = word.trim_start_matches('v').split(['.', '-', '+']);
-        let major = numbers.next()?.parse().ok()?;
-        let minor = numbers.next()?.parse().ok()?;
-        Some(Version { major, minor })
-    })
+    /// The first word of a line that is a version: `53.0`, `v53.0-dirty`, `7.2.22`.
+    #[must_use]
+    pub fn in_line(line: &str) -> Option<Version> {
+        line.split_ascii_whitespace().find_map(|word| {
+            let mut numbers = word.trim_start_matches('v').split(['.', '-', '+']);
+            let major = numbers.next()?.parse().ok()?;
+            let minor = numbers.next()?.parse().ok()?;
+            Some(Version { major, minor })
+        })
+    }
 }
 
 #[cfg(test)]
@@ -99,12 +100,13 @@ mod tests {
             ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)", 7, 2),
             ("virtiofsd 1.13.3", 1, 13),
             ("vhost-device-vsock 0.3.0", 0, 3),
+            ("6.1.0-37-amd64", 6, 1),
         ];
         for (line, major, minor) in cases {
-            assert_eq!(parse(line), Some(Version { major, minor }), "{line}");
+            assert_eq!(Version::in_line(line), Some(Version { major, minor }), "{line}");
         }
-        assert_eq!(parse("usage: x [options]"), None);
-        assert_eq!(parse(""), None);
+        assert_eq!(Version::in_line("usage: x [options]"), None);
+        assert_eq!(Version::in_line(""), None);
     }
 
     #[test]

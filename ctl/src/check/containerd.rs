@@ -16,23 +16,15 @@ pub const CONFIG: &str = "/etc/containerd/config.toml";
 pub enum Handler {
     /// The handler of this name runs pods with us.
     Configured(String),
-    /// There is a configuration, without us.
+    /// There is no configuration, or one without us.
     Absent,
-    /// There is no configuration.
-    NoFile,
     /// A configuration file cannot be read.
     Unreadable(String),
 }
 
-/// Looks into containerd's configuration files.
-pub fn handler() -> Handler {
-    look(Path::new(CONFIG))
-}
-
-/// containerd reads what the main file imports, and nothing else.
-fn look(main: &Path) -> Handler {
+/// Looks into containerd's main file and what that imports; containerd reads nothing else.
+pub fn handler(main: &Path) -> Handler {
     let mut files = vec![main.to_owned()];
-    let mut result = Handler::NoFile;
     let mut next = 0;
     while let Some(file) = files.get(next).cloned() {
         next += 1;
@@ -48,7 +40,6 @@ fn look(main: &Path) -> Handler {
         if let Some(name) = find_handler("", &table) {
             return Handler::Configured(name);
         }
-        result = Handler::Absent;
         for import in imports(&table, &file) {
             // Each file once, for files may import each other.
             if !files.contains(&import) {
@@ -56,7 +47,7 @@ fn look(main: &Path) -> Handler {
             }
         }
     }
-    result
+    Handler::Absent
 }
 
 /// The runtimes stand in other places in each version of the file, but all look alike: a table
@@ -106,7 +97,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let file = dir.path().join("config.toml");
         fs::write(&file, main).expect("write");
-        look(&file)
+        handler(&file)
     }
 
     #[test]
@@ -131,7 +122,7 @@ mod tests {
 
     #[test]
     fn no_file_is_no_error() {
-        assert_eq!(look(Path::new("/nowhere/config.toml")), Handler::NoFile);
+        assert_eq!(handler(Path::new("/nowhere/config.toml")), Handler::Absent);
     }
 
     #[test]
@@ -143,11 +134,11 @@ mod tests {
         fs::write(&main, import(Path::new("conf.d/*.toml"))).expect("write");
         // A circle ends.
         fs::write(imported.join("a.toml"), import(&main)).expect("write");
-        assert_eq!(look(&main), Handler::Absent);
+        assert_eq!(handler(&main), Handler::Absent);
         fs::write(imported.join("b.toml"), V2).expect("write");
-        assert_eq!(look(&main), Handler::Configured("vm".to_owned()));
+        assert_eq!(handler(&main), Handler::Configured("vm".to_owned()));
         // A directory that nothing imports is not read.
         fs::write(&main, "").expect("write");
-        assert_eq!(look(&main), Handler::Absent);
+        assert_eq!(handler(&main), Handler::Absent);
     }
 }

@@ -7,9 +7,10 @@ use bulkhead_shim::config::{AssetError, Config, ConfigError};
 use bulkhead_shim::spare::Place;
 use bulkhead_shim::version::{Version, VersionError};
 use bulkhead_shim::vmm::{Host, KvmProblem, SelectError, Selection};
+use nix::sys::utsname::uname;
 use nix::unistd::{AccessFlags, Uid, access};
 
-use super::containerd::{Handler, handler};
+use super::containerd::{CONFIG, Handler, handler};
 
 /// The shim, by the name that containerd makes of the runtime's.
 pub const SHIM: &str = "containerd-shim-bulkhead-v2";
@@ -67,6 +68,8 @@ impl Spare {
 pub struct Facts {
     /// Whether this is root.
     pub root: bool,
+    /// The host's kernel, as far as it says its version.
+    pub linux: Option<Version>,
     /// The configuration.
     pub config: Result<Config, ConfigError>,
     /// Whether hardware KVM is usable.
@@ -104,6 +107,7 @@ impl Facts {
         let host = Host::probe(&config);
         Facts {
             root: Uid::effective().is_root(),
+            linux: uname().ok().and_then(|host| Version::in_line(host.release().to_str()?)),
             selection: Selection::of(&config),
             kvm: host.kvm,
             cloud_hypervisor: Program::probe(host.cloud_hypervisor),
@@ -114,11 +118,8 @@ impl Facts {
             initramfs: config.files.initramfs(),
             shim: shim(),
             spares: Place::all(&config).map(|place| Spare::probe(&place)).collect(),
-            containerd: on_path("containerd").map(|path| {
-                let version = Version::of(&path);
-                (path, version)
-            }),
-            handler: handler(),
+            containerd: on_path("containerd").map(|path| (path.clone(), Version::of(&path))),
+            handler: handler(Path::new(CONFIG)),
             config: loaded,
         }
     }

@@ -19,6 +19,9 @@ const OLDEST_VSOCK_DAEMON: Version = Version { major: 0, minor: 3 };
 /// The first version of containerd that works.
 const OLDEST_CONTAINERD: Version = Version { major: 1, minor: 6 };
 
+/// The first Linux that has mount_setattr(2).
+const OLDEST_LINUX: Version = Version { major: 5, minor: 12 };
+
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
@@ -62,6 +65,7 @@ pub fn judge(facts: &Facts) -> Vec<Line> {
         ));
     }
     lines.push(configuration(facts));
+    lines.extend(facts.linux.map(linux));
     lines.push(kvm(facts));
     lines.extend(hypervisors(facts));
     lines.push(program(
@@ -106,6 +110,12 @@ fn configuration(facts: &Facts) -> Line {
 fn list(paths: &[PathBuf]) -> String {
     let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
     paths.join(", ")
+}
+
+fn linux(version: Version) -> Line {
+    let old = (version < OLDEST_LINUX).then(|| format!("{OLDEST_LINUX} is the oldest that works"));
+    let level = if old.is_some() { Level::Fail } else { Level::Ok };
+    line(level, "kernel", format!("Linux {version}"), old.as_deref())
 }
 
 fn kvm(facts: &Facts) -> Line {
@@ -251,7 +261,6 @@ fn handler(handler: &Handler) -> Line {
     let (level, says, advice) = match handler {
         Handler::Configured(name) => (Level::Ok, format!("{name} is {RUNTIME}"), None),
         Handler::Absent => (Level::Note, "containerd has none of ours".to_owned(), Some(needed)),
-        Handler::NoFile => (Level::Note, format!("{CONFIG} is not there"), Some(needed)),
         Handler::Unreadable(why) => (Level::Note, why.clone(), Some(needed)),
     };
     line(level, "runtime handler", says, advice.as_deref())
@@ -285,6 +294,7 @@ mod tests {
     fn good() -> Facts {
         Facts {
             root: true,
+            linux: Some(Version { major: 6, minor: 1 }),
             config: Ok(Config::default()),
             kvm: Ok(()),
             cloud_hypervisor: there("cloud-hypervisor", 53, 0),
@@ -354,6 +364,7 @@ mod tests {
     fn every_remark_comes_with_advice() {
         let facts = Facts {
             root: false,
+            linux: Some(Version { major: 5, minor: 11 }),
             kvm: Err(KvmProblem::Open(io::Error::from(io::ErrorKind::PermissionDenied))),
             cloud_hypervisor: absent("cloud-hypervisor"),
             qemu: absent("qemu"),
@@ -364,7 +375,7 @@ mod tests {
             initramfs: Err(missing("initramfs.cpio")),
             shim: Shim::Missing,
             containerd: None,
-            handler: Handler::NoFile,
+            handler: Handler::Absent,
             ..good()
         };
         let lines = judge(&facts);
@@ -373,7 +384,7 @@ mod tests {
         assert_eq!(remarks.count(), lines.len() - 1, "all but the configuration");
         assert_eq!(
             fails(&facts),
-            ["hypervisor", "virtiofsd", "guest kernel", "guest initramfs", "shim"]
+            ["kernel", "hypervisor", "virtiofsd", "guest kernel", "guest initramfs", "shim"]
         );
     }
 
@@ -414,7 +425,7 @@ mod tests {
 
     #[test]
     fn no_handler_is_no_obstacle() {
-        for handler in [Handler::Absent, Handler::NoFile, Handler::Unreadable("why".to_owned())] {
+        for handler in [Handler::Absent, Handler::Unreadable("why".to_owned())] {
             assert!(fails(&Facts { handler, ..good() }).is_empty());
         }
     }
