@@ -1,7 +1,7 @@
 #!/bin/bash
 # `make bench`: the benchmarks with QEMU on this machine, and with cloud-hypervisor: on this machine too where
-# hardware KVM is usable, else in the test bed. $PROFILE is the build, a directory below target/. Prints tables,
-# writes target/bench/bench.json.
+# hardware KVM is usable, else in the test bed. Network and files are measured with hardware KVM only, since their
+# budgets are for that. $PROFILE is the build, a directory below target/. Prints tables, writes target/bench/bench.json.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
@@ -19,15 +19,18 @@ run() {
     rm "$out/last"
 }
 
+hardware_kvm() { grep -qwE 'vmx|svm' /proc/cpuinfo && [[ -w /dev/kvm ]]; }
+sections=(start idle running pods)
+! hardware_kvm || sections=()
+
 rm -f "$out/parts"
-run "QEMU, on this machine" "${bench[@]}" --hypervisor qemu
+run "QEMU, on this machine" "${bench[@]}" --hypervisor qemu "${sections[@]}"
 if ! command -v cloud-hypervisor >/dev/null; then
     echo "!!! cloud-hypervisor is not installed: not measured."
-elif grep -qwE 'vmx|svm' /proc/cpuinfo && [[ -w /dev/kvm ]]; then
+elif hardware_kvm; then
     run "cloud-hypervisor, on this machine" "${bench[@]}" --hypervisor cloud-hypervisor
 else
-    # What has a budget there. The bed goes away again, so it can do without huge pages for what a guest touches, page
-    # by page.
+    # The bed goes away again, so it can do without huge pages for what a guest touches, page by page.
     run "cloud-hypervisor, in the test bed" tests/test-bed/boot.sh -t 3600 \
         sh -c '"$@" start idle running pods &&
             echo deny >/sys/kernel/mm/transparent_hugepage/shmem_enabled && exec "$@" idle' sh \
