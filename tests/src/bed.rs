@@ -14,7 +14,7 @@ use crate::containerd::{Containerd, NAMESPACE, Role};
 use crate::cri::ledger::Ledger;
 use crate::cri::node::Node;
 use crate::cri::pod::PodPlan;
-use crate::failure::{Context, Failure, Outcome, both};
+use crate::failure::{Context, Failure, Outcome, again, both};
 use crate::image;
 use crate::leftovers::{self, Trace};
 use crate::options::{Generation, Options, Runtime};
@@ -500,17 +500,11 @@ impl Container<'_> {
     /// # Errors
     /// It is not over at the deadline.
     pub fn wait_stopped(&self) -> Outcome {
-        let limit = std::time::Instant::now() + self.options.deadline(30);
-        while self.state()? != "STOPPED" {
-            crate::ensure!(
-                std::time::Instant::now() < limit,
-                "{} doesn't stop: {}",
-                self.id,
-                self.state()?
-            );
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        Ok(())
+        again(self.options.deadline(30), || {
+            let state = self.state()?;
+            crate::ensure!(state == "STOPPED", "{} doesn't stop: {state}", self.id);
+            Ok(())
+        })
     }
 
     /// Deletes the stopped task and the container; returns the exit code that the task had.

@@ -1,6 +1,8 @@
 //! Why a test failed: a text for the person who reads the run's output.
 
 use std::fmt;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// What every step of a test returns.
 pub type Outcome<T = ()> = Result<T, Failure>;
@@ -75,6 +77,20 @@ macro_rules! ensure {
             return Err($crate::failure::Failure::new(format!($($text)+)));
         }
     };
+}
+
+/// Takes a step again and again until it succeeds, where nothing tells when that may be.
+///
+/// # Errors
+/// Those of the last time, which was after the deadline.
+pub fn again<T>(deadline: Duration, step: impl Fn() -> Outcome<T>) -> Outcome<T> {
+    let limit = Instant::now() + deadline;
+    loop {
+        match step() {
+            Err(_) if Instant::now() < limit => thread::sleep(Duration::from_millis(20)),
+            done => return done,
+        }
+    }
 }
 
 /// The outcome of two steps, of which the second was taken whatever became of the first.

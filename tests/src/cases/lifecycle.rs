@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::bed::Test;
 use crate::ensure;
-use crate::failure::Outcome;
+use crate::failure::{Outcome, again};
 use crate::leftovers;
 use crate::runner::Case;
 use crate::session::Session;
@@ -114,11 +114,11 @@ fn kill_soon(t: &Test<'_>) -> Outcome {
         let killed = container.task("kill", &["--signal", "KILL"])?.code() == 0;
         let deleted = container.task("delete", &["--force"])?.code() == 0;
         session.finish()?;
-        let limit = Instant::now() + t.deadline(20);
-        while (killed || deleted) && container.state()? == "RUNNING" {
-            ensure!(Instant::now() < limit, "killed after {milliseconds} ms, it runs");
-            thread::sleep(Duration::from_millis(50));
-        }
+        again(t.deadline(20), || {
+            let over = !(killed || deleted) || container.state()? != "RUNNING";
+            ensure!(over, "killed after {milliseconds} ms, it runs");
+            Ok(())
+        })?;
         container.remove();
         leftovers::none(&container.id, &[container.node().bundle(&container.id)], t.deadline(20))?;
     }
@@ -135,11 +135,11 @@ fn create_start(t: &Test<'_>) -> Outcome {
     ensure!(container.state()?.is_empty(), "a container alone has no task");
     container.task("start", &["--null-io", "--detach"])?.ok()?;
     ensure!(container.state()? == "RUNNING", "the task is {}", container.state()?);
-    let limit = Instant::now() + t.deadline(20);
-    while fs::read_to_string(dir.join("file")).unwrap_or_default() != "ran\n" {
-        ensure!(Instant::now() < limit, "the program has not written its file");
-        thread::sleep(Duration::from_millis(50));
-    }
+    again(t.deadline(20), || {
+        let written = fs::read_to_string(dir.join("file")).unwrap_or_default();
+        ensure!(written == "ran\n", "the program has not written its file");
+        Ok(())
+    })?;
     container.task("start", &["--null-io", "--detach"])?.refused(&["already exists", "already"])?;
     container.kill("KILL")?;
     container.wait_stopped()?;
@@ -333,12 +333,12 @@ fn shim_killed(t: &Test<'_>) -> Outcome {
     container.start(&["sleep", "100000"])?;
     let shim = container.shim_pid()?;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), nix::sys::signal::Signal::SIGKILL)?;
-    let limit = Instant::now() + t.deadline(20);
     // containerd notices, runs the shim's delete command, and forgets the task or shows it as stopped.
-    while ["RUNNING", "UNKNOWN"].contains(&container.state()?.as_str()) {
-        ensure!(Instant::now() < limit, "the task is still {}", container.state()?);
-        thread::sleep(Duration::from_millis(100));
-    }
+    again(t.deadline(20), || {
+        let state = container.state()?;
+        ensure!(!["RUNNING", "UNKNOWN"].contains(&state.as_str()), "the task is still {state}");
+        Ok(())
+    })?;
     container.remove();
     Ok(())
 }

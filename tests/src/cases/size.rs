@@ -1,8 +1,6 @@
 //! How much of the host a guest may have, and what it gives back.
 
 use std::fs;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use k8s_cri::v1::LinuxContainerResources;
 use nix::unistd::{SysconfVar, sysconf};
@@ -10,7 +8,7 @@ use nix::unistd::{SysconfVar, sysconf};
 use crate::bed::Test;
 use crate::cri::cgroup::PodCgroup;
 use crate::ensure;
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, again};
 use crate::product;
 use crate::runner::Case;
 use crate::ward::Ward;
@@ -115,11 +113,9 @@ fn held(pid: i32) -> Outcome<u64> {
 }
 
 fn await_held(t: &Test<'_>, pid: i32, wanted: impl Fn(u64) -> bool) -> Outcome {
-    let limit = Instant::now() + t.deadline(60);
-    while !wanted(held(pid)?) {
-        ensure!(Instant::now() < limit, "the VMM has {} bytes of its guest's memory", held(pid)?);
-        // The kernel tells nobody of it.
-        thread::sleep(Duration::from_millis(100));
-    }
-    Ok(())
+    again(t.deadline(60), || {
+        let held = held(pid)?;
+        ensure!(wanted(held), "the VMM has {held} bytes of its guest's memory");
+        Ok(())
+    })
 }

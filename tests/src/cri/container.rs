@@ -1,7 +1,6 @@
 //! Containers of a pod.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use k8s_cri::v1::security_profile::ProfileType;
 use k8s_cri::v1::{
@@ -17,7 +16,7 @@ use super::logs::{self, Line};
 use super::pod::Pod;
 use super::watch;
 use crate::command::tail;
-use crate::failure::{Context, Outcome};
+use crate::failure::{Context, Outcome, again};
 use crate::image;
 
 /// What the kubelet hides below /proc and /sys in every container whose procMount is Default.
@@ -256,17 +255,15 @@ impl Container<'_> {
     /// # Errors
     /// It doesn't before the deadline.
     pub fn ended(&self) -> Outcome<Ended> {
-        let limit = Instant::now() + self.pod.test.deadline(30);
-        loop {
+        // The kubelet asks again and again too: 1.6 has no events.
+        let status = again(self.pod.test.deadline(30), || {
             let status = self.status()?;
-            if status.state() == ContainerState::ContainerExited {
-                let (reason, message) = (status.reason, status.message);
-                return Ok(Ended { code: status.exit_code, reason, message, lines: self.lines()? });
-            }
-            crate::ensure!(Instant::now() < limit, "the container doesn't end: {status:?}");
-            // The kubelet asks again and again too: 1.6 has no events.
-            std::thread::sleep(Duration::from_millis(20));
-        }
+            let over = status.state() == ContainerState::ContainerExited;
+            crate::ensure!(over, "the container doesn't end: {status:?}");
+            Ok(status)
+        })?;
+        let (reason, message) = (status.reason, status.message);
+        Ok(Ended { code: status.exit_code, reason, message, lines: self.lines()? })
     }
 
     /// Runs a program in it, to its end; the kubelet's probes do the same.

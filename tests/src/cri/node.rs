@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_cri::v1::{
     ImageSpec, ImageStatusRequest, ListPodSandboxRequest, PodSandboxStatusRequest,
@@ -16,7 +16,7 @@ use super::client::{Client, Reply};
 use super::config;
 use crate::command;
 use crate::containerd::{Containerd, Role};
-use crate::failure::{Failure, Outcome, both};
+use crate::failure::{Failure, Outcome, again, both};
 use crate::image;
 use crate::leftovers;
 use crate::network::Network;
@@ -181,18 +181,12 @@ impl Node {
 
     /// Waits for the CRI plugin, which serves, and learns of images and networks, after containerd does.
     fn ready(&self) -> Outcome {
-        let limit = Instant::now() + self.options.deadline(30);
-        while !self.is_ready().unwrap_or(false) {
-            crate::ensure!(
-                Instant::now() < limit,
-                "the CRI plugin is not ready: {:?}\n{}",
-                self.is_ready(),
-                command::tail(&self.containerd.log())
-            );
-            // Nothing tells of it.
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(())
+        again(self.options.deadline(30), || {
+            let ready = self.is_ready();
+            let log = || command::tail(&self.containerd.log());
+            crate::ensure!(matches!(ready, Ok(true)), "the CRI plugin: {ready:?}\n{}", log());
+            Ok(())
+        })
     }
 
     fn is_ready(&self) -> Reply<bool> {

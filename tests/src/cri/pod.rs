@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use k8s_cri::v1::{
     LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
@@ -16,7 +15,7 @@ use super::client::{Reply, refused};
 use super::container::ContainerPlan;
 use super::node::Node;
 use crate::bed::Test;
-use crate::failure::Outcome;
+use crate::failure::{Outcome, again};
 
 /// A pod that doesn't run yet.
 pub struct PodPlan<'t> {
@@ -195,13 +194,11 @@ impl<'t> Pod<'t> {
     /// # Errors
     /// It still is at the deadline.
     pub fn await_not_ready(&self) -> Outcome {
-        let limit = Instant::now() + self.test.deadline(20);
-        while self.is_ready()? {
-            crate::ensure!(Instant::now() < limit, "the pod is still ready");
-            // The kubelet asks again and again too.
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(())
+        // The kubelet asks again and again too.
+        again(self.test.deadline(20), || {
+            crate::ensure!(!self.is_ready()?, "the pod is still ready");
+            Ok(())
+        })
     }
 
     /// Its address.

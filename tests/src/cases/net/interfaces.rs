@@ -1,11 +1,9 @@
 //! Interfaces of a network namespace that somebody else has made, and what becomes of them.
 
-use std::time::Instant;
-
 use super::view;
 use crate::bed::{Container, Test};
 use crate::ensure;
-use crate::failure::{Context, Outcome};
+use crate::failure::{Context, Outcome, again};
 use crate::network::Network;
 use crate::runner::Case;
 
@@ -81,13 +79,7 @@ impl Pair {
 
     /// Waits until the container has what the namespace has.
     fn await_equal(&self, t: &Test<'_>, container: &Container<'_>) -> Outcome {
-        let limit = Instant::now() + t.deadline(10);
-        loop {
-            match self.equal(container) {
-                Err(_) if Instant::now() < limit => {}
-                done => return done,
-            }
-        }
+        again(t.deadline(10), || self.equal(container))
     }
 }
 
@@ -301,15 +293,11 @@ fn left(t: &Test<'_>) -> Outcome {
     let container = pair.container(t)?;
     let shim = nix::unistd::Pid::from_raw(container.shim_pid()?);
     nix::sys::signal::kill(shim, nix::sys::signal::Signal::SIGKILL)?;
-    let limit = Instant::now() + t.deadline(20);
-    let gone = loop {
+    let gone = again(t.deadline(20), || {
         let after = traces(&pair.pod)?;
-        if after == before || Instant::now() > limit {
-            break after;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    };
+        ensure!(after == before, "before:\n{before}\nafter:\n{after}");
+        Ok(())
+    });
     container.remove();
-    ensure!(gone == before, "before:\n{before}\nafter:\n{gone}");
-    Ok(())
+    gone
 }
