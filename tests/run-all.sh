@@ -16,11 +16,10 @@ qemu=(--hypervisor qemu --patience 3)
 
 # What of the end-to-end tests is run in the test bed, where each takes ten times as long: what a VMM has a hand in, once.
 # `make test-bed` runs more of them, for as long as everything else takes together.
-bed=(api.whole_life api.pause_exec run.hello run.kernel run.bind run.two_at exec.output terminal.exec
-    streams.in_and_out streams.tail streams.slow events.pause events.vm_lost events.daemon_lost lifecycle.metrics
-    lifecycle.second lifecycle.shim_killed tool.check tool.inspect size.back size.cgroup refusals.no_vmm
-    refusals.no_kernel refusals.vmm refusals.panic refusals.not_a hostile.vandal spare.life pods.run pods.vm_lost
-    pods.forward storage.block storage.full storage.device_root diff.plain)
+bed=(api.whole_life api.pause_exec run.hello run.kernel exec.output_ terminal.exec streams.in_and_out streams.tail
+    streams.slow events.pause events.vm_lost events.daemon_lost lifecycle.metrics lifecycle.shim_killed tool.check
+    tool.inspect size.back size.cgroup refusals.vmm_ends refusals.panic refusals.not_a hostile.vandal spare.life
+    pods.vm_lost pods.forward_large storage.blockfile storage.device_pod storage.full storage.device_root diff.plain)
 
 # What the other containerd has a hand in. What a guest's programs find, and what the shim makes of a spec, of disks and
 # of networks, is the same with whichever there is.
