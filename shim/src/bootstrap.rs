@@ -77,7 +77,7 @@ pub fn start(args: &Args) -> Result<(), BootstrapError> {
         .and_then(|params| params.socket_dir.clone())
         .filter(|dir| !dir.is_empty())
         .map_or_else(|| PathBuf::from(SOCKET_DIR), PathBuf::from);
-    let spec = spec_of(&args.bundle)?;
+    let spec = spec::in_bundle(&args.bundle)?;
     let group = spec.as_ref().and_then(group_of).unwrap_or_else(|| args.id.clone());
     let path = socket_path(&dir, &args.address, &args.namespace, &group);
 
@@ -109,12 +109,7 @@ pub fn default_socket_path(address: &str, namespace: &str, group: &str) -> PathB
 
 /// The pod that the bundle's container belongs to, if its annotations name one.
 pub fn group(bundle: &Path) -> Result<Option<String>, BootstrapError> {
-    Ok(spec_of(bundle)?.as_ref().and_then(group_of))
-}
-
-/// A bundle without a spec is a sandbox that was made through the sandbox API.
-fn spec_of(bundle: &Path) -> Result<Option<Spec>, SpecError> {
-    spec::is_there(bundle).then(|| spec::load(bundle)).transpose()
+    Ok(spec::in_bundle(bundle)?.as_ref().and_then(group_of))
 }
 
 fn group_of(spec: &Spec) -> Option<String> {

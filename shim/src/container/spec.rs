@@ -39,9 +39,9 @@ const DEFAULT_PROFILE: &str = "cri-containerd.apparmor.d";
 /// Directories of the host whose content means the kernel: the guest has its own.
 const KERNEL_DIRECTORIES: [&str; 3] = ["/dev", "/proc", "/sys"];
 
-/// Whether the bundle has a spec. One without is that of a pod which containerd drives by the sandbox API.
-pub fn is_there(bundle: &Path) -> bool {
-    bundle.join(CONFIG).exists()
+/// The bundle's spec. One without is that of a pod which containerd drives by the sandbox API.
+pub fn in_bundle(bundle: &Path) -> Result<Option<Spec>, SpecError> {
+    bundle.join(CONFIG).exists().then(|| load(bundle)).transpose()
 }
 
 /// Reads the bundle's `config.json`.

@@ -131,9 +131,8 @@ async fn serve_on(
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
     let (publisher, forwarding) = Publisher::start(events, args.namespace.clone(), log);
-    // A bundle without a usable spec fails at Create, with the spec's error.
-    let spec = spec::load(&args.bundle).ok();
-    if let Err(error) = take_oom_score(spec.as_ref()) {
+    let spec = spec::in_bundle(&args.bundle);
+    if let Err(error) = take_oom_score(spec.as_ref().ok().and_then(Option::as_ref)) {
         warn!(log, "the sandbox keeps containerd's OOM score: {error}");
     }
     let identity = Identity {
@@ -141,11 +140,12 @@ async fn serve_on(
         id: args.id.clone(),
         socket: socket.to_owned(),
     };
-    let pod = if spec::is_there(&args.bundle) {
-        Some(spec.as_ref().map(Pod::of_spec).unwrap_or_default())
-    } else {
+    let pod = match &spec {
+        Ok(Some(spec)) => Some(Pod::of_spec(spec)),
         // The sandbox API will tell.
-        None
+        Ok(None) => None,
+        // It fails at Create, with the spec's error.
+        Err(_) => Some(Pod::default()),
     };
     let sandbox = Sandbox::launch(identity, config, pod, origin, publisher, log);
     let stop = Arc::new(Notify::new());
