@@ -14,7 +14,7 @@ use crate::containerd::{Containerd, NAMESPACE, Role};
 use crate::cri::ledger::Ledger;
 use crate::cri::node::Node;
 use crate::cri::pod::PodPlan;
-use crate::failure::{Context, Failure, Outcome, again, both};
+use crate::failure::{Context, Failure, Outcome, again, both, holds};
 use crate::image;
 use crate::leftovers::{self, Trace};
 use crate::options::{Generation, Options, Runtime};
@@ -502,8 +502,7 @@ impl Container<'_> {
     pub fn wait_stopped(&self) -> Outcome {
         again(self.options.deadline(30), || {
             let state = self.state()?;
-            crate::ensure!(state == "STOPPED", "{} doesn't stop: {state}", self.id);
-            Ok(())
+            holds(state == "STOPPED", || format!("{} doesn't stop: {state}", self.id))
         })
     }
 

@@ -79,18 +79,24 @@ macro_rules! ensure {
     };
 }
 
-/// Takes a step again and again until it succeeds, where nothing tells when that may be.
+/// Looks again and again until what is waited for is there, where nothing tells of it.
 ///
 /// # Errors
-/// Those of the last time, which was after the deadline.
-pub fn again<T>(deadline: Duration, step: impl Fn() -> Outcome<T>) -> Outcome<T> {
+/// It can't be looked at, which ends the waiting at once; or what was there instead, after the deadline.
+pub fn again<T>(deadline: Duration, look: impl Fn() -> Outcome<Result<T, String>>) -> Outcome<T> {
     let limit = Instant::now() + deadline;
     loop {
-        match step() {
-            Err(_) if Instant::now() < limit => thread::sleep(Duration::from_millis(20)),
-            done => return done,
+        match look()? {
+            Ok(there) => return Ok(there),
+            Err(instead) if Instant::now() >= limit => return Err(Failure::new(instead)),
+            Err(_) => thread::sleep(Duration::from_millis(20)),
         }
     }
+}
+
+/// What [`again`] waits for, where it is that something holds.
+pub fn holds(condition: bool, otherwise: impl FnOnce() -> String) -> Outcome<Result<(), String>> {
+    Ok(condition.then_some(()).ok_or_else(otherwise))
 }
 
 /// The outcome of two steps, of which the second was taken whatever became of the first.

@@ -7,8 +7,9 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::bed::Test;
+use crate::cri::watch::until;
 use crate::ensure;
-use crate::failure::{Outcome, again};
+use crate::failure::{Context, Outcome, again, holds};
 use crate::leftovers;
 use crate::runner::Case;
 use crate::session::Session;
@@ -116,8 +117,7 @@ fn kill_soon(t: &Test<'_>) -> Outcome {
         session.finish()?;
         again(t.deadline(20), || {
             let over = !(killed || deleted) || container.state()? != "RUNNING";
-            ensure!(over, "killed after {milliseconds} ms, it runs");
-            Ok(())
+            holds(over, || format!("killed after {milliseconds} ms, it runs"))
         })?;
         container.remove();
         leftovers::none(&container.id, &[container.node().bundle(&container.id)], t.deadline(20))?;
@@ -135,11 +135,8 @@ fn create_start(t: &Test<'_>) -> Outcome {
     ensure!(container.state()?.is_empty(), "a container alone has no task");
     container.task("start", &["--null-io", "--detach"])?.ok()?;
     ensure!(container.state()? == "RUNNING", "the task is {}", container.state()?);
-    again(t.deadline(20), || {
-        let written = fs::read_to_string(dir.join("file")).unwrap_or_default();
-        ensure!(written == "ran\n", "the program has not written its file");
-        Ok(())
-    })?;
+    let written = || Ok(fs::read_to_string(dir.join("file")).unwrap_or_default() == "ran\n");
+    until(&dir, t.deadline(20), written).context("the program's file")?;
     container.task("start", &["--null-io", "--detach"])?.refused(&["already exists", "already"])?;
     container.kill("KILL")?;
     container.wait_stopped()?;
@@ -336,8 +333,8 @@ fn shim_killed(t: &Test<'_>) -> Outcome {
     // containerd notices, runs the shim's delete command, and forgets the task or shows it as stopped.
     again(t.deadline(20), || {
         let state = container.state()?;
-        ensure!(!["RUNNING", "UNKNOWN"].contains(&state.as_str()), "the task is still {state}");
-        Ok(())
+        let over = !["RUNNING", "UNKNOWN"].contains(&state.as_str());
+        holds(over, || format!("the task is still {state}"))
     })?;
     container.remove();
     Ok(())

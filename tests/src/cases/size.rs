@@ -8,7 +8,7 @@ use nix::unistd::{SysconfVar, sysconf};
 use crate::bed::Test;
 use crate::cri::cgroup::PodCgroup;
 use crate::ensure;
-use crate::failure::{Failure, Outcome, again};
+use crate::failure::{Failure, Outcome, again, holds};
 use crate::product;
 use crate::runner::Case;
 use crate::ward::Ward;
@@ -115,7 +115,6 @@ fn held(pid: i32) -> Outcome<u64> {
 fn await_held(t: &Test<'_>, pid: i32, wanted: impl Fn(u64) -> bool) -> Outcome {
     again(t.deadline(60), || {
         let held = held(pid)?;
-        ensure!(wanted(held), "the VMM has {held} bytes of its guest's memory");
-        Ok(())
+        holds(wanted(held), || format!("the VMM has {held} bytes of its guest's memory"))
     })
 }

@@ -259,8 +259,11 @@ impl Container<'_> {
         let status = again(self.pod.test.deadline(30), || {
             let status = self.status()?;
             let over = status.state() == ContainerState::ContainerExited;
-            crate::ensure!(over, "the container doesn't end: {status:?}");
-            Ok(status)
+            Ok(if over {
+                Ok(status)
+            } else {
+                Err(format!("the container doesn't end: {status:?}"))
+            })
         })?;
         let (reason, message) = (status.reason, status.message);
         Ok(Ended { code: status.exit_code, reason, message, lines: self.lines()? })

@@ -16,7 +16,7 @@ use super::client::{Client, Reply};
 use super::config;
 use crate::command;
 use crate::containerd::{Containerd, Role};
-use crate::failure::{Failure, Outcome, again, both};
+use crate::failure::{Failure, Outcome, again, both, holds};
 use crate::image;
 use crate::leftovers;
 use crate::network::Network;
@@ -183,9 +183,10 @@ impl Node {
     fn ready(&self) -> Outcome {
         again(self.options.deadline(30), || {
             let ready = self.is_ready();
-            let log = || command::tail(&self.containerd.log());
-            crate::ensure!(matches!(ready, Ok(true)), "the CRI plugin: {ready:?}\n{}", log());
-            Ok(())
+            holds(matches!(ready, Ok(true)), || format!("the CRI plugin is not ready: {ready:?}"))
+        })
+        .map_err(|failure| {
+            Failure::new(format!("{failure}\n{}", command::tail(&self.containerd.log())))
         })
     }
 

@@ -15,7 +15,7 @@ use super::client::{Reply, refused};
 use super::container::ContainerPlan;
 use super::node::Node;
 use crate::bed::Test;
-use crate::failure::{Outcome, again};
+use crate::failure::{Outcome, again, holds};
 
 /// A pod that doesn't run yet.
 pub struct PodPlan<'t> {
@@ -196,8 +196,7 @@ impl<'t> Pod<'t> {
     pub fn await_not_ready(&self) -> Outcome {
         // The kubelet asks again and again too.
         again(self.test.deadline(20), || {
-            crate::ensure!(!self.is_ready()?, "the pod is still ready");
-            Ok(())
+            holds(!self.is_ready()?, || "the pod is still ready".to_owned())
         })
     }
 

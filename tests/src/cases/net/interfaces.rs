@@ -3,7 +3,7 @@
 use super::view;
 use crate::bed::{Container, Test};
 use crate::ensure;
-use crate::failure::{Context, Outcome, again};
+use crate::failure::{Context, Outcome, again, holds};
 use crate::network::Network;
 use crate::runner::Case;
 
@@ -79,7 +79,8 @@ impl Pair {
 
     /// Waits until the container has what the namespace has.
     fn await_equal(&self, t: &Test<'_>, container: &Container<'_>) -> Outcome {
-        again(t.deadline(10), || self.equal(container))
+        // The container may not answer while its interfaces change.
+        again(t.deadline(10), || Ok(self.equal(container).map_err(|failure| failure.to_string())))
     }
 }
 
@@ -295,8 +296,7 @@ fn left(t: &Test<'_>) -> Outcome {
     nix::sys::signal::kill(shim, nix::sys::signal::Signal::SIGKILL)?;
     let gone = again(t.deadline(20), || {
         let after = traces(&pair.pod)?;
-        ensure!(after == before, "before:\n{before}\nafter:\n{after}");
-        Ok(())
+        holds(after == before, || format!("before:\n{before}\nafter:\n{after}"))
     });
     container.remove();
     gone
