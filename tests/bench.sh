@@ -19,21 +19,20 @@ run() {
     rm "$out/last"
 }
 
-hardware_kvm() { grep -qwE 'vmx|svm' /proc/cpuinfo && [[ -w /dev/kvm ]]; }
 sections=(start idle running pods)
-! hardware_kvm || sections=()
+! tests/hardware-kvm.sh || sections=()
 
 rm -f "$out/parts"
 run "QEMU, on this machine" "${bench[@]}" --hypervisor qemu "${sections[@]}"
 if ! command -v cloud-hypervisor >/dev/null; then
     echo "!!! cloud-hypervisor is not installed: not measured."
-elif hardware_kvm; then
+elif tests/hardware-kvm.sh; then
     run "cloud-hypervisor, on this machine" "${bench[@]}" --hypervisor cloud-hypervisor
 else
     # The bed goes away again, so it can do without huge pages for what a guest touches, page by page.
     run "cloud-hypervisor, in the test bed" tests/test-bed/boot.sh -t 3600 \
-        sh -c '"$@" start idle running pods &&
-            echo deny >/sys/kernel/mm/transparent_hugepage/shmem_enabled && exec "$@" idle' sh \
+        sh -c "sections='${sections[*]}'"'
+            "$@" $sections && echo deny >/sys/kernel/mm/transparent_hugepage/shmem_enabled && exec "$@" idle' sh \
         "${bench[@]}" --hypervisor cloud-hypervisor --scratch /bed --patience 6
     # As the bed was in which the budget of starts was set.
     BED_CACHE=auto run "cloud-hypervisor, in the test bed, programs read anew" tests/test-bed/boot.sh -t 3600 \

@@ -26,9 +26,6 @@ bed=(api.whole_life api.pause_exec run.hello run.kernel exec.output_ terminal.ex
 older=(api. run. exec. terminal. streams. events. lifecycle. tool. refusals. pods. size. net.cni spare.life
     storage.block_pod storage.device_pod specs.no_root)
 
-# Where hardware virtualization is usable, cloud-hypervisor's tests need no machine around them.
-hardware_kvm() { grep -qwE 'vmx|svm' /proc/cpuinfo && [[ -w /dev/kvm ]]; }
-
 part_lint() { make --no-print-directory lint; }
 # Some of them run the real virtiofsd.
 part_unit() { PATH=$BULKHEAD_CACHE/tools/bin:$PATH cargo test --locked --workspace; }
@@ -39,7 +36,8 @@ part_qemu-2() { "${e2e[@]}" --containerd 2 "${qemu[@]}" --megabytes "${MEGABYTES
 part_qemu-2-sandbox() { "${e2e[@]}" --containerd 2 "${qemu[@]}" --sandboxer shim pods. ; }
 part_qemu-1.6() { "${e2e[@]}" --containerd 1.6 "${qemu[@]}" --megabytes 64 "${older[@]}"; }
 part_cloud-hypervisor() {
-    if command -v cloud-hypervisor >/dev/null && hardware_kvm; then
+    # Where hardware virtualization is usable, its tests need no machine around them.
+    if command -v cloud-hypervisor >/dev/null && tests/hardware-kvm.sh; then
         "${e2e[@]}" --containerd 2 --hypervisor cloud-hypervisor
     else
         tests/test-bed/run-tests.sh "${bed[@]}"
