@@ -48,12 +48,12 @@ guest: $(guest)/vmlinux $(guest)/initramfs.cpio
 kernel: setup $(guest)/vmlinux ## Build the guest kernel alone.
 
 # What is behind KERNEL_SRC only the script knows.
-$(guest)/vmlinux: $(shell find guest-kernel -type f) $(if $(KERNEL_SRC),FORCE)
+ifdef KERNEL_SRC
+.PHONY: $(guest)/vmlinux
+endif
+$(guest)/vmlinux: $(shell find guest-kernel -type f)
 	guest-kernel/build.sh $(guest)
 	@touch $@
-
-.PHONY: FORCE
-FORCE:
 
 # cargo knows best whether the agent is up to date; the script leaves an equal one as it is.
 .PHONY: agent
