@@ -9,8 +9,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use crate::error::{Error, Result};
 use crate::sys::lock;
 
-/// The queue of events. Nothing in it is lost while no one listens: there are at most two events for
-/// each process that the host asked for.
+/// The queue of events. Nothing in it is lost while no one listens: there is one for the end of each process that the
+/// host asked for, and one each time that a container's memory ran out.
 pub struct Events {
     tx: UnboundedSender<Event>,
     rx: Mutex<Option<UnboundedReceiver<Event>>>,

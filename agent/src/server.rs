@@ -9,10 +9,9 @@ use std::task::{Context, Poll};
 use async_trait::async_trait;
 use bulkhead_protocols::CONTROL_PORT;
 use bulkhead_protocols::agent::{
-    AcceptRequest, ConnectRequest, ContainerRef, CreateRequest, CreateResponse,
-    DiagnosticsResponse, Empty, Event, ExecRequest, Network as WireNetwork, PidsResponse,
-    ProcessRef, RefreshRequest, ResizeRequest, SetupRequest, SetupResponse, SignalRequest,
-    StartResponse, StatsResponse, UpdateRequest,
+    AcceptRequest, ConnectRequest, ContainerRef, CreateRequest, DiagnosticsResponse, Empty, Event,
+    ExecRequest, Network as WireNetwork, PidsResponse, ProcessRef, RefreshRequest, ResizeRequest,
+    SetupRequest, SetupResponse, SignalRequest, StatsResponse, UpdateRequest,
 };
 use bulkhead_protocols::agent_ttrpc::{Agent as Service, create_agent};
 use futures::{StreamExt, stream};
@@ -203,23 +202,19 @@ impl Service for Agent {
         Ok(())
     }
 
-    async fn create(
-        &self,
-        _: &TtrpcContext,
-        request: CreateRequest,
-    ) -> ttrpc::Result<CreateResponse> {
+    async fn create(&self, _: &TtrpcContext, request: CreateRequest) -> ttrpc::Result<Empty> {
         let guest = Arc::clone(&self.guest);
-        let pid = to_its_end(async move { guest.create(request).await }).await?;
-        Ok(CreateResponse { pid, ..Default::default() })
+        to_its_end(async move { guest.create(request).await }).await?;
+        Ok(Empty::new())
     }
 
-    async fn start(&self, _: &TtrpcContext, name: ProcessRef) -> ttrpc::Result<StartResponse> {
+    async fn start(&self, _: &TtrpcContext, name: ProcessRef) -> ttrpc::Result<Empty> {
         let guest = Arc::clone(&self.guest);
         let process = self.process(&name)?;
         // It sees the pod's interfaces and no others.
         lock(&self.network).settle();
-        let pid = to_its_end(async move { guest.start(&process).await }).await?;
-        Ok(StartResponse { pid, ..Default::default() })
+        to_its_end(async move { guest.start(&process).await }).await?;
+        Ok(Empty::new())
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecRequest) -> ttrpc::Result<Empty> {

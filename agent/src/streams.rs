@@ -1,6 +1,7 @@
-//! The vsock connections that carry stdio: who announced which number, and who has dialled it.
+//! The vsock connections that carry stdio: who has announced which number.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,22 +14,11 @@ use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, Vso
 use crate::error::{Error, Result};
 use crate::sys::lock;
 
-/// How many connections may wait for the call that announces them.
-const MAX_WAITING: usize = 256;
-
 /// How long a connection may take to say its number.
 const NUMBER_DEADLINE: Duration = Duration::from_secs(10);
 
-/// One end of a pair that waits for the other.
-enum Half<S> {
-    /// The host has dialled; no process has announced the number yet.
-    Dialled(S),
-    /// A process waits for the host to dial.
-    Announced(oneshot::Sender<S>),
-}
-
-/// The guest's end of all streams: pairs connections and processes by number, whichever comes first.
-pub struct Streams<S = VsockStream>(Mutex<HashMap<u64, Half<S>>>);
+/// The guest's end of all streams: who waits for which number. The host dials what has been announced to it.
+pub struct Streams<S = VsockStream>(Mutex<HashMap<u64, oneshot::Sender<S>>>);
 
 impl<S> Streams<S> {
     /// No stream yet.
@@ -42,37 +32,25 @@ impl<S> Streams<S> {
     /// [`Error::InvalidArgument`] if another process has announced the number.
     pub fn announce(&self, number: u64) -> Result<oneshot::Receiver<S>> {
         let (tx, rx) = oneshot::channel();
-        let mut halves = lock(&self.0);
-        match halves.remove(&number) {
-            Some(Half::Dialled(stream)) => drop(tx.send(stream)),
-            Some(Half::Announced(other)) if !other.is_closed() => {
-                halves.insert(number, Half::Announced(other));
-                return Err(Error::InvalidArgument(format!("the stream {number} is taken")));
+        let mut waiting = lock(&self.0);
+        // Those who have given up leave no trace.
+        waiting.retain(|_, tx| !tx.is_closed());
+        match waiting.entry(number) {
+            Entry::Occupied(_) => {
+                Err(Error::InvalidArgument(format!("the stream {number} is taken")))
             }
-            Some(Half::Announced(_)) | None => {
-                // Those who have given up waiting leave no trace.
-                halves.retain(|_, half| !matches!(half, Half::Announced(tx) if tx.is_closed()));
-                halves.insert(number, Half::Announced(tx));
+            Entry::Vacant(entry) => {
+                entry.insert(tx);
+                Ok(rx)
             }
         }
-        Ok(rx)
     }
 
     fn dialled(&self, number: u64, stream: S) {
-        let mut halves = lock(&self.0);
-        match halves.remove(&number) {
-            // A process that has given up closes the stream by dropping it.
-            Some(Half::Announced(tx)) => drop(tx.send(stream)),
-            Some(first @ Half::Dialled(_)) => {
-                log::warn!("the stream {number} was dialled twice");
-                halves.insert(number, first);
-            }
-            None if halves.values().filter(|half| matches!(half, Half::Dialled(_))).count()
-                >= MAX_WAITING =>
-            {
-                log::warn!("too many streams wait to be announced; {number} is closed");
-            }
-            None => drop(halves.insert(number, Half::Dialled(stream))),
+        match lock(&self.0).remove(&number) {
+            // Who has given up closes the stream by dropping it.
+            Some(tx) => drop(tx.send(stream)),
+            None => log::warn!("nobody waits for the stream {number}; it is closed"),
         }
     }
 }
@@ -118,39 +96,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pairs_meet_whichever_comes_first() {
-        let streams = Streams::new();
-        let mut early = streams.announce(1).unwrap();
-        streams.dialled(1, "one");
-        assert_eq!(early.try_recv().unwrap(), "one");
-
-        streams.dialled(2, "two");
-        let mut late = streams.announce(2).unwrap();
-        assert_eq!(late.try_recv().unwrap(), "two");
-        assert!(lock(&streams.0).is_empty());
-    }
-
-    #[test]
     fn a_number_has_one_process_and_one_connection() {
         let streams = Streams::new();
         let mut first = streams.announce(1).unwrap();
         streams.announce(1).unwrap_err();
         streams.dialled(1, "one");
+        streams.dialled(1, "another");
         assert_eq!(first.try_recv().unwrap(), "one");
-
-        streams.dialled(2, "first");
-        streams.dialled(2, "second");
-        assert_eq!(streams.announce(2).unwrap().try_recv().unwrap(), "first");
+        assert!(lock(&streams.0).is_empty());
     }
 
     #[test]
-    fn what_waits_is_bounded() {
-        let streams = Streams::new();
-        for number in 0..2 * MAX_WAITING as u64 {
-            streams.dialled(number, ());
-        }
-        assert_eq!(lock(&streams.0).len(), MAX_WAITING);
-
+    fn who_gives_up_leaves_no_trace() {
         let streams: Streams<()> = Streams::new();
         for number in 0..1000 {
             drop(streams.announce(number).unwrap());

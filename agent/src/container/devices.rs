@@ -5,7 +5,6 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use bulkhead_protocols::agent::Device;
-use libcontainer::oci_spec::runtime::{LinuxDeviceType, Spec};
 use nix::sys::stat::{major, minor};
 use serde_json::Value;
 
@@ -29,37 +28,23 @@ pub fn renumber(spec: &[u8], devices: &[Device]) -> Result<(Vec<u8>, Vec<String>
     }
     let broken = |error| Error::InvalidArgument(format!("the spec: {error}"));
     let mut document: Value = serde_json::from_slice(spec).map_err(broken)?;
-    if let Some(Value::Object(throttles)) = document.pointer_mut("/linux/resources/blockIO") {
-        for device in throttles.values_mut().filter_map(Value::as_array_mut).flatten() {
+    let renumber = |list: &mut Value, of_blocks: bool| {
+        for device in list.as_array_mut().into_iter().flatten() {
             let number = device["major"].as_i64().zip(device["minor"].as_i64());
-            if let Some((major, minor)) = number.and_then(|number| numbers.get(&number)) {
+            if (!of_blocks || device["type"] == "b")
+                && let Some((major, minor)) = number.and_then(|number| numbers.get(&number))
+            {
                 (device["major"], device["minor"]) = ((*major).into(), (*minor).into());
             }
         }
-    }
-    let mut spec: Spec = serde_json::from_value(document).map_err(broken)?;
-    let here = |kind, number| match kind {
-        Some(LinuxDeviceType::B) => numbers.get(&number).copied(),
-        _ => None,
     };
-    if let Some(linux) = spec.linux_mut() {
-        for device in linux.devices_mut().iter_mut().flatten() {
-            let number = (device.major(), device.minor());
-            if let Some((major, minor)) = here(Some(device.typ()), number) {
-                device.set_major(major).set_minor(minor);
-            }
-        }
-        let resources = linux.resources_mut().as_mut();
-        let rules = resources.and_then(|resources| resources.devices_mut().as_mut());
-        for rule in rules.into_iter().flatten() {
-            if let Some(number) = rule.major().zip(rule.minor())
-                && let Some((major, minor)) = here(rule.typ(), number)
-            {
-                rule.set_major(Some(major)).set_minor(Some(minor));
-            }
-        }
+    if let Some(Value::Object(throttles)) = document.pointer_mut("/linux/resources/blockIO") {
+        throttles.values_mut().for_each(|list| renumber(list, false));
     }
-    Ok((serde_json::to_vec(&spec).map_err(broken)?, nodes))
+    for list in ["/linux/devices", "/linux/resources/devices"] {
+        document.pointer_mut(list).into_iter().for_each(|list| renumber(list, true));
+    }
+    Ok((serde_json::to_vec(&document).map_err(broken)?, nodes))
 }
 
 #[cfg(test)]

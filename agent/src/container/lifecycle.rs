@@ -38,11 +38,11 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Makes a container and stops short of running its process, whose number it returns.
+    /// Makes a container and stops short of running its process.
     ///
     /// # Errors
     /// What is wrong with the request or its spec; nothing is left of the container then.
-    pub async fn create(&self, request: CreateRequest) -> Result<u32> {
+    pub async fn create(&self, request: CreateRequest) -> Result<()> {
         id::check("container", &request.container)?;
         let container = Arc::new(Container::new(&request.container));
         self.containers.reserve(&container)?;
@@ -59,7 +59,7 @@ impl Guest {
         &self,
         container: &Arc<Container>,
         request: CreateRequest,
-    ) -> Result<u32> {
+    ) -> Result<()> {
         let (shared, own) = (Arc::clone(&self.shared), Arc::clone(container));
         let (mounts, directories) = (request.mounts, request.directories);
         let (own_mounts, volumes) = (request.own_mounts, request.volumes);
@@ -93,11 +93,11 @@ impl Guest {
         let process =
             Process::new(Arc::clone(container), "", Arc::clone(&self.events), State::Starting);
         let arguments = ["create", container.id(), &pid_namespace];
-        let (helper, pid) = limited(self.make(&process, announced, &arguments)).await?;
-        process.created(helper);
+        let helper = limited(self.make(&process, announced, &arguments)).await?;
+        process.enter(State::Created(helper));
         self.containers.add(&process)?;
         container.watch_memory(&self.events);
-        Ok(pid)
+        Ok(())
     }
 
     /// The PID namespace of a container, or of the sandbox for an empty name.
@@ -119,9 +119,9 @@ impl Guest {
         process: &Arc<Process>,
         mut announced: Announced,
         arguments: &[&str],
-    ) -> Result<(Helper, u32)> {
+    ) -> Result<Helper> {
         let console = announced.terminal().then(Console::new).transpose()?;
-        let (ends, copying) = announced.connect()?;
+        let (ends, mut copying) = announced.connect()?;
         let path = console.as_ref().map_or("", Console::path);
         let mut helper = Helper::spawn(&self.reaper, &[arguments, &[path]].concat(), ends)?;
         loop {
@@ -137,7 +137,7 @@ impl Guest {
                     process.attach(pid, copying);
                     self.reaper.watch_process(pid, Arc::clone(process));
                     helper.release().await?;
-                    return Ok((helper, pid));
+                    return Ok(helper);
                 }
                 Report::Done | Report::Cause(_) | Report::Failed(_) => return Err(out_of_turn()),
             }
@@ -175,22 +175,24 @@ impl Guest {
     ///
     /// # Errors
     /// Why the program can't be executed; the process has ended then.
-    pub async fn start(&self, process: &Arc<Process>) -> Result<u32> {
+    pub async fn start(&self, process: &Arc<Process>) -> Result<()> {
         let result = match process.begin_start()? {
             State::Prepared(announced) => self.start_exec(process, announced).await,
             State::Created(helper) => start_first(process, helper).await,
-            State::Starting | State::Running | State::Stopped => return Ok(0),
+            State::Starting | State::Running | State::Stopped => return Ok(()),
         };
         match &result {
-            Ok(_) => process.started(),
+            Ok(()) => process.enter(State::Running),
             // It was gone by then, which is an end to tell like any other.
-            Err(Error::FailedPrecondition(_)) if process.is_first() => process.started(),
+            Err(Error::FailedPrecondition(_)) if process.is_first() => {
+                process.enter(State::Running);
+            }
             Err(_) => process.start_failed(),
         }
         result
     }
 
-    async fn start_exec(&self, process: &Arc<Process>, announced: Announced) -> Result<u32> {
+    async fn start_exec(&self, process: &Arc<Process>, announced: Announced) -> Result<()> {
         let container = process.container();
         let _on_its_way = container.starting.read().await;
         if container.is_paused() {
@@ -200,10 +202,7 @@ impl Guest {
             )));
         }
         let arguments = ["exec", container.id(), process.exec()];
-        let started = async {
-            let (helper, pid) = self.make(process, announced, &arguments).await?;
-            helper.executed().await.map(|()| pid)
-        };
+        let started = async { self.make(process, announced, &arguments).await?.executed().await };
         // Without its container it fails in many ways, which all come of that.
         limited(started).await.map_err(|error| self.running(container.id()).err().unwrap_or(error))
     }
@@ -293,7 +292,7 @@ async fn limited<T>(making: impl Future<Output = Result<T>>) -> Result<T> {
 }
 
 /// Lets a created container's process go on to its program.
-async fn start_first(process: &Process, helper: Helper) -> Result<u32> {
+async fn start_first(process: &Process, helper: Helper) -> Result<()> {
     let socket = process.container().state().join(oci::START_SOCKET);
     // It listens for as long as it waits.
     let failed = |_| Error::FailedPrecondition(format!("{} has ended", process.name()));
@@ -301,8 +300,7 @@ async fn start_first(process: &Process, helper: Helper) -> Result<u32> {
     // libcontainer waits for the end of what is written here, whatever it is.
     socket.write_all(b"start").await.map_err(failed)?;
     drop(socket);
-    helper.executed().await?;
-    Ok(process.pid().unwrap_or_default())
+    helper.executed().await
 }
 
 /// Makes the kernel forget files that no one uses any more. virtiofsd keeps a descriptor on the host

@@ -125,11 +125,11 @@ impl Process {
         inner.copying = copying;
     }
 
-    /// The first process waits at its program, unless it has ended since it was made.
-    pub fn created(&self, helper: Helper) {
+    /// It is in another state, unless it has ended meanwhile: the first process waits at its program, or a program runs.
+    pub fn enter(&self, state: State) {
         let exit = {
             let mut inner = lock(&self.inner);
-            inner.state = State::Created(helper);
+            inner.state = state;
             inner.early_exit.take()
         };
         if let Some(code) = exit {
@@ -153,18 +153,6 @@ impl Process {
                 inner.state = other;
                 Err(Error::FailedPrecondition(format!("{} was started already", self.name())))
             }
-        }
-    }
-
-    /// The program runs; it may have ended since.
-    pub fn started(&self) {
-        let exit = {
-            let mut inner = lock(&self.inner);
-            inner.state = State::Running;
-            inner.early_exit.take()
-        };
-        if let Some(code) = exit {
-            self.ended(code);
         }
     }
 
@@ -218,14 +206,14 @@ impl Process {
     /// # Errors
     /// [`Error::NotFound`] if it has ended, [`Error::FailedPrecondition`] if it is not there yet.
     pub fn signal(&self, signal: i32) -> Result<()> {
-        // The lock keeps the reaper from collecting the process, so that its number stays its own.
+        // Nothing is collected meanwhile: the agent has one thread. What has been is known to have ended.
         let inner = lock(&self.inner);
-        let pid = match (&inner.state, inner.pid) {
-            (State::Stopped, _) => {
+        let pid = match (&inner.state, inner.early_exit, inner.pid) {
+            (State::Stopped, ..) | (_, Some(_), _) => {
                 return Err(Error::NotFound(format!("{} has ended", self.name())));
             }
-            (_, Some(pid)) => pid,
-            (_, None) => {
+            (_, None, Some(pid)) => pid,
+            (_, None, None) => {
                 return Err(Error::FailedPrecondition(format!(
                     "{} was not started yet",
                     self.name()

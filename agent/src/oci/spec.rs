@@ -59,9 +59,10 @@ pub fn prepare(
     linux.set_cgroups_path(Some(Path::new("/").join(CONTAINERS).join(container)));
     set_network_sysctls(&mut linux)?;
     if !pid_namespace.is_empty() {
-        join_pid_namespace(&mut linux, pid_namespace)?;
+        set_namespace(&mut linux, LinuxNamespaceType::Pid, Some(pid_namespace))?;
     }
-    isolate_cgroups(&mut linux)?;
+    // A container sees its own cgroups, be it that its host would show it those of all: a guest's are the agent's.
+    set_namespace(&mut linux, LinuxNamespaceType::Cgroup, None)?;
     adapt_propagation(&mut linux);
     linux.resources_mut().iter_mut().for_each(limits::adapt);
     devices::adapt(&mut linux)?;
@@ -110,24 +111,16 @@ pub fn complete_capabilities(given: &Option<LinuxCapabilities>) -> LinuxCapabili
     all
 }
 
-/// Has the container join a PID namespace instead of making one.
-fn join_pid_namespace(linux: &mut Linux, path: &str) -> Result<()> {
+/// Has the container join this namespace, or make one.
+fn set_namespace(linux: &mut Linux, kind: LinuxNamespaceType, path: Option<&str>) -> Result<()> {
     let mut namespaces = linux.namespaces().clone().unwrap_or_default();
-    namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Pid);
-    let joined = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Pid).path(path).build();
-    namespaces.push(joined.map_err(|error| Error::Internal(error.to_string()))?);
-    linux.set_namespaces(Some(namespaces));
-    Ok(())
-}
-
-/// A container sees its own cgroups, be it that its host would show it those of all: a guest's are the agent's.
-fn isolate_cgroups(linux: &mut Linux) -> Result<()> {
-    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
-    if !namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Cgroup) {
-        let own = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Cgroup).build();
-        namespaces.push(own.map_err(|error| Error::Internal(error.to_string()))?);
-        linux.set_namespaces(Some(namespaces));
+    namespaces.retain(|namespace| namespace.typ() != kind);
+    let mut namespace = LinuxNamespaceBuilder::default().typ(kind);
+    if let Some(path) = path {
+        namespace = namespace.path(path);
     }
+    namespaces.push(namespace.build().map_err(|error| Error::Internal(error.to_string()))?);
+    linux.set_namespaces(Some(namespaces));
     Ok(())
 }
 

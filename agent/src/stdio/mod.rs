@@ -6,7 +6,7 @@ mod terminal;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::process::Stdio as ChildStdio;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use bulkhead_protocols::agent::Stdio;
 use tokio::io::AsyncWrite;
@@ -20,7 +20,6 @@ use self::terminal::Terminal;
 pub use self::terminal::set_window_size;
 use crate::error::{Error, Result};
 use crate::streams::Streams;
-use crate::sys::lock;
 
 /// A connection that the host has dialled, or will dial.
 type Pending = oneshot::Receiver<VsockStream>;
@@ -52,9 +51,9 @@ impl Default for ChildEnds {
 /// The copying of a process's stdio.
 #[derive(Default)]
 pub struct Copying {
-    stdin: Mutex<Option<JoinHandle<()>>>,
+    stdin: Option<JoinHandle<()>>,
     /// The master side, and the other one, held open.
-    terminal: Mutex<Option<(Arc<OwnedFd>, Arc<OwnedFd>)>>,
+    terminal: Option<(Arc<OwnedFd>, Arc<OwnedFd>)>,
 }
 
 impl Announced {
@@ -89,7 +88,7 @@ impl Announced {
     /// [`Error::Internal`] if no pipe can be made.
     pub fn connect(&mut self) -> Result<(ChildEnds, Copying)> {
         let mut ends = ChildEnds::default();
-        let copying = Copying::default();
+        let mut copying = Copying::default();
         if self.terminal {
             return Ok((ends, copying));
         }
@@ -114,7 +113,7 @@ impl Copying {
     ///
     /// # Errors
     /// [`Error::Internal`] if the terminal can't be used.
-    pub fn attach(&self, announced: &mut Announced, master: OwnedFd, uid: u32) -> Result<()> {
+    pub fn attach(&mut self, announced: &mut Announced, master: OwnedFd, uid: u32) -> Result<()> {
         let failed = |error: io::Error| Error::io("cannot use the process's terminal", error);
         let slave = terminal::give_to(&master, uid).map_err(|errno| failed(errno.into()))?;
         let (master, slave) = (Arc::new(master), Arc::new(slave));
@@ -132,18 +131,18 @@ impl Copying {
             let (sink, slave) = (Terminal::new(&master).map_err(failed)?, Arc::clone(&slave));
             self.feed(stream, sink, move || terminal::hang_up(&slave));
         }
-        *lock(&self.terminal) = Some((master, slave));
+        self.terminal = Some((master, slave));
         Ok(())
     }
 
     /// Copies the host's input to the process, until either has enough; then comes what is to be done at the end.
     fn feed(
-        &self,
+        &mut self,
         stream: Pending,
         sink: impl AsyncWrite + Unpin + Send + 'static,
         end: impl FnOnce() + Send + 'static,
     ) {
-        *lock(&self.stdin) = Some(tokio::spawn(async move {
+        self.stdin = Some(tokio::spawn(async move {
             let Ok(stream) = stream.await else { return };
             copy(stream, sink).await;
             end();
@@ -155,19 +154,18 @@ impl Copying {
     /// # Errors
     /// What the kernel says.
     pub fn resize(&self, width: u16, height: u16) -> Result<()> {
-        let terminal = lock(&self.terminal);
-        let Some((master, _)) = terminal.as_ref() else { return Ok(()) };
+        let Some((master, _)) = &self.terminal else { return Ok(()) };
         set_window_size(&**master, width.into(), height.into())
             .map_err(|error| Error::io("cannot resize the terminal", error))
     }
 
     /// The process has ended: what the host still sends has no reader. Output goes on until its
     /// end, since children of the process may hold it.
-    pub fn process_ended(&self) {
-        if let Some(stdin) = lock(&self.stdin).take() {
+    pub fn process_ended(&mut self) {
+        if let Some(stdin) = self.stdin.take() {
             stdin.abort();
         }
-        lock(&self.terminal).take();
+        self.terminal = None;
     }
 }
 

@@ -33,6 +33,8 @@ enum Vice {
     Vandal,
     /// Sends what is no message, with a length to match.
     Noise,
+    /// Writes without end, after the end of the container too, and reads nothing.
+    Flood,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -45,6 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         Some("liar") => Vice::Liar,
         Some("vandal") => Vice::Vandal,
         Some("noise") => Vice::Noise,
+        Some("flood") => Vice::Flood,
         other => return Err(format!("hostile={other:?} is no vice").into()),
     };
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run(vice))
@@ -52,7 +55,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 async fn run(vice: Vice) -> Result<(), Box<dyn Error>> {
     let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, STREAM_PORT))?;
-    tokio::spawn(keep_streams(listener));
+    tokio::spawn(keep_streams(listener, vice));
     let mut stream = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, CONTROL_PORT)).await?;
     if vice == Vice::Noise {
         // A ttrpc header begins with the length of what follows.
@@ -63,14 +66,20 @@ async fn run(vice: Vice) -> Result<(), Box<dyn Error>> {
     let once = stream::iter([Ok(stream)]).chain(stream::pending());
     let mut server = Server::new()
         .add_listener(Listener::new(once))
-        .register_service(create_agent(Arc::new(Hostile(vice))));
+        .register_service(create_agent(Arc::new(Hostile::new(vice))));
     server.start().await?;
     std::future::pending().await
 }
 
 /// Takes every stream, never reads or closes one.
-async fn keep_streams(listener: VsockListener) {
+async fn keep_streams(listener: VsockListener, vice: Vice) {
     let mut kept = Vec::new();
+    // The first one is a container's standard output.
+    if vice == Vice::Flood
+        && let Ok((mut stream, _)) = listener.accept().await
+    {
+        tokio::spawn(async move { while stream.write_all(&[b'x'; 16 << 10]).await.is_ok() {} });
+    }
     while let Ok((stream, _)) = listener.accept().await {
         kept.push(stream);
     }

@@ -4,11 +4,11 @@ use std::future::pending;
 
 use async_trait::async_trait;
 use bulkhead_protocols::agent::{
-    ContainerRef, CreateRequest, CreateResponse, DiagnosticsResponse, Empty, Event, Exit, IoStats,
-    PidsResponse, ProcessRef, SetupRequest, SetupResponse, SignalRequest, Stamp, StartResponse,
-    StatsResponse, event,
+    ContainerRef, CreateRequest, DiagnosticsResponse, Empty, Event, Exit, IoStats, PidsResponse,
+    ProcessRef, SetupRequest, SetupResponse, SignalRequest, Stamp, StatsResponse, event,
 };
 use bulkhead_protocols::agent_ttrpc::Agent;
+use tokio::sync::watch;
 use ttrpc::Result;
 use ttrpc::r#async::{ServerStreamSender, TtrpcContext};
 
@@ -21,16 +21,25 @@ const ESCAPES: &str = "\u{1b}[2Jforged\nlevel=fatal msg=forged";
 /// more in one direction until something goes the other way.
 const MANY: u32 = 1000;
 
-/// A service with this vice.
-pub struct Hostile(pub Vice);
+/// A service with a vice.
+pub struct Hostile {
+    vice: Vice,
+    /// The container whose start was asked for last.
+    started: watch::Sender<Option<ProcessRef>>,
+}
 
 impl Hostile {
+    /// One with this vice.
+    pub fn new(vice: Vice) -> Self {
+        Self { vice, started: watch::Sender::new(None) }
+    }
+
     fn lies(&self) -> bool {
-        self.0 == Vice::Liar
+        self.vice == Vice::Liar
     }
 
     async fn unless_mute<T>(&self, answer: T) -> Result<T> {
-        if self.0 == Vice::Mute { pending().await } else { Ok(answer) }
+        if self.vice == Vice::Mute { pending().await } else { Ok(answer) }
     }
 }
 
@@ -73,20 +82,30 @@ impl Agent for Hostile {
             let kind = Some(event::Kind::Exit(exit));
             to.send(&Event { kind, ..Default::default() }).await?;
         }
+        let mut started = self.started.subscribe();
+        if self.vice == Vice::Flood
+            && let Ok(process) =
+                started.wait_for(Option::is_some).await.map(|started| started.clone())
+        {
+            let exit = Exit { process: process.into(), status: 7, ..Default::default() };
+            let kind = Some(event::Kind::Exit(exit));
+            to.send(&Event { kind, ..Default::default() }).await?;
+        }
         pending().await
     }
 
-    async fn create(&self, _: &TtrpcContext, _: CreateRequest) -> Result<CreateResponse> {
-        Ok(CreateResponse { pid: u32::MAX, ..Default::default() })
+    async fn create(&self, _: &TtrpcContext, _: CreateRequest) -> Result<Empty> {
+        Ok(Empty::new())
     }
 
-    async fn start(&self, _: &TtrpcContext, name: ProcessRef) -> Result<StartResponse> {
-        if self.0 == Vice::Vandal
+    async fn start(&self, _: &TtrpcContext, name: ProcessRef) -> Result<Empty> {
+        if self.vice == Vice::Vandal
             && let Err(error) = vandal::run(&name.container)
         {
             eprintln!("the share cannot be used: {error}");
         }
-        Ok(StartResponse { pid: u32::MAX, ..Default::default() })
+        self.started.send_replace(Some(name));
+        Ok(Empty::new())
     }
 
     async fn signal(&self, _: &TtrpcContext, _: SignalRequest) -> Result<Empty> {
