@@ -68,14 +68,19 @@ impl Drop for Cgroup {
         for (dir, old) in &self.joined {
             // If that is gone by now, this process stays here, and with it the group.
             let _ = enter(old, std::process::id());
-            // The kernel tells nobody when a process that was killed has left.
-            let deadline = Instant::now() + PATIENCE;
-            while fs::remove_dir(dir).is_err_and(|error| error.kind() == ErrorKind::ResourceBusy)
-                && Instant::now() < deadline
-            {
-                std::thread::sleep(PAUSE);
-            }
+            remove(dir);
         }
+    }
+}
+
+/// Removes a group's directory, unless whoever is still in it is none of the sandbox's.
+pub fn remove(dir: &Path) {
+    // A process that was killed leaves when its parent has heard of it. cgroup v1 tells nobody.
+    let deadline = Instant::now() + PATIENCE;
+    while fs::remove_dir(dir).is_err_and(|error| error.kind() == ErrorKind::ResourceBusy)
+        && Instant::now() < deadline
+    {
+        std::thread::sleep(PAUSE);
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use containerd_shim_protos::api::DeleteResponse;
 use protobuf::{Message, MessageField};
@@ -11,18 +11,16 @@ use thiserror::Error;
 
 use crate::args::Args;
 use crate::bootstrap::{self, BootstrapError};
-use crate::config::{Config, ConfigError};
+use crate::config::Config;
 use crate::container::LOST;
 use crate::events::timestamp;
 use crate::record::{Record, RecordError, reap};
 use crate::sandbox::directory_path;
 use crate::service;
 
-/// How long a shim may take to say which containers it has.
-const ANSWER: Duration = Duration::from_secs(1);
-
-/// How long a shim that ends may take for it. containerd gives `delete` five seconds in all.
-const LAST_WORK: Duration = Duration::from_secs(3);
+/// How long a shim may take to say which containers it has, or, if it ends, for that. containerd gives `delete` five
+/// seconds in all.
+const LAST_WORK: Duration = Duration::from_secs(4);
 
 /// Why the rests of a sandbox stay.
 #[derive(Debug, Error)]
@@ -30,9 +28,6 @@ pub enum CleanupError {
     /// The bundle cannot be read.
     #[error(transparent)]
     Bundle(#[from] BootstrapError),
-    /// Without the configuration the sandbox's directory is not known.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
     /// A process or the directory cannot be removed.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -45,7 +40,9 @@ pub enum CleanupError {
 pub fn delete(args: &Args) -> Result<(), CleanupError> {
     // A later container of a pod owns nothing on the host: its mounts end with the sandbox's shim.
     if bootstrap::group(&args.bundle)?.is_none_or(|group| group == args.id) {
-        let directory = directory_path(&Config::load()?.state_dir, &args.namespace, &args.id);
+        // One that cannot be used any more does not keep what is where the sandboxes are by default.
+        let config = Config::load().unwrap_or_default();
+        let directory = directory_path(&config.state_dir, &args.namespace, &args.id);
         let record = Record::read(&directory).ok();
         if let Some(record) = &record
             && goes_on(record, &args.id)
@@ -72,12 +69,13 @@ fn goes_on(record: &Record, id: &str) -> bool {
     if !record.shim.is_alive() {
         return false;
     }
-    match service::containers(&record.socket, ANSWER) {
+    let since = Instant::now();
+    match service::containers(&record.socket, LAST_WORK) {
         Ok(ids) if !ids.is_empty() => !ids.iter().any(|other| other == id),
         // It ends, or it is stuck.
         Ok(_) | Err(_) => {
             // What it has not done by then is done here.
-            let _ = record.shim.wait(LAST_WORK);
+            let _ = record.shim.wait(LAST_WORK.saturating_sub(since.elapsed()));
             false
         }
     }

@@ -38,7 +38,6 @@ use crate::sys::lock;
 
 pub use error::{ContainerError, SpecError};
 pub use namespaces::Neighbours;
-use notices::Notices;
 pub use process::{Exit, Process, Status};
 use sockets::Forwarding;
 use spec::GuestSpec;
@@ -111,30 +110,45 @@ pub struct Container {
 }
 
 impl Container {
-    /// The container that stands for its pod: it has states and events, and nothing in the guest.
-    pub fn sandbox(new: NewContainer, host_pid: u32, publisher: Publisher, log: &Logger) -> Self {
-        let init = Process::new(&new.id, "", new.stdio);
-        let container = Self {
-            log: log.new(slog::o!("container" => new.id.clone())),
-            publisher,
-            id: new.id,
-            bundle: new.bundle,
+    fn new(
+        new: NewContainer,
+        guest: Option<Guest>,
+        host_pid: u32,
+        publisher: Publisher,
+        log: &Logger,
+    ) -> Self {
+        Self {
             host_pid,
-            guest: None,
+            guest,
+            publisher,
+            log: log.new(slog::o!("container" => new.id.clone())),
             paused: AtomicBool::new(false),
             held: Mutex::default(),
-            init: Arc::new(init),
+            init: Arc::new(Process::new(&new.id, "", new.stdio)),
             execs: Mutex::default(),
             last_oom: Mutex::default(),
-        };
-        container.created(new.rootfs);
+            id: new.id,
+            bundle: new.bundle,
+        }
+    }
+
+    /// The container that stands for its pod: it has states and events, and nothing in the guest.
+    pub fn sandbox(
+        mut new: NewContainer,
+        host_pid: u32,
+        publisher: Publisher,
+        log: &Logger,
+    ) -> Self {
+        let rootfs = std::mem::take(&mut new.rootfs);
+        let container = Self::new(new, None, host_pid, publisher, log);
+        container.tell_created(rootfs);
         container
     }
 
     /// Makes the container in the guest, from the spec for the guest. `host_pid` stands for its
     /// processes on the host.
     pub async fn create(
-        new: NewContainer,
+        mut new: NewContainer,
         spec: GuestSpec,
         tree: ContainerTree,
         guest: Guest,
@@ -142,46 +156,26 @@ impl Container {
         publisher: Publisher,
         log: &Logger,
     ) -> Result<Self, ContainerError> {
-        let init = Process::new(&new.id, "", new.stdio);
+        let rootfs = std::mem::take(&mut new.rootfs);
+        let container = Self::new(new, Some(guest.clone()), host_pid, publisher, log);
+        let init = &container.init;
         let GuestSpec { mut request, sockets, .. } = spec;
         let made = async {
             let numbers = stdio::numbers(&init.stdio, &guest);
             let stdio = Prepared::open(&init.stdio, &numbers)?;
             request.stdio = MessageField::some(numbers);
             guest.call(async |agent, context| agent.create(context, &request).await).await?;
-            Ok::<_, ContainerError>(connect(stdio, &init, &guest).await?)
+            Ok::<_, ContainerError>(connect(stdio, init, &guest).await?)
         };
         if let Err(error) = made.await {
             give_back(tree).await;
             return Err(error);
         }
-        let log = log.new(slog::o!("container" => new.id.clone()));
-        let forwarded = |socket| Forwarding::start(socket, &new.id, &guest, &log);
+        let forwarded = |socket| Forwarding::start(socket, &container.id, &guest, &container.log);
         let sockets = sockets.into_iter().map(forwarded).collect();
-        let container = Self {
-            log,
-            publisher,
-            id: new.id,
-            bundle: new.bundle,
-            host_pid,
-            guest: Some(guest),
-            paused: AtomicBool::new(false),
-            held: Mutex::new(Some((tree, sockets))),
-            init: Arc::new(init),
-            execs: Mutex::default(),
-            last_oom: Mutex::default(),
-        };
-        container.created(new.rootfs);
+        *lock(&container.held) = Some((tree, sockets));
+        container.tell_created(rootfs);
         Ok(container)
-    }
-
-    fn created(&self, rootfs: Vec<Mount>) {
-        let bundle = self.bundle.to_string_lossy().into_owned();
-        self.notices().created(bundle, rootfs, &self.init.stdio);
-    }
-
-    fn notices(&self) -> Notices<'_> {
-        Notices { container: &self.id, pid: self.host_pid, publisher: &self.publisher }
     }
 
     fn guest(&self) -> Result<&Guest, ContainerError> {
@@ -220,26 +214,35 @@ impl Container {
         if !exec.is_empty() && self.init.status() != Status::Running {
             return Err(state("cannot start: its container is not running"));
         }
-        if let (Some(guest), Some(numbers)) = (&self.guest, process.announced.get()) {
-            // Not before: a client may close its end at once, and ctr tells of that only once the exec is there.
-            let stdio = Prepared::open(&process.stdio, numbers)?;
-            process.attach(stdio.connect(guest).await?);
-        }
-        if let Some(guest) = &self.guest
-            && let Err(error) =
-                guest.call(async |agent, context| agent.start(context, &process.key).await).await
-        {
+        let begun = tokio::select! {
+            begun = self.begin(&process) => begun,
+            // Whoever ends the container waits for this turn.
+            _ = self.init.wait(), if !exec.is_empty() => Err(state("cannot start: its container has ended")),
+        };
+        if let Err(error) = begun {
             // Only what the guest has refused is known not to run. Of a first process that is over already the end is told.
-            if let GuestError::Refused { code, .. } = &error
+            if let ContainerError::Guest(GuestError::Refused { code, .. }) = &error
                 && !(exec.is_empty() && *code == Code::FAILED_PRECONDITION)
             {
                 process.set(Status::Stopped(Exit { status: NOT_STARTED, at: SystemTime::now() }));
             }
-            return Err(error.into());
+            return Err(error);
         }
         process.set(Status::Running);
-        self.notices().started(exec);
+        self.tell_started(exec);
         info!(self.log, "started"; "exec" => exec.to_owned());
+        Ok(())
+    }
+
+    /// Has the guest run it.
+    async fn begin(&self, process: &Process) -> Result<(), ContainerError> {
+        let Some(guest) = &self.guest else { return Ok(()) };
+        if let Some(numbers) = process.announced.get() {
+            // Not before: a client may close its end at once, and ctr tells of that only once the exec is there.
+            let stdio = Prepared::open(&process.stdio, numbers)?;
+            process.attach(stdio.connect(guest).await?);
+        }
+        guest.call(async |agent, context| agent.start(context, &process.key).await).await?;
         Ok(())
     }
 
@@ -267,7 +270,7 @@ impl Container {
             self.forget(exec);
             return Err(error);
         }
-        self.notices().exec_added(exec);
+        self.tell_exec_added(exec);
         Ok(())
     }
 
@@ -366,7 +369,7 @@ impl Container {
             self.execs_lost().await;
             let held = lock(&self.held).take();
             give_back(held).await;
-            self.notices().deleted(exit);
+            self.tell_deleted(exit);
         } else {
             self.forget(exec);
         }
@@ -401,7 +404,7 @@ impl Container {
         if let (true, Some(streams)) = (exec.is_empty(), process.streams()) {
             streams.source_ended();
         }
-        self.notices().exited(exec, exit);
+        self.tell_exited(exec, exit);
         info!(self.log, "exited"; "exec" => exec.to_owned(), "status" => exit.status);
     }
 
@@ -425,7 +428,7 @@ impl Container {
             return;
         }
         *last = Some(now);
-        self.notices().out_of_memory();
+        self.tell_out_of_memory();
         info!(self.log, "out of memory");
     }
 
@@ -447,7 +450,7 @@ impl Container {
         let container = self.reference();
         self.guest()?.call(async |agent, context| agent.pause(context, &container).await).await?;
         self.paused.store(true, Ordering::Relaxed);
-        self.notices().paused();
+        self.tell_paused();
         Ok(())
     }
 
@@ -456,7 +459,7 @@ impl Container {
         let container = self.reference();
         self.guest()?.call(async |agent, context| agent.resume(context, &container).await).await?;
         self.paused.store(false, Ordering::Relaxed);
-        self.notices().resumed();
+        self.tell_resumed();
         Ok(())
     }
 

@@ -4,25 +4,17 @@ use containerd_shim_protos::api::Mount;
 use containerd_shim_protos::events::task;
 use protobuf::MessageField;
 
+use super::Container;
 use super::process::Exit;
-use super::stdio::StdioPaths;
-use crate::events::{Publisher, timestamp};
+use crate::events::timestamp;
 
-/// Publishes one container's events. An empty `exec` is its first process.
-pub struct Notices<'a> {
-    /// The container's id.
-    pub container: &'a str,
-    /// The number that stands for its processes on the host.
-    pub pid: u32,
-    /// Where the events go.
-    pub publisher: &'a Publisher,
-}
-
-impl Notices<'_> {
-    pub fn created(&self, bundle: String, rootfs: Vec<Mount>, stdio: &StdioPaths) {
+/// An empty `exec` is the first process.
+impl Container {
+    pub(super) fn tell_created(&self, rootfs: Vec<Mount>) {
+        let stdio = &self.init.stdio;
         self.publisher.publish(&task::TaskCreate {
-            container_id: self.container.to_owned(),
-            bundle,
+            container_id: self.id.clone(),
+            bundle: self.bundle.to_string_lossy().into_owned(),
             rootfs,
             io: MessageField::some(task::TaskIO {
                 stdin: stdio.stdin.clone(),
@@ -31,19 +23,19 @@ impl Notices<'_> {
                 terminal: stdio.terminal,
                 ..Default::default()
             }),
-            pid: self.pid,
+            pid: self.host_pid,
             ..Default::default()
         });
     }
 
-    pub fn exec_added(&self, exec: &str) {
-        let (container_id, exec_id) = (self.container.to_owned(), exec.to_owned());
+    pub(super) fn tell_exec_added(&self, exec: &str) {
+        let (container_id, exec_id) = (self.id.clone(), exec.to_owned());
         let added = task::TaskExecAdded { container_id, exec_id, ..Default::default() };
         self.publisher.publish(&added);
     }
 
-    pub fn started(&self, exec: &str) {
-        let (container_id, pid) = (self.container.to_owned(), self.pid);
+    pub(super) fn tell_started(&self, exec: &str) {
+        let (container_id, pid) = (self.id.clone(), self.host_pid);
         if exec.is_empty() {
             self.publisher.publish(&task::TaskStart { container_id, pid, ..Default::default() });
             return;
@@ -53,43 +45,43 @@ impl Notices<'_> {
         self.publisher.publish(&started);
     }
 
-    pub fn exited(&self, exec: &str, exit: Exit) {
+    pub(super) fn tell_exited(&self, exec: &str, exit: Exit) {
         self.publisher.publish(&task::TaskExit {
-            container_id: self.container.to_owned(),
-            id: if exec.is_empty() { self.container } else { exec }.to_owned(),
-            pid: self.pid,
+            container_id: self.id.clone(),
+            id: if exec.is_empty() { &self.id } else { exec }.to_owned(),
+            pid: self.host_pid,
             exit_status: exit.status,
             exited_at: MessageField::some(timestamp(exit.at)),
             ..Default::default()
         });
     }
 
-    pub fn deleted(&self, exit: Exit) {
+    pub(super) fn tell_deleted(&self, exit: Exit) {
         self.publisher.publish(&task::TaskDelete {
-            container_id: self.container.to_owned(),
-            id: self.container.to_owned(),
-            pid: self.pid,
+            container_id: self.id.clone(),
+            id: self.id.clone(),
+            pid: self.host_pid,
             exit_status: exit.status,
             exited_at: MessageField::some(timestamp(exit.at)),
             ..Default::default()
         });
     }
 
-    pub fn out_of_memory(&self) {
+    pub(super) fn tell_out_of_memory(&self) {
         if self.publisher.is_behind() {
             return;
         }
-        let container_id = self.container.to_owned();
+        let container_id = self.id.clone();
         self.publisher.publish(&task::TaskOOM { container_id, ..Default::default() });
     }
 
-    pub fn paused(&self) {
-        let container_id = self.container.to_owned();
+    pub(super) fn tell_paused(&self) {
+        let container_id = self.id.clone();
         self.publisher.publish(&task::TaskPaused { container_id, ..Default::default() });
     }
 
-    pub fn resumed(&self) {
-        let container_id = self.container.to_owned();
+    pub(super) fn tell_resumed(&self) {
+        let container_id = self.id.clone();
         self.publisher.publish(&task::TaskResumed { container_id, ..Default::default() });
     }
 }

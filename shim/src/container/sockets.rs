@@ -108,14 +108,17 @@ async fn forward(socket: Socket, container: &str, guest: &Guest, log: &Logger) -
                 guest.open_stream(request.input),
                 guest.open_stream(request.output)
             );
+            let (input, output) = match streams {
+                Ok(streams) => streams,
+                Err(error) => return debug!(log, "a connection is not forwarded: {error}"),
+            };
             // Without a connection the streams are closed again, and so is the guest's end.
-            match (streams, connect(&host).await) {
-                (Ok((input, output)), Ok(connection)) => {
+            match connect(&host).await {
+                Ok(connection) => {
                     let (from, to) = connection.into_split();
                     carry(from, to, input, output).await;
                 }
-                (_, Err(error)) => debug!(log, "{}: {error}", host.display()),
-                (Err(error), _) => debug!(log, "a connection is not forwarded: {error}"),
+                Err(error) => debug!(log, "{}: {error}", host.display()),
             }
         });
     }

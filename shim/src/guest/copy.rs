@@ -16,6 +16,9 @@ const BUFFER: usize = 64 << 10;
 /// still had is under way then.
 pub const AFTER_END: Duration = Duration::from_secs(30);
 
+/// How many bytes an output may still bring then: what a process's pipe holds (pipe(7)), and what is under way.
+const LEFT: usize = 4 << 20;
+
 /// Copies what the guest sends, and closes `to` at its end. `ended` becomes true when nobody in the guest can have
 /// more to say; one that keeps the stream open all the same is not waited for. `moved` hears of all that `to` has taken.
 pub async fn from_guest(
@@ -38,10 +41,13 @@ async fn hand_on(
 ) -> io::Result<()> {
     let mut buffer = vec![0; STREAM_WINDOW];
     let mut taken = 0;
-    let mut patience = AFTER_END;
+    let (mut patience, mut left) = (AFTER_END, LEFT);
     loop {
         let count = read(&mut stream, &mut buffer, &mut ended, &mut patience).await?;
-        if count == 0 {
+        if *ended.borrow() {
+            left = left.saturating_sub(count);
+        }
+        if count == 0 || left == 0 {
             return to.shutdown().await;
         }
         let mut rest = &buffer[..count];
@@ -53,9 +59,9 @@ async fn hand_on(
             moved.notify_one();
         }
         taken += count;
-        // As many bytes as it is; their value means nothing. A guest that has sent everything and closed
-        // takes no more of them, and what it sent is still to be read.
-        let _ = stream.write_all(&buffer[..taken / STREAM_ACK]).await;
+        // As many bytes as it is; their value means nothing. There is room for them: a guest sends no more than
+        // its window without them. One that does, or that has closed, takes none, and is not waited for.
+        let _ = stream.try_write(&buffer[..taken / STREAM_ACK]);
         taken %= STREAM_ACK;
     }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::{ProcessId, Record, RecordError, remove_directory};
+use crate::cgroup;
 use crate::network;
 use crate::process::{kill, pidfd, wait_until};
 use crate::storage::{scratch, virtiofsd};
@@ -34,10 +35,7 @@ pub fn reap(directory: &Path) -> Result<Vec<ProcessId>, RecordError> {
     if let Some(alias) = record.as_ref().ok().and_then(|record| record.alias.as_deref()) {
         let _ = std::fs::remove_file(alias);
     }
-    for cgroup in record.iter().flat_map(|record| &record.cgroups) {
-        // Whoever is still in it is none of the sandbox's.
-        let _ = std::fs::remove_dir(cgroup);
-    }
+    record.iter().flat_map(|record| &record.cgroups).for_each(|dir| cgroup::remove(dir));
     remove_directory(directory)?;
     Ok(killed)
 }

@@ -4,7 +4,7 @@
 //! limit the older one is given up.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -93,8 +93,11 @@ impl Rotating {
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.written + bytes.len() as u64 > self.limit {
-            fs::rename(&self.path, self.path.with_extension("log.1"))?;
-            self.file = File::create_new(&self.path)?;
+            match fs::rename(&self.path, self.path.with_extension("log.1")) {
+                // The last attempt came no further: the disk was full.
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => self.file = File::create_new(&self.path)?,
+            }
             self.written = 0;
         }
         self.written += bytes.len() as u64;

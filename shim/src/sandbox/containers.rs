@@ -204,8 +204,8 @@ impl Sandbox {
             }
             return Err(self.explained(error.into()).await);
         }
-        drop(lock(&self.began).take());
-        if id == self.identity.id && exec.is_empty() {
+        // The next spare may begin.
+        if lock(&self.began).take().is_some() {
             self.phases.stamp("started");
             self.running().await?.parts.record_phases(&self.phases);
             info!(self.log, "cold start"; "phases" => self.phases.line());

@@ -84,7 +84,7 @@ impl Parts {
         self.vm.processes().into_iter().chain(served).collect()
     }
 
-    /// Writes down how far the start has come. Without the record the sandbox runs all the same.
+    /// Writes down how far the start has come. With an older record the sandbox runs all the same.
     pub fn record_phases(&self, phases: &Phases) {
         let mut record = lock(&self.record);
         record.processes = self.processes().into_iter().map(ProcessId::from).collect();
@@ -184,10 +184,10 @@ pub async fn devices(
     let mut spec = spec(config, pod, &selection, &dir)?;
     info!(log, "guest's size"; "vcpus" => spec.vcpus, "memory" => spec.memory,
         "memory_limits" => pod.resources.memory_limit_in_bytes);
-    directory::create(&dir).map_err(failed)?;
-    let mut new = NewDirectory { path: dir.clone(), share: None, kept: false };
     // Before the pod's share of the processor counts: its maker holds a lock of all sandboxes.
     let scratch = scratch(config, identity, pod).await?;
+    directory::create(&dir).map_err(failed)?;
+    let mut new = NewDirectory { path: dir.clone(), share: None, kept: false };
     let cgroup = join(&pod.cgroup, log);
     let console = Console::open(&spec.console, config.console_limit).map_err(failed)?;
     // From here on whoever finds the directory knows whose it is.
@@ -196,9 +196,8 @@ pub async fn devices(
             .map_err(failed)?;
     record.cgroups = cgroup.iter().flat_map(Cgroup::directories).collect();
     record.network.clone_from(&pod.network);
-    if let Err(error) = record.write(&dir) {
-        warn!(log, "{}", chain(&error));
-    }
+    // Without it the directory is taken for one that a dead shim has left.
+    record.write(&dir).map_err(|error| failed(io::Error::other(error)))?;
     if let Some((scratch, _)) = &scratch {
         spec.disks.push(disk(scratch, config.scratch.size)?);
     }

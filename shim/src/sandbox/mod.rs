@@ -4,7 +4,8 @@
 //! Starting --> Running --> Ended
 //!     \------> Failed
 //! ```
-//! The sandbox is built as soon as the server runs; containerd's Create finds it under way or done.
+//! A pod's is built as soon as it is known what the pod is, and containerd's Create finds it under way or done; what
+//! any other one is made of, Create says.
 
 mod console;
 mod containers;
@@ -238,10 +239,16 @@ impl Sandbox {
             tokio::select! {
                 event = events.recv() => match event {
                     Ok(Some(event)) => self.dispatch(event),
-                    Ok(None) | Err(_) => break self.hung_up(parts).await,
+                    Ok(None) | Err(_) => break None,
                 },
-                reason = &mut over => break reason,
+                reason = &mut over => break Some(reason),
             }
+        };
+        // What else comes is not kept for anybody.
+        drop(events);
+        let exit = match exit {
+            Some(reason) => reason,
+            None => self.hung_up(parts).await,
         };
         parts.vm.kill();
         if self.containers().is_empty() {
@@ -396,9 +403,10 @@ impl Sandbox {
             && self.table().is_empty()
     }
 
-    /// The ids of the containers.
+    /// The ids of the containers, those that are being made too.
     pub fn ids(&self) -> Vec<String> {
-        self.table().keys().cloned().collect()
+        let making = lock(&self.creating).keys().cloned().collect::<Vec<_>>();
+        self.table().keys().cloned().chain(making).collect()
     }
 
     /// The pid that stands for the sandbox's processes on the host: the VMM's, 0 before there is one.

@@ -104,6 +104,8 @@ impl Spare {
             if lacks_scratch { launch::scratch(config, identity, pod).await? } else { None };
         rename(&mut parts, config, identity).map_err(Unfit::Host)?;
         parts.cgroup = launch::join(&pod.cgroup, log);
+        // Whoever finds the record finds what is left in the pod's namespace, too.
+        write_down(&parts, pod).map_err(Unfit::Host)?;
         follow(&parts).map_err(Unfit::Host)?;
         if let Some(path) = &pod.network {
             parts.network = parts.network.moved(path.clone()).await?.into();

@@ -3,15 +3,16 @@
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_protocols::agent_ttrpc::create_sandbox;
+use bulkhead_protocols::chain;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use oci_spec::runtime::{Process, Spec};
-use slog::{Logger, info, warn};
+use slog::{Logger, error, info, warn};
 use thiserror::Error;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -65,11 +66,15 @@ pub enum ServeError {
 
 /// Serves until containerd says that it may end, or a signal does.
 pub fn serve(args: &Args) -> Result<(), ServeError> {
-    let [listener, began] = inherited().map_err(ServeError::Descriptor)?;
-    let listener = UnixListener::from(listener);
-    listener.set_nonblocking(true).map_err(ServeError::Listener)?;
-    let runtime = prepare()?;
+    let prepared = inherited().map_err(ServeError::Descriptor).and_then(|[listener, began]| {
+        let listener = UnixListener::from(listener);
+        listener.set_nonblocking(true).map_err(ServeError::Listener)?;
+        Ok((listener, began, prepare()?))
+    });
+    // It has a thread of its own.
     let (config, log) = open(args);
+    let said = |error: &ServeError| error!(log, "{}", chain(error));
+    let (listener, began, runtime) = prepared.inspect_err(said)?;
     if let Ok(config) = &config
         && config.spares > 0
     {
@@ -78,7 +83,7 @@ pub fn serve(args: &Args) -> Result<(), ServeError> {
     }
     let events = events_address(args);
     let origin = Origin { spare: None, began };
-    to_the_end(runtime, run(args, events, config, listener, origin, &log))
+    to_the_end(runtime, run(args, events, config, listener, origin, &log)).inspect_err(said)
 }
 
 /// Does this, and ends the runtime, whatever its threads wait for: a mount from a server that is gone may have no end.
@@ -116,18 +121,6 @@ pub async fn run(
     let socket = address.as_pathname().map(PathBuf::from);
     let socket =
         socket.ok_or_else(|| ServeError::Listener(io::ErrorKind::AddrNotAvailable.into()))?;
-    serve_on(args, events, config, listener, &socket, origin, log).await
-}
-
-async fn serve_on(
-    args: &Args,
-    events: String,
-    config: Result<Config, ConfigError>,
-    listener: UnixListener,
-    socket: &Path,
-    origin: Origin,
-    log: &Logger,
-) -> Result<(), ServeError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
     let (publisher, forwarding) = Publisher::start(events, args.namespace.clone(), log);
@@ -135,11 +128,8 @@ async fn serve_on(
     if let Err(error) = take_oom_score(spec.as_ref().ok().and_then(Option::as_ref)) {
         warn!(log, "the sandbox keeps containerd's OOM score: {error}");
     }
-    let identity = Identity {
-        namespace: args.namespace.clone(),
-        id: args.id.clone(),
-        socket: socket.to_owned(),
-    };
+    let identity =
+        Identity { namespace: args.namespace.clone(), id: args.id.clone(), socket: socket.clone() };
     let pod = match &spec {
         Ok(Some(spec)) => Some(Pod::of_spec(spec)),
         // The sandbox API will tell.
@@ -165,7 +155,7 @@ async fn serve_on(
     }
     server.stop_listen().await;
     // Later it may be that of the next shim for the same id.
-    let _ = std::fs::remove_file(socket);
+    let _ = std::fs::remove_file(&socket);
     sandbox.shutdown().await;
     server.disconnect().await;
     drop((server, sandbox));

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use bulkhead_protocols::chain;
+use slog::error;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_blocking;
@@ -28,12 +29,17 @@ const HEAD_START: Duration = Duration::from_secs(3);
 pub fn wait(args: &Args) -> Result<(), ServeError> {
     let [lock] = inherited().map_err(ServeError::Descriptor)?;
     let lock = File::from(lock);
-    // The other end is closed once the sandbox before runs, or is over.
-    io::stdin().read_to_end(&mut Vec::new()).map_err(ServeError::Descriptor)?;
-    let like = Likeness::own().map_err(ServeError::Descriptor)?;
-    let runtime = prepare()?;
-    // Nobody's guest is worth as little to the host as any process.
-    server::take_oom_score(None).map_err(ServeError::Runtime)?;
+    let ready = || -> Result<_, ServeError> {
+        // The other end is closed once the sandbox before runs, or is over.
+        io::stdin().read_to_end(&mut Vec::new()).map_err(ServeError::Descriptor)?;
+        let like = Likeness::own().map_err(ServeError::Descriptor)?;
+        let runtime = prepare()?;
+        // Nobody's guest is worth as little to the host as any process.
+        server::take_oom_score(None).map_err(ServeError::Runtime)?;
+        Ok((like, runtime))
+    };
+    let failed = |error: &ServeError| Place::leave_word(&lock, &chain(error));
+    let (like, runtime) = ready().inspect_err(failed)?;
     server::to_the_end(runtime, async {
         let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
@@ -48,7 +54,8 @@ pub fn wait(args: &Args) -> Result<(), ServeError> {
         let (config, opened) = server::open(&claim.args);
         log.open(&opened);
         let origin = Origin { spare: Some(spare), began };
-        server::run(&claim.args, claim.events, config, listener, origin, &opened).await
+        let served = server::run(&claim.args, claim.events, config, listener, origin, &opened);
+        served.await.inspect_err(|error| error!(opened, "{}", chain(error)))
     })
 }
 

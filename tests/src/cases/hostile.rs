@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::bed::{Container, Test};
 use crate::ensure;
@@ -33,6 +33,11 @@ pub const CASES: &[Case] = &[
         "hostile.noise",
         "a guest that does not speak the protocol is given up at the deadline, and leaves nothing",
         noise,
+    ),
+    Case::bulkhead(
+        "hostile.flood",
+        "a container whose guest writes without end, and takes nothing, has an end all the same",
+        flood,
     ),
 ];
 
@@ -123,4 +128,19 @@ fn vandal(t: &Test<'_>) -> Outcome {
 fn noise(t: &Test<'_>) -> Outcome {
     // It begins messages that are too long to be read, one after the other.
     ward(t, "noise")?.refused(40, &["the guest did not answer within"]).map(drop)
+}
+
+fn flood(t: &Test<'_>) -> Outcome {
+    let ward = ward(t, "flood")?;
+    let container = ward.container();
+    let mut session = container.converse(&[], &["true"])?;
+    let (begun, mut bytes) = (Instant::now(), 0);
+    while let Some(piece) = session.read()? {
+        bytes += piece.len();
+        ensure!(begun.elapsed() < t.deadline(60), "after {bytes} bytes there is no end");
+    }
+    let code = session.finish()?.code();
+    ensure!(code == 7, "it ended with {code}, not 7");
+    ensure!(bytes > 4 << 20, "{bytes} bytes are no flood");
+    ward.nothing_left(&container.id)
 }
