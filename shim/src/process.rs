@@ -5,7 +5,7 @@
 //! the main thread; a current-thread runtime there does.
 
 use std::collections::VecDeque;
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -88,8 +88,7 @@ impl From<ExitStatus> for Status {
 #[derive(Debug)]
 pub struct HelperCommand {
     role: &'static str,
-    program: PathBuf,
-    args: Vec<OsString>,
+    command: Command,
     inherited: Vec<OwnedFd>,
     network: Option<OwnedFd>,
 }
@@ -98,24 +97,18 @@ impl HelperCommand {
     /// `role` is the helper's name in records and messages.
     #[must_use]
     pub fn new(role: &'static str, program: &Path) -> Self {
-        HelperCommand {
-            role,
-            program: program.to_owned(),
-            args: Vec::new(),
-            inherited: Vec::new(),
-            network: None,
-        }
+        HelperCommand { role, command: Command::new(program), inherited: Vec::new(), network: None }
     }
 
     /// Adds an argument.
-    pub fn arg(&mut self, arg: impl Into<OsString>) -> &mut Self {
-        self.args.push(arg.into());
+    pub fn arg(&mut self, arg: impl AsRef<OsStr>) -> &mut Self {
+        self.command.arg(arg);
         self
     }
 
     /// Adds arguments.
-    pub fn args<A: Into<OsString>>(&mut self, args: impl IntoIterator<Item = A>) -> &mut Self {
-        self.args.extend(args.into_iter().map(Into::into));
+    pub fn args(&mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> &mut Self {
+        self.command.args(args);
         self
     }
 
@@ -146,28 +139,20 @@ impl HelperCommand {
     /// # Errors
     /// [`SpawnError`]
     pub fn spawn(self) -> Result<Helper, SpawnError> {
-        let HelperCommand { role, program, args, inherited, network } = self;
-        start(role, &program, &args, inherited, network)
-            .map_err(|source| SpawnError { program, source })
+        let program = self.command.as_std().get_program().into();
+        start(self).map_err(|source| SpawnError { program, source })
     }
 }
 
-fn start(
-    role: &'static str,
-    program: &Path,
-    args: &[OsString],
-    inherited: Vec<OwnedFd>,
-    network: Option<OwnedFd>,
-) -> io::Result<Helper> {
+fn start(wanted: HelperCommand) -> io::Result<Helper> {
+    let HelperCommand { role, mut command, inherited, network } = wanted;
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
     let output = pipe::Receiver::from_owned_fd(reader)?;
-    let mut command = Command::new(program);
     command
         // Where anything below fails, nothing stays.
         .kill_on_drop(true)
         // containerd's environment is not theirs: its LD_LIBRARY_PATH has them load libraries from anywhere.
         .env_clear()
-        .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::from(writer.try_clone()?))
         .stderr(Stdio::from(writer));

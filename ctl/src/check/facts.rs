@@ -15,20 +15,14 @@ use super::containerd::{CONFIG, Handler, handler};
 /// The shim, by the name that containerd makes of the runtime's.
 pub const SHIM: &str = "containerd-shim-bulkhead-v2";
 
-/// A program, and its version if it is there.
-#[derive(Debug)]
-pub struct Program {
-    /// Where it is.
-    pub path: Result<PathBuf, AssetError>,
-    /// What it says.
-    pub version: Option<Result<Version, VersionError>>,
-}
+/// Where a program is, and the version that it says.
+pub type Program = Result<(PathBuf, Result<Version, VersionError>), AssetError>;
 
-impl Program {
-    fn probe(path: Result<PathBuf, AssetError>) -> Program {
-        let version = path.as_deref().ok().map(Version::of);
-        Program { path, version }
-    }
+fn probe(path: Result<PathBuf, AssetError>) -> Program {
+    path.map(|path| {
+        let version = Version::of(&path);
+        (path, version)
+    })
 }
 
 /// Where the shim was found.
@@ -110,10 +104,10 @@ impl Facts {
             linux: uname().ok().and_then(|host| Version::in_line(host.release().to_str()?)),
             selection: Selection::of(&config),
             kvm: host.kvm,
-            cloud_hypervisor: Program::probe(host.cloud_hypervisor),
-            qemu: Program::probe(host.qemu),
-            vhost_device_vsock: Program::probe(host.vhost_device_vsock),
-            virtiofsd: Program::probe(config.files.virtiofsd()),
+            cloud_hypervisor: probe(host.cloud_hypervisor),
+            qemu: probe(host.qemu),
+            vhost_device_vsock: probe(host.vhost_device_vsock),
+            virtiofsd: probe(config.files.virtiofsd()),
             kernel: config.files.kernel(),
             initramfs: config.files.initramfs(),
             shim: shim(),

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bulkhead_protocols::chain;
-use bulkhead_shim::config::AssetError;
+use bulkhead_shim::config::{AssetError, list};
 use bulkhead_shim::info::RUNTIME;
 use bulkhead_shim::storage::virtiofsd;
 use bulkhead_shim::version::Version;
@@ -107,11 +107,6 @@ fn configuration(facts: &Facts) -> Line {
     }
 }
 
-fn list(paths: &[PathBuf]) -> String {
-    let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-    paths.join(", ")
-}
-
 fn linux(version: Version) -> Line {
     let old = (version < OLDEST_LINUX).then(|| format!("{OLDEST_LINUX} is the oldest that works"));
     let level = if old.is_some() { Level::Fail } else { Level::Ok };
@@ -178,18 +173,17 @@ fn program(
     level: Level,
     advice: &str,
 ) -> Line {
-    let path = match &program.path {
-        Ok(path) => path.display(),
+    let (path, version) = match program {
+        Ok((path, version)) => (path.display(), version),
         Err(error) => return line(level, what, chain(error), Some(advice)),
     };
-    match &program.version {
-        Some(Ok(version)) if *version < oldest => {
+    match version {
+        Ok(version) if *version < oldest => {
             let says = format!("{path} is version {version}; {oldest} is the oldest that works");
             line(level, what, says, Some(advice))
         }
-        Some(Ok(version)) => line(Level::Ok, what, format!("{path}, version {version}"), None),
-        Some(Err(error)) => line(level, what, chain(error), Some("see whether it runs at all")),
-        None => line(Level::Ok, what, path.to_string(), None),
+        Ok(version) => line(Level::Ok, what, format!("{path}, version {version}"), None),
+        Err(error) => line(level, what, chain(error), Some("see whether it runs at all")),
     }
 }
 
@@ -276,10 +270,7 @@ mod tests {
     use super::*;
 
     fn there(name: &str, major: u32, minor: u32) -> Program {
-        Program {
-            path: Ok(PathBuf::from(format!("/bin/{name}"))),
-            version: Some(Ok(Version { major, minor })),
-        }
+        Ok((PathBuf::from(format!("/bin/{name}")), Ok(Version { major, minor })))
     }
 
     fn missing(name: &'static str) -> AssetError {
@@ -287,7 +278,7 @@ mod tests {
     }
 
     fn absent(name: &'static str) -> Program {
-        Program { path: Err(missing(name)), version: None }
+        Err(missing(name))
     }
 
     /// A host on which all is well.

@@ -67,7 +67,9 @@ pub enum AssetError {
     },
 }
 
-fn list(paths: &[PathBuf]) -> String {
+/// Paths in words for people.
+#[must_use]
+pub fn list(paths: &[PathBuf]) -> String {
     let paths: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
     paths.join(", ")
 }

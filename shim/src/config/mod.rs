@@ -14,10 +14,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 pub use assets::{Files, mkfs};
-pub use error::{AssetError, ConfigError};
+pub use error::{AssetError, ConfigError, list};
 pub use number::show;
 pub use scratch::{Filesystem, Scratch};
 
@@ -97,7 +97,7 @@ impl Default for Config {
 }
 
 /// Which VMM is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Hypervisor {
     /// The best one that can run here.
@@ -109,7 +109,7 @@ pub enum Hypervisor {
 }
 
 /// A machine type of QEMU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum QemuMachine {
     /// No PCI, no ACPI: the quickest to boot.
@@ -119,7 +119,7 @@ pub enum QemuMachine {
 }
 
 /// virtiofsd's cache modes (`virtiofsd --help`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CacheMode {
     /// Metadata for a second, file contents between close and the next open where unchanged.
@@ -146,7 +146,7 @@ impl CacheMode {
 }
 
 /// Where what a container writes to its root file system goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Upper {
     /// To where the snapshotter has it.
@@ -156,7 +156,7 @@ pub enum Upper {
 }
 
 /// The least important lines that are still logged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
     /// What failed.

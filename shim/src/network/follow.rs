@@ -1,6 +1,5 @@
 //! The guest's network follows the pod's: the kernel tells of each change (rtnetlink(7), multicast groups).
 
-use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,18 +32,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// A network that can tell of its changes.
 pub struct Following {
     network: Arc<Mutex<Network>>,
-    notices: AsyncFd<Notices>,
+    notices: AsyncFd<Socket>,
     /// Whether the guest has not been told of all that there were notices of.
     behind: AtomicBool,
     log: Logger,
-}
-
-struct Notices(Socket);
-
-impl AsRawFd for Notices {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
 }
 
 impl Following {
@@ -53,7 +44,7 @@ impl Following {
     /// # Errors
     /// [`NetworkError::Kernel`]
     pub fn new(network: Network, log: &Logger) -> Result<Self, NetworkError> {
-        let notices = Notices::of(&network)?;
+        let notices = notices_of(&network)?;
         Ok(Self {
             network: Arc::new(Mutex::new(network)),
             notices,
@@ -72,7 +63,7 @@ impl Following {
         let network = entered.map_err(|_| NetworkError::Interrupted)??;
         Ok(Self {
             network: self.network.clone(),
-            notices: Notices::of(&network)?,
+            notices: notices_of(&network)?,
             behind: AtomicBool::new(false),
             log: self.log.clone(),
         })
@@ -106,7 +97,7 @@ impl Following {
     /// Has the guest carry out what has changed in the namespace by now; false if that has failed.
     pub async fn settle(&self, guest: &Guest) -> bool {
         let network = self.network.clone().lock_owned().await;
-        if self.notices.get_ref().any() {
+        if any(self.notices.get_ref()) {
             self.behind.store(true, Ordering::Relaxed);
         }
         if !self.behind.load(Ordering::Relaxed) {
@@ -149,35 +140,33 @@ impl Following {
     }
 }
 
-impl Notices {
-    /// Of what changes in this network's namespace from now on.
-    fn of(network: &Network) -> Result<AsyncFd<Notices>, NetworkError> {
-        let listen = || {
-            let mut socket = Socket::new(NETLINK_ROUTE)?;
-            socket.set_non_blocking(true)?;
-            socket.bind(&SocketAddr::new(0, 0))?;
-            GROUPS.into_iter().try_for_each(|group| socket.add_membership(group))?;
-            Ok(Notices(socket))
-        };
-        let opened = network.namespace.inside(listen).and_then(|socket| {
-            // SAFETY: the socket has one descriptor, of its own, as long as it lives.
-            let watched = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
-            Ok(watched?)
-        });
-        opened.map_err(NetworkError::kernel("notices of its changes"))
-    }
+/// Notices of what changes in this network's namespace from now on.
+fn notices_of(network: &Network) -> Result<AsyncFd<Socket>, NetworkError> {
+    let listen = || {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.set_non_blocking(true)?;
+        socket.bind(&SocketAddr::new(0, 0))?;
+        GROUPS.into_iter().try_for_each(|group| socket.add_membership(group))?;
+        Ok(socket)
+    };
+    let opened = network.namespace.inside(listen).and_then(|socket| {
+        // SAFETY: the socket has one descriptor, of its own, as long as it lives.
+        let watched = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
+        Ok(watched?)
+    });
+    opened.map_err(NetworkError::kernel("notices of its changes"))
+}
 
-    /// Whether there were some; they are taken.
-    fn any(&self) -> bool {
-        let mut any = false;
-        loop {
-            let mut notice = Vec::with_capacity(NOTICE);
-            match self.0.recv(&mut notice, libc::MSG_TRUNC) {
-                Ok(_) => any = true,
-                // There were more than fit.
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => any = true,
-                Err(_) => return any,
-            }
+/// Whether there were some; they are taken.
+fn any(notices: &Socket) -> bool {
+    let mut any = false;
+    loop {
+        let mut notice = Vec::with_capacity(NOTICE);
+        match notices.recv(&mut notice, libc::MSG_TRUNC) {
+            Ok(_) => any = true,
+            // There were more than fit.
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => any = true,
+            Err(_) => return any,
         }
     }
 }

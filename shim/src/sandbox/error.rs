@@ -45,9 +45,6 @@ pub enum SandboxError {
     /// Nobody has said what the sandbox is for.
     #[error("the sandbox has not been created")]
     NotCreated,
-    /// A checkpoint is to be restored.
-    #[error("checkpoints are not supported")]
-    Checkpoint,
     /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),

@@ -22,7 +22,7 @@ fn code(error: &SandboxError) -> Code {
     match error {
         SandboxError::NoContainer(_) | SandboxError::NoSandbox(_) => Code::NOT_FOUND,
         SandboxError::Exists(_) | SandboxError::Configured(_) => Code::ALREADY_EXISTS,
-        SandboxError::BadId(_) | SandboxError::Checkpoint => Code::INVALID_ARGUMENT,
+        SandboxError::BadId(_) => Code::INVALID_ARGUMENT,
         SandboxError::Pod(PodError::File { .. }) => Code::UNKNOWN,
         SandboxError::Pod(_) | SandboxError::Annotation(_) => Code::INVALID_ARGUMENT,
         SandboxError::Ended { .. } | SandboxError::NotCreated => Code::FAILED_PRECONDITION,

@@ -79,7 +79,7 @@ impl Task for TaskService {
         request: CreateTaskRequest,
     ) -> Answer<CreateTaskResponse> {
         if !request.checkpoint.is_empty() {
-            return Err(status(&SandboxError::Checkpoint));
+            return Err(invalid("checkpoints are not supported"));
         }
         let new = NewContainer {
             id: request.id,

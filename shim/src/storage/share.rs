@@ -261,21 +261,6 @@ impl Binds {
     }
 }
 
-#[cfg(test)]
-impl ContainerTree {
-    /// A tree in which nothing can be mounted.
-    pub(crate) fn unmounted_for_tests() -> Self {
-        let host = PathBuf::from("/nonexistent");
-        let binds = Binds { host, known: Mutex::default(), count: AtomicU64::new(0) };
-        Self {
-            host: PathBuf::from("/nonexistent"),
-            guest: SHARE_DIR.to_owned(),
-            rootfs: None,
-            binds: (Arc::new(binds), Vec::new()),
-        }
-    }
-}
-
 impl Drop for ContainerTree {
     fn drop(&mut self) {
         if let Some(target) = &self.rootfs {
@@ -310,4 +295,19 @@ fn read_only(target: &Path) -> io::Result<()> {
         | MsFlags::MS_NOSUID
         | MsFlags::MS_NODEV;
     propagation(target, flags)
+}
+
+#[cfg(test)]
+impl ContainerTree {
+    /// A tree in which nothing can be mounted.
+    pub(crate) fn unmounted_for_tests() -> Self {
+        let host = PathBuf::from("/nonexistent");
+        let binds = Binds { host, known: Mutex::default(), count: AtomicU64::new(0) };
+        Self {
+            host: PathBuf::from("/nonexistent"),
+            guest: SHARE_DIR.to_owned(),
+            rootfs: None,
+            binds: (Arc::new(binds), Vec::new()),
+        }
+    }
 }

@@ -111,26 +111,6 @@ impl VmSpec {
     }
 }
 
-#[cfg(test)]
-impl VmSpec {
-    /// One for tests, of a sandbox in this directory.
-    fn sample(dir: &Path) -> VmSpec {
-        VmSpec {
-            dir: dir.to_owned(),
-            kernel: PathBuf::from("/k"),
-            initramfs: PathBuf::from("/i"),
-            cmdline: vec!["a=b".to_owned()],
-            vcpus: 2,
-            memory: 256 << 20,
-            nested: false,
-            network_devices: 1,
-            disks: Vec::new(),
-            console: dir.join("console"),
-            share: Some(dir.join("fs")),
-        }
-    }
-}
-
 /// A virtio-blk device.
 #[derive(Debug, Clone)]
 pub struct Disk {
@@ -155,15 +135,6 @@ fn inherit_disks(command: &mut HelperCommand, spec: &VmSpec) -> io::Result<Vec<R
     spec.disks.iter().map(|disk| Ok(command.inherit(disk.file.try_clone()?))).collect()
 }
 
-#[cfg(test)]
-impl Disk {
-    /// One for tests.
-    fn sample(serial: &str, readonly: bool) -> Disk {
-        let file = Arc::new(File::open("/dev/null").expect("open"));
-        Disk { serial: serial.to_owned(), file, readonly, what: "1GiB".to_owned() }
-    }
-}
-
 /// A running VM. Dropping it ends it.
 #[async_trait]
 pub trait Vm: Send + Sync {
@@ -182,4 +153,33 @@ pub trait Vm: Send + Sync {
     async fn wait(&self) -> VmExit;
     /// Ends the VM at once. The guest gets no say in it. Repeating it does no harm.
     fn kill(&self);
+}
+
+#[cfg(test)]
+impl VmSpec {
+    /// One for tests, of a sandbox in this directory.
+    fn sample(dir: &Path) -> VmSpec {
+        VmSpec {
+            dir: dir.to_owned(),
+            kernel: PathBuf::from("/k"),
+            initramfs: PathBuf::from("/i"),
+            cmdline: vec!["a=b".to_owned()],
+            vcpus: 2,
+            memory: 256 << 20,
+            nested: false,
+            network_devices: 1,
+            disks: Vec::new(),
+            console: dir.join("console"),
+            share: Some(dir.join("fs")),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Disk {
+    /// One for tests.
+    fn sample(serial: &str, readonly: bool) -> Disk {
+        let file = Arc::new(File::open("/dev/null").expect("open"));
+        Disk { serial: serial.to_owned(), file, readonly, what: "1GiB".to_owned() }
+    }
 }

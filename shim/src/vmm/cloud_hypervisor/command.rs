@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::os::fd::RawFd;
-use std::path::Path;
 
 use bulkhead_protocols::{SHARE_TAG, address_text, device_address};
 use serde::Serialize;
@@ -31,7 +30,7 @@ pub(super) struct Inherited {
     pub(super) disks: Vec<RawFd>,
 }
 
-/// The arguments for a VM.
+/// The arguments for a VM. The paths in them are plain: the configuration allows no others.
 pub(super) fn arguments(spec: &VmSpec, inherited: &Inherited, landlock: bool) -> Vec<OsString> {
     let mut cmdline = KERNEL_PARAMS.to_vec();
     cmdline.extend(spec.cmdline.iter().map(String::as_str));
@@ -52,9 +51,9 @@ pub(super) fn arguments(spec: &VmSpec, inherited: &Inherited, landlock: bool) ->
         format!("id=mem0,size={},file={},shared=on", spec.memory, memory::path(inherited.memory))
             .into(),
         "--vsock".into(),
-        option(&format!("cid={GUEST_CID},socket="), &spec.vsock(), ""),
+        format!("cid={GUEST_CID},socket={}", spec.vsock().display()).into(),
         "--serial".into(),
-        option("file=", &spec.console, ""),
+        format!("file={}", spec.console.display()).into(),
         "--console".into(),
         "off".into(),
         "--pvpanic".into(),
@@ -63,7 +62,7 @@ pub(super) fn arguments(spec: &VmSpec, inherited: &Inherited, landlock: bool) ->
     ];
     if let Some(socket) = &spec.share {
         args.push("--fs".into());
-        args.push(option(&format!("tag={SHARE_TAG},socket="), socket, ""));
+        args.push(format!("tag={SHARE_TAG},socket={}", socket.display()).into());
     }
     if !inherited.taps.is_empty() {
         args.push("--net".into());
@@ -86,7 +85,7 @@ pub(super) fn arguments(spec: &VmSpec, inherited: &Inherited, landlock: bool) ->
         // Its own rules cover every file above but not the directory where it binds the vsock.
         args.push("--landlock".into());
         args.push("--landlock-rules".into());
-        args.push(option("path=", &spec.dir, ",access=rw"));
+        args.push(format!("path={},access=rw", spec.dir.display()).into());
     }
     args
 }
@@ -128,14 +127,6 @@ fn network(number: u8, queues: &[RawFd]) -> String {
     let address = address_text(device_address(number));
     let (fds, ways) = (list(queues, ","), 2 * queues.len());
     format!("id=net{number},mac={address},num_queues={ways},fd=[{fds}]")
-}
-
-/// An option whose value is a path.
-fn option(before: &str, path: &Path, after: &str) -> OsString {
-    let mut option = OsString::from(before);
-    option.push(path);
-    option.push(after);
-    option
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! The vsock device: QEMU has no hybrid vsock of its own, so a daemon gives it one over
 //! vhost-user, with the same protocol on its socket that cloud-hypervisor speaks.
 
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -42,10 +41,8 @@ pub(super) async fn start(
     let appears = Appearance::watch(&spec.dir).map_err(failed)?;
 
     let mut command = HelperCommand::new(ROLE, program);
-    let mut device = OsString::from(format!("guest-cid={GUEST_CID},socket="));
-    device.push(&socket);
-    device.push(",uds-path=");
-    device.push(spec.vsock());
+    let (path, host) = (socket.display(), spec.vsock());
+    let device = format!("guest-cid={GUEST_CID},socket={path},uds-path={}", host.display());
     command.arg("--vm").arg(device);
     let daemon = command.spawn()?;
 
