@@ -71,6 +71,12 @@ fn ready(t: &Test<'_>, node: &Containerd) -> Outcome {
     until(&dir, t.deadline(60), || Ok(dir.join("spare-0").exists())).context("a spare")
 }
 
+/// Waits until a spare that has ended has left its place: a sandbox that starts before that finds it taken.
+fn left(node: &Containerd) -> Outcome {
+    let lock = fs::File::open(product::state_dir(node.dir()).join("spare-0.lock"))?;
+    lock.lock().context("the lock of its place")
+}
+
 /// Requires that a spare goes once there are to be none, not before, and that nothing is left.
 fn close(t: &Test<'_>, node: &Containerd) -> Outcome {
     ready(t, node)?;
@@ -203,6 +209,7 @@ fn dies(t: &Test<'_>) -> Outcome {
     let dir = product::state_dir(ward.node.dir());
     let gone = || Ok(!dir.join("spare-0").exists());
     until(&dir, t.deadline(15), gone).context("the end of the spare")?;
+    left(&ward.node)?;
     ward.container().run(&[], &["true"])?.ok()?;
     ensure!(ward.node.log().contains("was killed by SIGKILL"), "the log does not say how it died");
     close(t, &ward.node)
@@ -214,6 +221,7 @@ fn lost(t: &Test<'_>) -> Outcome {
     fs::remove_file(dir.join("spare-0"))?;
     let ended = || Ok(!leftovers::entries(&dir).iter().any(|path| path.is_dir()));
     until(&dir, t.deadline(15), ended).context("the end of the spare")?;
+    left(&ward.node)?;
     ward.container().run(&[], &["true"])?.ok()?;
     ready(t, &ward.node)?;
     // Whatever the configuration wants.
