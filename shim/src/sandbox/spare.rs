@@ -102,10 +102,17 @@ impl Spare {
         }
         let scratch =
             if lacks_scratch { launch::scratch(config, identity, pod).await? } else { None };
-        rename(&mut parts, config, identity).map_err(Unfit::Host)?;
         parts.cgroup = launch::join(&pod.cgroup, log);
-        // Whoever finds the record finds what is left in the pod's namespace, too.
-        write_down(&parts, pod).map_err(Unfit::Host)?;
+        {
+            // Written with the new name: whoever finds that finds what is left in the pod's namespace, too.
+            let mut record = lock(&parts.record);
+            record.cgroups = parts.cgroup.iter().flat_map(Cgroup::directories).collect();
+            record.network.clone_from(&pod.network);
+            if let Some((scratch, _)) = &scratch {
+                record.scratch = Some(scratch.path().to_owned());
+            }
+        }
+        rename(&mut parts, config, identity).map_err(Unfit::Host)?;
         follow(&parts).map_err(Unfit::Host)?;
         if let Some(path) = &pod.network {
             parts.network = parts.network.moved(path.clone()).await?.into();
@@ -120,7 +127,6 @@ impl Spare {
             parts.scratch = Some((scratch, held));
         }
         parts.forward_sockets.clone_from(&config.forward_sockets);
-        write_down(&parts, pod).map_err(Unfit::Host)?;
         Ok((parts, connection))
     }
 }
@@ -177,14 +183,4 @@ fn follow(parts: &Parts) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-fn write_down(parts: &Parts, pod: &Pod) -> io::Result<()> {
-    let mut record = lock(&parts.record);
-    record.cgroups = parts.cgroup.iter().flat_map(Cgroup::directories).collect();
-    record.network.clone_from(&pod.network);
-    if let Some((scratch, _)) = &parts.scratch {
-        record.scratch = Some(scratch.path().to_owned());
-    }
-    record.write(&parts.spec.dir).map_err(io::Error::other)
 }
