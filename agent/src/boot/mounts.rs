@@ -19,21 +19,26 @@ struct Entry {
     data: &'static str,
 }
 
-const SUID: MsFlags = MsFlags::MS_NOSUID;
-const DEV: MsFlags = SUID.union(MsFlags::MS_NODEV);
-const PTY: MsFlags = SUID.union(MsFlags::MS_NOEXEC);
-const SAFE: MsFlags = DEV.union(PTY);
+/// Each forbids what the one before it does, and more.
+const NOSUID: MsFlags = MsFlags::MS_NOSUID;
+const NODEV: MsFlags = NOSUID.union(MsFlags::MS_NODEV);
+const SAFE: MsFlags = NODEV.union(MsFlags::MS_NOEXEC);
 
 /// Mounted in this order; what a systemd host has, as far as containers see it.
 const ENTRIES: &[Entry] = &[
     Entry { fstype: "proc", target: "/proc", flags: SAFE, data: "" },
     Entry { fstype: "sysfs", target: "/sys", flags: SAFE, data: "" },
-    Entry { fstype: "devtmpfs", target: "/dev", flags: SUID, data: "mode=755" },
-    Entry { fstype: "devpts", target: "/dev/pts", flags: PTY, data: "gid=5,mode=620,ptmxmode=666" },
-    Entry { fstype: "tmpfs", target: "/dev/shm", flags: DEV, data: "mode=1777" },
+    Entry { fstype: "devtmpfs", target: "/dev", flags: NOSUID, data: "mode=755" },
+    Entry {
+        fstype: "devpts",
+        target: "/dev/pts",
+        flags: NOSUID.union(MsFlags::MS_NOEXEC),
+        data: "gid=5,mode=620,ptmxmode=666",
+    },
+    Entry { fstype: "tmpfs", target: "/dev/shm", flags: NODEV, data: "mode=1777" },
     Entry { fstype: "mqueue", target: "/dev/mqueue", flags: SAFE, data: "" },
-    Entry { fstype: "tmpfs", target: "/run", flags: DEV, data: "mode=755" },
-    Entry { fstype: "tmpfs", target: "/tmp", flags: DEV, data: "mode=1777" },
+    Entry { fstype: "tmpfs", target: "/run", flags: NODEV, data: "mode=755" },
+    Entry { fstype: "tmpfs", target: "/tmp", flags: NODEV, data: "mode=1777" },
     Entry { fstype: "cgroup2", target: "/sys/fs/cgroup", flags: SAFE, data: "nsdelegate" },
 ];
 

@@ -140,6 +140,19 @@ mod tests {
         fs::remove_dir_all(&dir).unwrap();
     }
 
+    #[test]
+    fn a_disk_that_was_full_costs_no_more_than_that_moment() {
+        let dir = dir("full");
+        let path = dir.join("console.log");
+        let mut files = Rotating::create(path.clone(), 8).unwrap();
+        files.write(b"1234").unwrap();
+        // As far as it came when there was no room for another file.
+        fs::rename(&path, path.with_extension("log.1")).unwrap();
+        files.write(b"5678").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"5678");
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
     #[tokio::test]
     async fn the_tail_is_text() {
         let dir = dir("tail");
