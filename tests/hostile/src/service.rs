@@ -43,6 +43,12 @@ impl Hostile {
     }
 }
 
+/// The news that a process has ended.
+fn exit(process: ProcessRef, status: u32) -> Event {
+    let exit = Exit { process: Some(process).into(), status, ..Default::default() };
+    Event { kind: Some(event::Kind::Exit(exit)), ..Default::default() }
+}
+
 #[async_trait]
 impl Agent for Hostile {
     async fn setup(&self, _: &TtrpcContext, _: SetupRequest) -> Result<SetupResponse> {
@@ -77,19 +83,14 @@ impl Agent for Hostile {
                 exec: format!("../{number}"),
                 ..Default::default()
             };
-            let exit =
-                Exit { process: Some(process).into(), status: u32::MAX, ..Default::default() };
-            let kind = Some(event::Kind::Exit(exit));
-            to.send(&Event { kind, ..Default::default() }).await?;
+            to.send(&exit(process, u32::MAX)).await?;
         }
         let mut started = self.started.subscribe();
         if self.vice == Vice::Flood
-            && let Ok(process) =
-                started.wait_for(Option::is_some).await.map(|started| started.clone())
+            && let Some(process) =
+                started.wait_for(Option::is_some).await.ok().and_then(|it| it.clone())
         {
-            let exit = Exit { process: process.into(), status: 7, ..Default::default() };
-            let kind = Some(event::Kind::Exit(exit));
-            to.send(&Event { kind, ..Default::default() }).await?;
+            to.send(&exit(process, 7)).await?;
         }
         pending().await
     }
