@@ -254,8 +254,10 @@ impl Service for Agent {
     }
 
     async fn pids(&self, _: &TtrpcContext, name: ContainerRef) -> ttrpc::Result<PidsResponse> {
-        let pids = self.guest.containers.container(&name.container)?.cgroup().pids()?;
-        Ok(PidsResponse { pids, ..Default::default() })
+        let containers = &self.guest.containers;
+        let pids = containers.container(&name.container)?.cgroup().pids()?;
+        let execs = containers.execs(&name.container);
+        Ok(PidsResponse { pids, execs, ..Default::default() })
     }
 
     async fn pause(&self, _: &TtrpcContext, name: ContainerRef) -> ttrpc::Result<Empty> {

@@ -14,7 +14,7 @@ use nix::time::{ClockId, clock_settime};
 use crate::disk;
 use crate::error::{Error, Result};
 
-/// Does what the request asks for, in the order of its fields.
+/// Does what the request asks for, in the order of its fields, but for the network.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] names a field that can't be meant, [`Error::Internal`] what the kernel

@@ -182,16 +182,30 @@ impl Shim {
     /// # Errors
     /// As for [`Shim::call`].
     pub fn exec(&self, exec: &str, args: &[&str]) -> Reply {
+        self.exec_with(exec, args, |_| ())
+    }
+
+    /// The same, with changes to the request.
+    ///
+    /// # Errors
+    /// As for [`Shim::call`].
+    pub fn exec_with(
+        &self,
+        exec: &str,
+        args: &[&str],
+        change: impl FnOnce(&mut ExecProcessRequest),
+    ) -> Reply {
         let process = serde_json::json!({ "args": args, "cwd": "/", "env": ["PATH=/bin"], "user": { "uid": 0, "gid": 0 } });
         let mut any = Any::new();
         any.type_url = "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned();
         any.value = process.to_string().into_bytes();
-        let request = ExecProcessRequest {
+        let mut request = ExecProcessRequest {
             id: self.id.clone(),
             exec_id: exec.to_owned(),
             spec: MessageField::some(any),
             ..Default::default()
         };
+        change(&mut request);
         self.call("Exec", &request)
     }
 

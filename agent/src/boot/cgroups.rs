@@ -20,6 +20,9 @@ const AGENT: &str = "agent";
 const THREADS: &str = "/proc/sys/kernel/threads-max";
 const OWN_THREADS: u64 = 256;
 
+/// The console and the serial port behind it (`Documentation/admin-guide/devices.txt`).
+const CONSOLE: [(i64, i64); 2] = [(5, 1), (4, 64)];
+
 /// Makes both branches, moves the agent into its own, and hands every controller of the kernel to
 /// the containers.
 ///
@@ -47,14 +50,18 @@ pub fn prepare() -> Result<()> {
     keep_console(&containers)
 }
 
-/// No container has the guest's console, which is the host's to read: libcgroups allows it to each, whatever its rules.
+/// No container has the guest's console, which is the host's to read, by either of its numbers: libcgroups allows the
+/// first to each, whatever its rules.
 fn keep_console(containers: &Path) -> Result<()> {
     let failed = |error: &dyn std::fmt::Display| {
         Error::io(format_args!("{}: cannot keep the console", containers.display()), error)
     };
-    let rule = LinuxDeviceCgroupBuilder::default().allow(false).typ(LinuxDeviceType::C);
-    let rule = rule.major(5).minor(1).access("rw").build().map_err(|error| failed(&error))?;
-    let program = Program::from_rules(&[rule], true).map_err(|error| failed(&error))?;
+    let rule = |(major, minor)| {
+        let rule = LinuxDeviceCgroupBuilder::default().allow(false).typ(LinuxDeviceType::C);
+        rule.major(major).minor(minor).access("rw").build().map_err(|error| failed(&error))
+    };
+    let rules = CONSOLE.into_iter().map(rule).collect::<Result<Vec<_>>>()?;
+    let program = Program::from_rules(&rules, true).map_err(|error| failed(&error))?;
     let cgroup = File::open(containers).map_err(|error| failed(&error))?;
     jit::off(|| {
         let program = prog::load("GPL", program.bytecodes())?;

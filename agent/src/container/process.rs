@@ -251,7 +251,7 @@ impl Process {
     /// Sets the size of the process's terminal.
     ///
     /// # Errors
-    /// [`Error::FailedPrecondition`] if it has none, or has ended.
+    /// What the kernel says. Without a terminal nothing happens.
     pub fn resize(&self, width: u16, height: u16) -> Result<()> {
         lock(&self.inner).copying.resize(width, height)
     }

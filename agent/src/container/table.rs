@@ -76,6 +76,14 @@ impl Containers {
         })
     }
 
+    /// The execs of a container that run, by their pids.
+    pub fn execs(&self, id: &str) -> HashMap<u32, String> {
+        let table = lock(&self.0);
+        let processes = table.get(id).into_iter().flat_map(|entry| &entry.processes);
+        let execs = processes.filter(|(exec, process)| !exec.is_empty() && process.is_running());
+        execs.filter_map(|(exec, process)| Some((process.pid()?, exec.clone()))).collect()
+    }
+
     /// Forgets an exec.
     pub fn remove_process(&self, process: &Process) {
         if let Some(entry) = lock(&self.0).get_mut(process.container().id()) {

@@ -13,8 +13,9 @@ use nix::sys::stat::{major, minor};
 
 use crate::error::{Error, Result};
 
-/// What a container has of its own, or never has, of the guest's `/dev`; runc leaves out the same.
-const LEFT_OUT: [&str; 5] = ["console", "fd", "mqueue", "pts", "shm"];
+/// What a container has of its own, or never has, of the guest's `/dev`; runc leaves out the same but the console's
+/// serial port.
+const LEFT_OUT: [&str; 6] = ["console", "fd", "mqueue", "pts", "shm", "ttyS0"];
 
 /// What udev lets everyone open, and the kernel only its superuser.
 const FOR_ALL: [&str; 2] = ["/dev/fuse", "/dev/net/tun"];
@@ -29,7 +30,7 @@ const LOOPS: i64 = 8;
 /// one place the first counts, as for runc, which finds it there.
 ///
 /// # Errors
-/// [`compose`]'s.
+/// [`compose`]'s, and a character device that the guest does not have.
 pub fn adapt(linux: &mut Linux) -> Result<()> {
     let mut devices = linux.devices().clone().unwrap_or_default();
     let resources = linux.resources().as_ref();
@@ -49,6 +50,11 @@ pub fn adapt(linux: &mut Linux) -> Result<()> {
             }
         }
         devices.extend(given.into_iter().filter(is_here));
+    } else if let Some((index, device)) = devices.iter().enumerate().find(|(_, one)| !is_here(one))
+    {
+        let (path, major, minor) = (device.path().display(), device.major(), device.minor());
+        let reason = format!("the guest has no character device {major}:{minor} for {path}");
+        return Err(Error::InvalidArgument(format!("linux.devices[{index}]: {reason}")));
     }
     let mut places = HashSet::new();
     devices.retain(|device| places.insert(device.path().clone()));
@@ -118,7 +124,8 @@ fn compose(rules: &[LinuxDeviceCgroup]) -> Result<Vec<LinuxDeviceCgroup>> {
     composed.map_err(|error| Error::Internal(error.to_string()))
 }
 
-/// Whether the guest has such a device. A container that may use all devices is given those of the host one by one.
+/// Whether the guest has such a device, if it is a character device. A container that may use all devices is given those
+/// of the host one by one.
 fn is_here(device: &LinuxDevice) -> bool {
     let number = format!("/sys/dev/char/{}:{}", device.major(), device.minor());
     device.typ() != LinuxDeviceType::C || Path::new(&number).exists()

@@ -5,14 +5,17 @@
 use std::path::Path;
 
 use oci_spec::runtime::{
-    Linux, LinuxBlockIo, LinuxResources, LinuxSeccomp, LinuxSeccompAction, LinuxThrottleDevice,
-    Mount, Process, Spec,
+    Linux, LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, LinuxSeccomp, LinuxSeccompAction,
+    LinuxThrottleDevice, Mount, Process, Spec,
 };
 
 use super::error::{SpecError, refused};
 
 /// Of what SELinux or AppArmor would have to do.
 const NO_LSM: &str = "the guest's kernel has no such security module";
+
+/// Of limits that cgroup v1 alone had.
+const NOT_IN_V2: &str = "cgroup v2, which the guest has, has no such limit";
 
 /// What no document may ask for, be it a pod's or a container's.
 pub fn document(spec: &Spec) -> Result<(), SpecError> {
@@ -85,38 +88,42 @@ pub fn linux(linux: &Linux) -> Result<(), SpecError> {
 
 /// What limits may not say, those of a new container or changed ones. `disks` are the numbers of the container's disks.
 pub fn resources(resources: &LinuxResources, disks: &[(i64, i64)]) -> Result<(), SpecError> {
-    let memory = resources.memory().as_ref();
-    let block = resources.block_io().as_ref();
+    let memory = |asks: fn(&LinuxMemory) -> bool| resources.memory().as_ref().is_some_and(asks);
+    let cpu = |asks: fn(&LinuxCpu) -> bool| resources.cpu().as_ref().is_some_and(asks);
+    let block = |asks: fn(&LinuxBlockIo) -> bool| resources.block_io().as_ref().is_some_and(asks);
     let others = |list: fn(&LinuxBlockIo) -> &Option<Vec<LinuxThrottleDevice>>| {
-        let mut list = block.into_iter().flat_map(|block| list(block).iter().flatten());
+        let mut list = resources.block_io().iter().flat_map(|block| list(block).iter().flatten());
         list.any(|device| !disks.contains(&(device.major(), device.minor())))
     };
-    let weights = block.and_then(|block| block.weight_device().as_ref());
+    let with_slash = |(file, _): (&String, &String)| file.contains('/');
     let no_disk = "the device is no disk of the container";
     let rules = [
+        (memory(|memory| memory.swappiness().is_some()), "memory.swappiness", NOT_IN_V2),
+        (memory(|memory| memory.kernel().is_some()), "memory.kernel", NOT_IN_V2),
+        (memory(|memory| memory.kernel_tcp().is_some()), "memory.kernelTCP", NOT_IN_V2),
+        (memory(|memory| memory.use_hierarchy() == Some(false)), "memory.useHierarchy", NOT_IN_V2),
         (
-            memory.is_some_and(|memory| memory.swappiness().is_some()),
-            "memory.swappiness",
-            "cgroup v2, which the guest has, knows none",
-        ),
-        (
-            memory.is_some_and(|memory| memory.disable_oom_killer() == Some(true)),
+            memory(|memory| memory.disable_oom_killer() == Some(true)),
             "memory.disableOOMKiller",
-            "cgroup v2, which the guest has, cannot do without",
+            NOT_IN_V2,
         ),
         (
-            resources.network().is_some(),
-            "network",
-            "cgroup v2, which the guest has, knows no network classes",
+            memory(|memory| memory.check_before_update() == Some(true)),
+            "memory.checkBeforeUpdate",
+            "what a container uses beyond a new limit the kernel takes back, or ends a process",
         ),
+        (cpu(|cpu| cpu.realtime_runtime().is_some()), "cpu.realtimeRuntime", NOT_IN_V2),
+        (cpu(|cpu| cpu.realtime_period().is_some()), "cpu.realtimePeriod", NOT_IN_V2),
+        (resources.network().is_some(), "network", NOT_IN_V2),
         (resources.rdma().is_some(), "rdma", "a guest has no RDMA devices"),
         (
-            resources.unified().iter().flatten().any(|(file, _)| file.contains('/')),
+            resources.unified().iter().flatten().any(with_slash),
             "unified",
             "a key is the name of a file, without a slash",
         ),
+        (block(|block| block.leaf_weight().is_some()), "blockIO.leafWeight", NOT_IN_V2),
         (
-            weights.is_some_and(|list| !list.is_empty()),
+            block(|block| block.weight_device().iter().flatten().next().is_some()),
             "blockIO.weightDevice",
             "the guest's kernel weighs no single devices",
         ),

@@ -5,27 +5,23 @@
 //! Rules: the OCI runtime specification 1.2, `config.md` and `config-linux.md`.
 
 use std::fs;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use bulkhead_protocols::agent::{self, CreateRequest};
-use oci_spec::runtime::{Mount, Process, Spec};
+use bulkhead_protocols::agent::CreateRequest;
+use oci_spec::runtime::{Process, Spec};
+use serde::de::DeserializeOwned;
 
 use super::devices;
 use super::error::{DOCUMENT_LIMIT, SpecError, refused};
 use super::hugepages;
+use super::mounts::{Surroundings, Taken, is_kernels};
 use super::namespaces::Neighbours;
 use super::refuse::{self, is_bind};
-use super::scratch::{Held, OnScratch};
-use super::shm;
+use super::scratch::Held;
 use super::sockets::Socket;
-use crate::storage::share::{Bound, ContainerTree};
+use crate::storage::mount;
+use crate::storage::share::ContainerTree;
 use crate::storage::volume::Volume;
-use crate::storage::{host, mount};
-
-/// File systems that a guest makes by itself.
-const GUEST_FILE_SYSTEMS: [&str; 6] = ["cgroup", "devpts", "mqueue", "proc", "sysfs", "tmpfs"];
 
 /// The spec's name in a bundle (OCI `bundle.md`).
 const CONFIG: &str = "config.json";
@@ -36,9 +32,6 @@ const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 /// What the CRI plugin gives a container that has no AppArmor profile of its own.
 const DEFAULT_PROFILE: &str = "cri-containerd.apparmor.d";
 
-/// Directories of the host whose content means the kernel: the guest has its own.
-const KERNEL_DIRECTORIES: [&str; 3] = ["/dev", "/proc", "/sys"];
-
 /// The bundle's spec. One without is that of a pod which containerd drives by the sandbox API.
 pub fn in_bundle(bundle: &Path) -> Result<Option<Spec>, SpecError> {
     bundle.join(CONFIG).exists().then(|| load(bundle)).transpose()
@@ -47,12 +40,16 @@ pub fn in_bundle(bundle: &Path) -> Result<Option<Spec>, SpecError> {
 /// Reads the bundle's `config.json`.
 pub fn load(bundle: &Path) -> Result<Spec, SpecError> {
     let path = bundle.join(CONFIG);
-    Spec::load(&path).map_err(|error| {
-        // The reason is in the source, the error itself names no more than the kind.
-        let reason = std::error::Error::source(&error)
-            .map_or_else(|| error.to_string(), |source| format!("no OCI spec: {source}"));
-        SpecError::Unreadable { path, reason }
-    })
+    let document = fs::read(&path).map_err(|error| error.to_string());
+    let spec = document.and_then(|text| parse(&text).map_err(|e| format!("no OCI spec: {e}")));
+    spec.map_err(|reason| SpecError::Unreadable { path, reason })
+}
+
+/// Reads a document. What is wrong with it comes with the field's name.
+fn parse<T: DeserializeOwned>(document: &[u8]) -> Result<T, String> {
+    let mut json = serde_json::Deserializer::from_slice(document);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| error.to_string())?;
+    json.end().map(|()| value).map_err(|error| error.to_string())
 }
 
 /// Where the spec has its root file system on the host; relative to the bundle, as the OCI bundle
@@ -104,26 +101,6 @@ pub struct GuestSpec {
     pub sockets: Vec<Socket>,
 }
 
-/// What a container finds in its sandbox.
-pub struct Surroundings<'a> {
-    /// containerd's directory for the container.
-    pub bundle: &'a Path,
-    /// The other containers.
-    pub neighbours: Neighbours<'a>,
-    /// Whether volumes can be followed when they change.
-    pub follows: &'a dyn Fn() -> bool,
-    /// What lies on the scratch disk, if there is one.
-    pub scratch: Option<&'a OnScratch>,
-    /// The disks that have the container's root file system, if any have.
-    pub images: &'a [agent::Mount],
-    /// The disks that are its block devices.
-    pub devices: &'a [agent::Device],
-    /// Sockets of the host that it may reach.
-    pub sockets: &'a [PathBuf],
-    /// Mounts of files that are the guest's already.
-    pub files: &'a [Mount],
-}
-
 /// Rewrites `spec` for the guest, whose root file system is at `rootfs` there; makes the bind
 /// mounts that it names.
 pub fn for_guest(
@@ -132,19 +109,17 @@ pub fn for_guest(
     tree: &mut ContainerTree,
     surroundings: &Surroundings<'_>,
 ) -> Result<GuestSpec, SpecError> {
-    let Surroundings { bundle, neighbours, follows, scratch, images, devices, .. } = surroundings;
+    let Surroundings { neighbours, scratch, images, devices, .. } = surroundings;
     refuse::document(&spec)?;
     let Some(process) = spec.process_mut() else {
         return Err(SpecError::Missing { field: "process" });
     };
     drop_default_profile(process);
     refuse::process(process)?;
-    let (mut mounts, mut volumes) = (Vec::new(), Vec::new());
-    let (id, mut held) = (tree.id(), Held::default());
-    let mut submounts = Vec::new();
+    let (id, mut held, mut taken) = (tree.id(), Held::default(), Taken::default());
     held.mounts.extend_from_slice(images);
     if images.is_empty() {
-        submounts.push(rootfs.clone());
+        taken.submounts.push(rootfs.clone());
     }
     if let Some(scratch) = scratch
         && scratch.takes_upper(read_only(&spec))
@@ -170,55 +145,15 @@ pub fn for_guest(
     let huge_pages = hugepages::promised(linux)?;
     // The guest's cgroups are the agent's to name.
     linux.set_cgroups_path(None);
-    let in_pod = neighbours.network.is_some();
-    let mut sockets = Vec::new();
     for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
-        refuse::mount(mount, index)?;
-        // Of what cannot be found the error comes below.
-        let shown = mount.source().as_ref().filter(|_| is_bind(mount));
-        let shown = shown.and_then(|source| host::find(&bundle.join(source)).ok());
-        if let Some(shown) = &shown
-            && let Some((host, found)) = host_socket(mount, index, shown, surroundings)?
-        {
-            let socket = Socket::new(host, &found, &id, index);
-            mount.set_source(Some(PathBuf::from(&socket.guest.path)));
-            sockets.push(socket);
-            continue;
-        }
-        if in_pod && let Some(shared) = shm::of_pod(mount) {
-            mounts.push(shared);
-            continue;
-        }
-        if let Some(scratch) = scratch
-            && is_bind(mount)
-            && scratch.volume(mount, &id, &mut held)
-        {
-            continue;
-        }
-        if let Some(shown) = &shown
-            && let Some(shared) = hugepages::volume(mount, shown)
-        {
-            mounts.push(shared);
-            continue;
-        }
-        let Some(bound) = guest_mount(mount, index, bundle, tree)? else {
-            continue;
-        };
-        submounts.push(bound.guest.clone());
-        submounts.extend(bound.submounts());
-        if is_read_only(mount)
-            && let Some(volume) = Volume::of(&bound, &id, index)
-            && follows()
-        {
-            mount.set_source(Some(PathBuf::from(&volume.guest.target)));
-            volumes.push(volume);
-        }
+        taken.take(mount, index, tree, surroundings, &mut held)?;
     }
     spec.mounts_mut().get_or_insert_default().extend_from_slice(surroundings.files);
     if let Some(scratch) = scratch {
         scratch.add_paths(&mut spec, &id, &mut held);
     }
     let Held { disk, directories, mounts: own_mounts } = held;
+    let Taken { mut mounts, submounts, sockets, volumes } = taken;
     mounts.extend(disk);
     let request = CreateRequest {
         container: id,
@@ -239,18 +174,15 @@ pub fn for_guest(
 
 /// Requires that changed limits are such that the guest can have them.
 pub fn check_update(document: &[u8]) -> Result<(), SpecError> {
-    let resources = serde_json::from_slice(document)
+    let resources = parse(document)
         .map_err(|error| refused("resources".to_owned(), &format!("no OCI resources: {error}")))?;
     refuse::resources(&resources, &[])
 }
 
 /// The process of an exec, for the guest.
 pub fn exec_for_guest(document: Vec<u8>) -> Result<Vec<u8>, SpecError> {
-    let mut process: Process =
-        serde_json::from_slice(&document).map_err(|error| SpecError::Refused {
-            field: "process".to_owned(),
-            reason: format!("no OCI process: {error}"),
-        })?;
+    let mut process: Process = parse(&document)
+        .map_err(|error| refused("process".to_owned(), &format!("no OCI process: {error}")))?;
     let changed = drop_default_profile(&mut process);
     refuse::process(&process)?;
     fitting(if changed { serde_json::to_vec(&process)? } else { document })
@@ -269,99 +201,6 @@ fn drop_default_profile(process: &mut Process) -> bool {
         process.set_apparmor_profile(None);
     }
     is_default
-}
-
-fn is_read_only(mount: &Mount) -> bool {
-    let options = mount.options().as_deref().unwrap_or_default();
-    options.iter().any(|option| ["ro", "rro"].contains(&option.as_str()))
-}
-
-/// Makes `mount` one of the guest's. Returns where it shows something of the host, if it does.
-fn guest_mount(
-    mount: &mut Mount,
-    index: usize,
-    bundle: &Path,
-    tree: &mut ContainerTree,
-) -> Result<Option<Bound>, SpecError> {
-    let options = mount.options().clone().unwrap_or_default();
-    let fstype = mount.typ().clone().unwrap_or_default();
-    if !is_bind(mount) {
-        return if GUEST_FILE_SYSTEMS.contains(&fstype.as_str()) {
-            Ok(None)
-        } else {
-            let known = GUEST_FILE_SYSTEMS.join(", ");
-            Err(refused(
-                format!("mounts[{index}].type"),
-                &format!("{fstype:?} is not supported; known are bind, {known}"),
-            ))
-        };
-    }
-    let field = format!("mounts[{index}].source");
-    let Some(source) = mount.source().clone() else {
-        return Err(refused(field, "a bind mount needs one"));
-    };
-    // runc takes a relative source from the bundle.
-    let source = bundle.join(source);
-    if is_kernels(&source) {
-        mount.set_source(Some(source));
-        return Ok(None);
-    }
-    let asks = |wanted: &str| options.iter().any(|option| option == wanted);
-    if asks("shared") || asks("rshared") {
-        return Err(refused(
-            format!("mounts[{index}].options"),
-            "what a guest mounts cannot appear on the host (mountPropagation Bidirectional)",
-        ));
-    }
-    let depth = if asks("bind") && !asks("rbind") { "bind" } else { "rbind" };
-    let mut host_options = vec![depth.to_owned()];
-    for option in ["ro", "rro", "private", "rprivate"] {
-        if asks(option) {
-            host_options.push(option.to_owned());
-        }
-    }
-    let bound = tree.bind(&source, &host_options);
-    let bound = bound.map_err(|source| SpecError::Source { field, source })?;
-    mount.set_source(Some(PathBuf::from(&bound.guest)));
-    Ok(Some(bound))
-}
-
-/// The socket of the host that a bind mount shows, if it is one and the container may reach it: its path without
-/// symbolic links, and what it is.
-fn host_socket(
-    mount: &Mount,
-    index: usize,
-    shown: &OwnedFd,
-    surroundings: &Surroundings<'_>,
-) -> Result<Option<(PathBuf, fs::Metadata)>, SpecError> {
-    let Some(source) = mount.source() else { return Ok(None) };
-    let source = surroundings.bundle.join(source);
-    let found = fs::metadata(host::by_descriptor(shown));
-    let Some(found) = found.ok().filter(|found| found.file_type().is_socket()) else {
-        return Ok(None);
-    };
-    if is_kernels(&source) {
-        return Ok(None);
-    }
-    let field = format!("mounts[{index}].source");
-    let path = host::path_of(shown).map_err(|error| refused(&field, &error.to_string()))?;
-    // containerd may have followed links for Kubernetes already.
-    let is_it = |named: &PathBuf| {
-        let named_path = || host::path_of(&host::find(named)?);
-        *named == source || named_path().is_ok_and(|named| named == path)
-    };
-    if !surroundings.sockets.iter().any(is_it) {
-        let reason = "a socket of the host is reached from a guest only if forward_sockets, or the annotation \
-                      io.bulkhead.forward_sockets, names it";
-        return Err(refused(field, reason));
-    }
-    Ok(Some((path, found)))
-}
-
-/// Whether a bind source is one of the kernel's own files, devices first of all.
-fn is_kernels(source: &Path) -> bool {
-    KERNEL_DIRECTORIES.iter().any(|directory| source.starts_with(directory))
-        && !source.starts_with("/dev/shm")
 }
 
 /// What a snapshotter gave, in this crate's words.
@@ -426,6 +265,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_spec_is_named_with_its_place() {
+        let bundle = tempfile::tempdir().unwrap();
+        let load = |text: &str| {
+            fs::write(bundle.path().join(CONFIG), text).unwrap();
+            load(bundle.path()).unwrap_err().to_string()
+        };
+        let text =
+            load(r#"{"ociVersion": "1.2.0", "process": {"capabilities": {"bounding": [7]}}}"#);
+        assert!(text.contains("no OCI spec: process.capabilities.bounding"), "{text}");
+        let text = load(r#"{"ociVersion": "1.2.0"} x"#);
+        assert!(text.contains("trailing characters"), "{text}");
+    }
+
+    #[test]
     fn the_default_profile_is_not_for_the_guest() {
         let guest = convert(spec(|s| s["process"]["apparmorProfile"] = DEFAULT_PROFILE.into()));
         assert!(guest.unwrap()["process"].get("apparmorProfile").is_none());
@@ -448,6 +301,8 @@ mod tests {
             });
         }));
         assert_eq!(guest.unwrap()["mounts"][0]["source"], "/dev/kvm");
+        assert!(is_kernels(Path::new("/proc/cpuinfo")));
+        assert!(!is_kernels(Path::new("/dev/../etc/passwd")));
     }
 
     #[test]
@@ -509,6 +364,18 @@ mod tests {
         refuse("linux.uidMappings", |s| {
             s["linux"]["uidMappings"] =
                 serde_json::json!([{"hostID": 1, "containerID": 0, "size": 1}]);
+        });
+        refuse("linux.resources.memory.kernel", |s| {
+            s["linux"]["resources"] = serde_json::json!({"memory": {"kernel": 1}});
+        });
+        refuse("linux.resources.memory.checkBeforeUpdate", |s| {
+            s["linux"]["resources"] = serde_json::json!({"memory": {"checkBeforeUpdate": true}});
+        });
+        refuse("linux.resources.cpu.realtimePeriod", |s| {
+            s["linux"]["resources"] = serde_json::json!({"cpu": {"realtimePeriod": 1}});
+        });
+        refuse("linux.resources.blockIO.leafWeight", |s| {
+            s["linux"]["resources"] = serde_json::json!({"blockIO": {"leafWeight": 10}});
         });
         refuse("linux.resources.network", |s| {
             s["linux"]["resources"] = serde_json::json!({"network": {"classID": 1}});

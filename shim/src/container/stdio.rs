@@ -208,6 +208,9 @@ fn open_output(stream: &'static str, path: &str) -> Result<Output, StdioError> {
         None => (plain_path(stream, path)?, false),
     };
     let failed = |source| StdioError::Open { stream, path: path.to_owned(), source };
+    if create && let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).map_err(failed)?;
+    }
     if create || !std::fs::metadata(path).map_err(failed)?.file_type().is_fifo() {
         let file = OpenOptions::new().create(create).append(true).open(path).map_err(failed)?;
         return Ok((Box::new(tokio::fs::File::from_std(file)), None));

@@ -15,9 +15,9 @@ use super::first::First;
 use super::running::Running;
 use super::{Pod, Sandbox, SandboxError, State, aside};
 use crate::container::devices::BlockDevice;
-use crate::container::spec::{self, GuestSpec, Surroundings};
+use crate::container::spec::{self, GuestSpec};
 use crate::container::{
-    Container, ContainerError, Exit, KILL_GRACE, Neighbours, NewContainer, SIGKILL,
+    Container, ContainerError, Exit, KILL_GRACE, Neighbours, NewContainer, SIGKILL, Surroundings,
 };
 use crate::guest::GuestError;
 use crate::storage::block::Root;

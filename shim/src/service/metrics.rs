@@ -11,25 +11,37 @@ use ttrpc::{Code, get_status};
 /// By this name containerd's clients know the message.
 const NAME: &str = "io.containerd.cgroups.v2.Metrics";
 
-/// The message in the shape in which it travels.
+/// The numbers in the shape in which they travel.
 pub fn any(stats: &StatsResponse) -> ttrpc::Result<Any> {
-    let value = metrics(stats).write_to_bytes().map_err(|error| {
-        let text = format!("the statistics cannot be encoded: {error}");
+    packed(NAME, &metrics(stats))
+}
+
+/// A message that travels in another one, by its full name.
+pub fn packed(name: &str, message: &impl Message) -> ttrpc::Result<Any> {
+    let value = message.write_to_bytes().map_err(|error| {
+        let text = format!("{name} cannot be encoded: {error}");
         ttrpc::Error::RpcStatus(get_status(Code::INTERNAL, text))
     })?;
-    Ok(Any { type_url: NAME.to_owned(), value, ..Default::default() })
+    Ok(Any { type_url: name.to_owned(), value, ..Default::default() })
+}
+
+/// A message that has numbers of the guest under their own names.
+macro_rules! named {
+    ($numbers:expr, $message:ident { $($name:ident)* }) => {
+        $message {
+            $($name: $numbers.get(stringify!($name)).copied().unwrap_or(0),)*
+            ..Default::default()
+        }
+    };
 }
 
 /// Copies the numbers over; a number that the guest does not give is 0.
 fn metrics(stats: &StatsResponse) -> Metrics {
     let (cpu, memory, pids) = (&stats.cpu, &stats.memory, &stats.pids);
-    let stat = |name: &str| memory.stat.get(name).copied().unwrap_or(0);
-    let event = |name: &str| memory.events.get(name).copied().unwrap_or(0);
     Metrics {
         pids: MessageField::some(PidsStat {
             current: pids.current,
-            // The field of an unlimited container is 0 in containerd's own reading.
-            limit: if pids.limit == u64::MAX { 0 } else { pids.limit },
+            limit: pids.limit,
             ..Default::default()
         }),
         cpu: MessageField::some(CPUStat {
@@ -42,38 +54,20 @@ fn metrics(stats: &StatsResponse) -> Metrics {
             ..Default::default()
         }),
         memory: MessageField::some(MemoryStat {
-            anon: stat("anon"),
-            file: stat("file"),
-            kernel_stack: stat("kernel_stack"),
-            slab: stat("slab"),
-            sock: stat("sock"),
-            shmem: stat("shmem"),
-            file_mapped: stat("file_mapped"),
-            file_dirty: stat("file_dirty"),
-            file_writeback: stat("file_writeback"),
-            inactive_anon: stat("inactive_anon"),
-            active_anon: stat("active_anon"),
-            inactive_file: stat("inactive_file"),
-            active_file: stat("active_file"),
-            unevictable: stat("unevictable"),
-            slab_reclaimable: stat("slab_reclaimable"),
-            slab_unreclaimable: stat("slab_unreclaimable"),
-            pgfault: stat("pgfault"),
-            pgmajfault: stat("pgmajfault"),
             usage: memory.usage,
             usage_limit: memory.usage_limit,
             swap_usage: memory.swap_usage,
             swap_limit: memory.swap_limit,
-            ..Default::default()
+            ..named!(memory.stat, MemoryStat {
+                anon file kernel_stack slab sock shmem file_mapped file_dirty file_writeback anon_thp inactive_anon
+                active_anon inactive_file active_file unevictable slab_reclaimable slab_unreclaimable pgfault pgmajfault
+                workingset_nodereclaim pgrefill pgscan pgsteal pgactivate pgdeactivate pglazyfree pglazyfreed
+                thp_fault_alloc thp_collapse_alloc
+            })
         }),
-        memory_events: MessageField::some(MemoryEvents {
-            low: event("low"),
-            high: event("high"),
-            max: event("max"),
-            oom: event("oom"),
-            oom_kill: event("oom_kill"),
-            ..Default::default()
-        }),
+        memory_events: MessageField::some(named!(memory.events, MemoryEvents {
+            low high max oom oom_kill oom_group_kill
+        })),
         io: MessageField::some(IOStat {
             usage: stats
                 .io

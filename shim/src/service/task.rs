@@ -13,6 +13,7 @@ use containerd_shim_protos::api::{
     ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest,
     StatsResponse, Status as TaskStatus, UpdateTaskRequest, WaitRequest, WaitResponse,
 };
+use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::shim_async::{Task, create_task};
 use protobuf::{EnumOrUnknown, MessageField};
 use tokio::sync::Notify;
@@ -20,7 +21,7 @@ use ttrpc::asynchronous::{Service, TtrpcContext};
 use ttrpc::{Code, get_status};
 
 use super::error::{invalid, status};
-use super::metrics;
+use super::metrics::{self, packed};
 use crate::container::stdio::StdioPaths;
 use crate::container::{Container, Exit, NewContainer, Process, Status};
 use crate::events::timestamp;
@@ -29,6 +30,9 @@ use crate::sandbox::{Sandbox, SandboxError};
 /// The service's full name in each version of the API.
 const V2: &str = "containerd.task.v2.Task";
 const V3: &str = "containerd.task.v3.Task";
+
+/// By this name containerd's clients know what says which exec a process is.
+const PROCESS_DETAILS: &str = "containerd.runc.v1.ProcessDetails";
 
 /// The task service of one sandbox.
 pub struct TaskService {
@@ -202,8 +206,13 @@ impl Task for TaskService {
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> Answer<PidsResponse> {
         let container = self.container(&request.id)?;
         let pids = to_its_end(async move { Ok(container.pids().await) }).await?;
-        let processes =
-            pids.into_iter().map(|pid| ProcessInfo { pid, ..Default::default() }).collect();
+        let info =
+            |exec_id| packed(PROCESS_DETAILS, &ProcessDetails { exec_id, ..Default::default() });
+        let process = |(pid, exec): (u32, Option<String>)| {
+            let info = exec.map(info).transpose()?.into();
+            Ok(ProcessInfo { pid, info, ..Default::default() })
+        };
+        let processes = pids.into_iter().map(process).collect::<Answer<_>>()?;
         Ok(PidsResponse { processes, ..Default::default() })
     }
 

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use containerd_shim_protos::api::{CheckpointTaskRequest, Empty, Status};
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use nix::sys::signal::kill;
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
@@ -52,6 +53,11 @@ pub const CASES: &[Case] = &[
     ),
     Case::any("api.update", "update changes the limits, and the numbers show it", update),
     Case::any("api.kill_exec", "killing an exec, be it with all, kills no other", kill_exec),
+    Case::bulkhead(
+        "api.exec_first",
+        "a container ends after its execs, though nobody takes their output",
+        exec_first,
+    ),
     Case::any(
         "api.kill_and_start",
         "a container that is killed while it starts ends with 137, and everyone hears of it",
@@ -264,6 +270,7 @@ fn exec_stopped(t: &Test<'_>) -> Outcome {
         shim.kill("", 15, false),
         &["finished", "not found", "stopped", "not running"],
     )?;
+    shim.kill("", 15, true)?;
     shim.delete("")?;
     shim.shutdown()?;
     Ok(())
@@ -321,8 +328,16 @@ fn kill_exec(t: &Test<'_>) -> Outcome {
     shim.start_process("")?;
     shim.exec("never", &["true"])?;
     ensure!(shim.kill("never", 9, true).is_err(), "an exec that was not started was killed");
+    let status = shim.delete("never")?.exit_status;
+    ensure!(status == 0, "an exec that never ran has ended with {status}");
     shim.exec("e", &["sleep", "1000"])?;
     shim.start_process("e")?;
+    // By the number of its field, too: the only one is the exec's id.
+    let of_exec =
+        |info: &Any| info.type_url.ends_with(".ProcessDetails") && info.value == b"\x0a\x01e";
+    let pids = shim.pids()?.processes;
+    let execs = pids.iter().filter(|process| process.info.as_ref().is_some_and(of_exec)).count();
+    ensure!(pids.len() == 2 && execs == 1, "Pids says {pids:?}");
     // No signal at all asks whether it is there.
     shim.kill("e", 0, false)?;
     shim.kill("e", 9, true)?;
@@ -330,6 +345,28 @@ fn kill_exec(t: &Test<'_>) -> Outcome {
     ensure!(status == 137, "the exec ended with {status}");
     ensure!(shim.state("")?.status.enum_value() == Ok(Status::RUNNING), "the container ended, too");
     end(&shim)
+}
+
+fn exec_first(t: &Test<'_>) -> Outcome {
+    let shim = shim(t, &["sleep", "1000"])?;
+    shim.create()?;
+    shim.start_process("")?;
+    let fifo = shim.bundle.join("e");
+    mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    let name = fifo.to_string_lossy().into_owned();
+    shim.exec_with("e", &["cat", "/dev/zero"], |request| request.stdout = name)?;
+    let mut output = File::options().read(true).write(true).open(&fifo)?;
+    shim.start_process("e")?;
+    output.read_exact(&mut [0; 1024])?;
+    shim.kill("", 9, false)?;
+    let status = shim.wait("")?.exit_status;
+    let exec = shim.state("e")?;
+    ensure!(status == 137 && exec.status.enum_value() == Ok(Status::STOPPED), "{status}, {exec:?}");
+    ensure!(exec.exit_status == 137, "the exec ended with {}", exec.exit_status);
+    shim.delete("e")?;
+    shim.delete("")?;
+    shim.shutdown()?;
+    Ok(())
 }
 
 fn kill_and_start(t: &Test<'_>) -> Outcome {
@@ -401,6 +438,8 @@ fn slow_client(t: &Test<'_>) -> Outcome {
     let mut output = File::open(&fifo)?;
     shim.start_process("")?;
     output.read_exact(&mut [0; 1 << 20])?;
+    // What lies between the two is full then, and takes longer than that to be read.
+    thread::sleep(Duration::from_secs(2));
     shim.kill("", 9, true)?;
     let killed = Instant::now();
     while killed.elapsed() < SLOW {

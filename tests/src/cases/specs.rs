@@ -64,6 +64,30 @@ pub const CASES: &[Case] = &[
             &["linux.resources.blockio.throttlereadbpsdevice"],
         )
     }),
+    Case::bulkhead(
+        "specs.no_device",
+        "a character device that the guest does not have is refused by its place",
+        |t| {
+            let device = json!([{ "path": "/dev/own", "type": "c", "major": 4000, "minor": 1 }]);
+            attempt(
+                t,
+                |spec| spec["linux"]["devices"] = device,
+                &["linux.devices[0]: the guest has no character device 4000:1"],
+            )
+        },
+    ),
+    Case::bulkhead(
+        "specs.kernel_memory",
+        "a limit that cgroup v1 alone had is refused by its name",
+        |t| {
+            let limit = json!({ "kernel": 1 << 20 });
+            attempt(
+                t,
+                |spec| spec["linux"]["resources"]["memory"] = limit,
+                &["linux.resources.memory.kernel"],
+            )
+        },
+    ),
     Case::any("specs.unknown_file_system", "a mount of an unknown type is refused", |t| {
         attempt(
             t,
