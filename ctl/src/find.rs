@@ -1,6 +1,8 @@
 //! The sandbox that a person means.
 
-use bulkhead_shim::record::Entry;
+use std::path::PathBuf;
+
+use bulkhead_shim::record::{Entry, Record};
 use thiserror::Error;
 
 /// An id that names no sandbox, or several.
@@ -19,39 +21,38 @@ pub enum FindError {
     },
 }
 
-/// Finds a sandbox by its id or the start of it; an id written in full wins.
+/// Finds a sandbox that has a record by its id or the start of it; an id written in full wins.
 ///
 /// # Errors
 /// [`FindError`]
-pub fn find(entries: Vec<Entry>, id: &str, namespace: Option<&str>) -> Result<Entry, FindError> {
-    let name = |entry: &Entry| {
-        let record = entry.record.as_ref().ok()?;
-        let fits = namespace.is_none_or(|namespace| namespace == record.namespace);
-        fits.then(|| (record.namespace.clone(), record.id.clone()))
-    };
-    let exact = |entry: &Entry| name(entry).is_some_and(|(_, found)| found == id);
-    let starts = |entry: &Entry| name(entry).is_some_and(|(_, found)| found.starts_with(id));
-    let any_exact = entries.iter().any(exact);
-    let fits = |entry: &Entry| {
-        if any_exact { exact(entry) } else { starts(entry) }
-    };
-    let mut found: Vec<Entry> = entries.into_iter().filter(fits).collect();
+pub fn find(
+    entries: Vec<Entry>,
+    id: &str,
+    namespace: Option<&str>,
+) -> Result<(PathBuf, Record), FindError> {
+    let known = entries.into_iter().filter_map(|entry| Some((entry.directory, entry.record.ok()?)));
+    let mut found: Vec<(PathBuf, Record)> = known
+        .filter(|(_, record)| namespace.is_none_or(|namespace| namespace == record.namespace))
+        .filter(|(_, record)| record.id.starts_with(id))
+        .collect();
+    if found.iter().any(|(_, record)| record.id == id) {
+        found.retain(|(_, record)| record.id == id);
+    }
     match found.len() {
         0 => Err(FindError::None(id.to_owned())),
         1 => Ok(found.remove(0)),
         _ => {
-            let names = found.iter().filter_map(name);
-            let names: Vec<String> = names.map(|(ns, id)| format!("{id} (in {ns})")).collect();
-            Err(FindError::Several { id: id.to_owned(), candidates: names.join(", ") })
+            let name =
+                |(_, record): &(_, Record)| format!("{} (in {})", record.id, record.namespace);
+            let candidates = found.iter().map(name).collect::<Vec<_>>().join(", ");
+            Err(FindError::Several { id: id.to_owned(), candidates })
         }
     }
 }
 
 #[cfg(test)]
 pub mod tests {
-    use std::path::PathBuf;
-
-    use bulkhead_shim::record::{ProcessId, Record};
+    use bulkhead_shim::record::ProcessId;
 
     use super::*;
 
@@ -88,7 +89,7 @@ pub mod tests {
     fn found(id: &str, namespace: Option<&str>) -> Result<String, FindError> {
         let all = [("a", "web"), ("a", "web-2"), ("b", "web"), ("b", "data")];
         let entries = all.map(|(namespace, id)| entry(namespace, id)).into();
-        let record = find(entries, id, namespace)?.record.expect("a record");
+        let (_, record) = find(entries, id, namespace)?;
         Ok(format!("{}/{}", record.namespace, record.id))
     }
 

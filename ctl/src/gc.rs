@@ -1,4 +1,4 @@
-//! `bulkhead gc`: ends and removes what a dead shim left over, and spares where there are to be none.
+//! `bulkhead gc`: ends and removes what a dead shim left over, and waits for the end of spares where there are to be none.
 
 use std::fs;
 use std::io::{self, Write};
@@ -12,37 +12,48 @@ use bulkhead_shim::record::{Entry, ProcessId, Record, RecordError, reap};
 /// record milliseconds after it has made the directory.
 const SETTLED: Duration = Duration::from_secs(60);
 
-/// Removes what is left over, or says what it would remove. Fails if something stays.
-///
-/// # Errors
-/// Those of `out`.
-pub fn run(
-    entries: &[Entry],
-    spares: bool,
-    dry_run: bool,
-    out: &mut impl Write,
-) -> io::Result<ExitCode> {
+/// How long a spare may take to end that has no place any more. One that boots notices when it has.
+const SPARES_END: Duration = Duration::from_secs(30);
+
+/// Removes what is left over, or says what it would remove. Fails if something stays. What it does counts, whether
+/// somebody reads about it or not.
+pub fn run(entries: &[Entry], spares: bool, dry_run: bool, out: &mut impl Write) -> ExitCode {
     let mut code = ExitCode::SUCCESS;
     for entry in entries.iter().filter(|e| left_over(e, spares, age(e))) {
         let name = name(entry);
         if dry_run {
-            writeln!(out, "would remove {name}")?;
+            let _ = writeln!(out, "would remove {name}");
             continue;
         }
-        // The one before may have taken its time: what is there by now may be another sandbox.
-        let now = Record::read(&entry.directory);
-        if now.as_ref().ok() != entry.record.as_ref().ok() {
-            continue;
-        }
-        match reap(&entry.directory) {
-            Ok(killed) => writeln!(out, "removed {name}{}", told(&killed))?,
-            Err(error) => {
-                eprintln!("bulkhead: {name} stays: {}", chain(&error));
+        match remove(entry) {
+            Ok(Some(how)) => drop(writeln!(out, "removed {name}{how}")),
+            Ok(None) => {}
+            Err(why) => {
+                let _ = writeln!(io::stderr(), "bulkhead: {name} stays: {why}");
                 code = ExitCode::FAILURE;
             }
         }
     }
-    Ok(code)
+    code
+}
+
+/// Says what was done besides; nothing where it is another sandbox by now.
+fn remove(entry: &Entry) -> Result<Option<String>, String> {
+    if let Ok(record) = &entry.record
+        && record.shim.is_alive()
+    {
+        // A spare, and its place was removed. It is not killed: a sandbox may be about to take it.
+        if record.shim.wait(SPARES_END) {
+            return Ok(Some(String::new()));
+        }
+        let still = Record::read(&entry.directory).is_ok_and(|record| record.is_spare());
+        return if still { Err("it does not end".to_owned()) } else { Ok(None) };
+    }
+    // The one before may have taken its time: what is there by now may be another sandbox.
+    if Record::read(&entry.directory).as_ref().ok() != entry.record.as_ref().ok() {
+        return Ok(None);
+    }
+    reap(&entry.directory).map(|killed| Some(told(&killed))).map_err(|error| chain(&error))
 }
 
 /// Whether nobody takes care of it, or will ever need it. `spares` says whether the host is to have spares.
@@ -112,9 +123,21 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let entry = Entry { directory: dir.path().to_owned(), ..entry("default", "web") };
         let mut out = Vec::new();
-        run(&[entry], true, true, &mut out).expect("write");
+        run(&[entry], true, true, &mut out);
         assert_eq!(String::from_utf8_lossy(&out), "would remove web (in default)\n");
         assert!(dir.path().exists());
+    }
+
+    #[test]
+    fn a_spare_is_waited_for_and_not_killed() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let mut shim = std::process::Command::new("sleep").arg("0.2").spawn().expect("sleep");
+        let mut spare =
+            Entry { directory: dir.path().to_owned(), ..entry(Record::SPARE, "spare-1") };
+        let record = spare.record.as_mut().expect("record");
+        record.shim = ProcessId::of("shim", shim.id()).expect("stat");
+        assert_eq!(remove(&spare), Ok(Some(String::new())));
+        assert!(shim.wait().expect("wait").success());
     }
 
     #[test]
@@ -123,22 +146,12 @@ mod tests {
         let stale = Entry { directory: dir.path().to_owned(), ..entry("default", "web") };
         // Meanwhile containerd starts the same container again: same id, same directory.
         let mut shim = std::process::Command::new("sleep").arg("60").spawn().expect("sleep");
-        let stat = fs::read_to_string(format!("/proc/{}/stat", shim.id())).expect("stat");
-        let start = stat
-            .rsplit_once(") ")
-            .expect("name")
-            .1
-            .split(' ')
-            .nth(19)
-            .expect("start")
-            .parse()
-            .expect("number");
         let mut record = stale.record.as_ref().expect("record").clone();
-        record.shim = ProcessId { role: "shim".to_owned(), pid: shim.id(), start_time: start };
+        record.shim = ProcessId::of("shim", shim.id()).expect("stat");
         record.processes.clear();
         record.write(dir.path()).expect("write");
         let mut out = Vec::new();
-        run(&[stale], true, false, &mut out).expect("write");
+        run(&[stale], true, false, &mut out);
         let ended = shim.try_wait().expect("wait");
         let there = dir.path().exists();
         let _ = shim.kill();

@@ -1,13 +1,14 @@
 //! `bulkhead inspect`: the record of a sandbox, and what its processes hold now.
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bulkhead_protocols::agent::DiagnosticsResponse;
 use bulkhead_protocols::chain;
-use bulkhead_shim::record::{Entry, Phase, ProcessId, Record};
+use bulkhead_shim::record::{Phase, ProcessId, Record};
 use bulkhead_shim::service;
-use bulkhead_shim::vmm::{Api, VmInfo};
+use bulkhead_shim::vmm::{VmInfo, vm_info};
 use serde_json::{Value, json};
 
 use crate::memory::Memory;
@@ -23,15 +24,12 @@ const GUEST: &str = "guest.";
 ///
 /// # Errors
 /// Those of `out`.
-pub fn run(entry: &Entry, json: bool, out: &mut impl Write) -> io::Result<()> {
-    let Ok(record) = &entry.record else {
-        return Ok(());
-    };
+pub fn run(directory: &Path, record: &Record, json: bool, out: &mut impl Write) -> io::Result<()> {
     let live = Live::of(record);
     if json {
-        return writeln!(out, "{:#}", value(entry, record, &live));
+        return writeln!(out, "{:#}", value(directory, record, &live));
     }
-    show(entry, record, &live, out)
+    show(directory, record, &live, out)
 }
 
 /// What is true of a sandbox at this moment.
@@ -46,7 +44,7 @@ impl Live<'_> {
     fn of(record: &Record) -> Live<'_> {
         let memory = |process: &ProcessId| process.is_alive().then(|| Memory::of(process.pid));
         let processes = record.all_processes().map(|p| (p, memory(p).flatten())).collect();
-        let info = |socket| Api::new(socket, ANSWER_DEADLINE).info().map_err(|e| chain(&e));
+        let info = |socket| vm_info(socket, ANSWER_DEADLINE).map_err(|e| chain(&e));
         Live {
             state: list::state(record),
             processes,
@@ -60,7 +58,7 @@ impl Live<'_> {
     }
 }
 
-fn value(entry: &Entry, record: &Record, live: &Live<'_>) -> Value {
+fn value(directory: &Path, record: &Record, live: &Live<'_>) -> Value {
     let mut value = json!(record);
     let process = |(process, memory): &(&ProcessId, Option<Memory>)| {
         json!({
@@ -80,7 +78,7 @@ fn value(entry: &Entry, record: &Record, live: &Live<'_>) -> Value {
         }),
         Err(error) => json!({ "error": error }),
     });
-    value["directory"] = json!(entry.directory);
+    value["directory"] = json!(directory);
     value["state"] = json!(live.state);
     value["processes"] = json!(processes);
     value["vm"] = json!(vm);
@@ -93,7 +91,12 @@ fn value(entry: &Entry, record: &Record, live: &Live<'_>) -> Value {
     value
 }
 
-fn show(entry: &Entry, record: &Record, live: &Live<'_>, out: &mut impl Write) -> io::Result<()> {
+fn show(
+    directory: &Path,
+    record: &Record,
+    live: &Live<'_>,
+    out: &mut impl Write,
+) -> io::Result<()> {
     let created = UNIX_EPOCH + Duration::from_millis(record.created_ms);
     let cpus = if record.vcpus == 1 { "vCPU" } else { "vCPUs" };
     let guest = format!("{} {cpus}, {}", record.vcpus, text::mib(record.memory));
@@ -105,7 +108,7 @@ fn show(entry: &Entry, record: &Record, live: &Live<'_>, out: &mut impl Write) -
         ("guest", guest),
         ("kernel", record.kernel.display().to_string()),
         ("initramfs", record.initramfs.display().to_string()),
-        ("directory", entry.directory.display().to_string()),
+        ("directory", directory.display().to_string()),
     ];
     facts.extend(record.devices.iter().map(|device| ("device", device.clone())));
     match &live.vm {
@@ -176,11 +179,14 @@ fn phases(phases: &[Phase]) -> Vec<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bulkhead_shim::record::Entry;
+
     use crate::find::tests::entry;
 
     fn shown(entry: &Entry, json: bool) -> String {
         let mut out = Vec::new();
-        run(entry, json, &mut out).expect("write");
+        let record = entry.record.as_ref().expect("a record");
+        run(&entry.directory, record, json, &mut out).expect("write");
         String::from_utf8(out).expect("text")
     }
 

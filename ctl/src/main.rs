@@ -77,20 +77,21 @@ fn run(args: &Args) -> Result<ExitCode, CommandError> {
     match &args.command {
         Command::Help => writeln!(out, "{}", args::USAGE)?,
         Command::Version => writeln!(out, "bulkhead {}", env!("CARGO_PKG_VERSION"))?,
-        Command::Check { boot } => return Ok(check::run(*boot, &mut out)?),
-        Command::List => list::run(&entries()?, args.json, &mut out)?,
+        Command::Check { boot } => return Ok(check::run(*boot, &mut out)),
+        Command::List => list::run(&entries(&Config::load()?)?, args.json, &mut out)?,
         Command::Inspect { id } => {
-            let entry = find::find(entries()?, id, args.namespace.as_deref())?;
-            inspect::run(&entry, args.json, &mut out)?;
+            let entries = entries(&Config::load()?)?;
+            let (directory, record) = find::find(entries, id, args.namespace.as_deref())?;
+            inspect::run(&directory, &record, args.json, &mut out)?;
         }
         Command::Gc { dry_run, spares } => {
             let config = Config::load()?;
-            let entries = record::list(&config.state_dir)?;
-            let kept = config.spares > 0 && !spares;
-            let code = gc::run(&entries, kept, *dry_run, &mut out)?;
-            if !kept && !dry_run {
-                Place::remove_all(&config);
+            let entries = entries(&config)?;
+            let kept = if *spares { 0 } else { config.spares };
+            if !dry_run {
+                Place::remove_from(kept, &config);
             }
+            let code = gc::run(&entries, kept > 0, *dry_run, &mut out);
             if *spares && !dry_run {
                 let dir = &config.scratch.dir;
                 let failed = |source| CommandError::Disks { dir: dir.clone(), source };
@@ -104,6 +105,15 @@ fn run(args: &Args) -> Result<ExitCode, CommandError> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn entries() -> Result<Vec<Entry>, CommandError> {
-    Ok(record::list(&Config::load()?.state_dir)?)
+/// The sandboxes of this host. Who may not see what they are is told so.
+fn entries(config: &Config) -> Result<Vec<Entry>, CommandError> {
+    let mut entries = record::list(&config.state_dir)?;
+    let denied = entries.iter().position(|entry| match &entry.record {
+        Err(RecordError::Io { source, .. }) => source.kind() == io::ErrorKind::PermissionDenied,
+        _ => false,
+    });
+    if let Some(Err(error)) = denied.map(|index| entries.swap_remove(index).record) {
+        return Err(error.into());
+    }
+    Ok(entries)
 }

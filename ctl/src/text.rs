@@ -3,7 +3,8 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
-/// Writes rows as columns of equal width, two blanks apart.
+/// Writes rows as columns of equal width, two blanks apart. What a VMM says may be a guest's that has taken it over: no
+/// character of it acts on a terminal.
 ///
 /// # Errors
 /// Those of `out`.
@@ -16,7 +17,8 @@ pub fn table(out: &mut impl Write, rows: &[Vec<String>]) -> io::Result<()> {
     let widths: Vec<usize> = (0..columns).map(width).collect();
     for row in rows {
         let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-        writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
+        let line = cells.collect::<Vec<_>>().join("  ").replace(char::is_control, " ");
+        writeln!(out, "{}", line.trim_end())?;
     }
     Ok(())
 }
@@ -46,7 +48,9 @@ mod tests {
         let row = |cells: [&str; 2]| cells.map(str::to_owned).to_vec();
         let mut out = Vec::new();
         table(&mut out, &[row(["a", "b"]), row(["long", ""]), row(["ü", "c"])]).expect("write");
-        assert_eq!(String::from_utf8_lossy(&out), "a     b\nlong\nü     c\n");
+        table(&mut out, &[row(["e\u{1b}[31m", "two\nlines"])]).expect("write");
+        let expected = "a     b\nlong\nü     c\ne [31m  two lines\n";
+        assert_eq!(String::from_utf8_lossy(&out), expected);
     }
 
     #[test]

@@ -2,7 +2,6 @@
 //! prints how its task ended.
 
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant, SystemTime};
 
 use containerd_shim_protos::api::DeleteResponse;
@@ -14,7 +13,7 @@ use crate::bootstrap::{self, BootstrapError};
 use crate::config::Config;
 use crate::container::LOST;
 use crate::events::timestamp;
-use crate::record::{Record, RecordError, reap};
+use crate::record::{Record, RecordError, reap, remove_socket};
 use crate::sandbox::directory_path;
 use crate::service;
 
@@ -50,13 +49,9 @@ pub fn delete(args: &Args) -> Result<(), CleanupError> {
             return answer();
         }
         reap(&directory)?;
-        let socket = record.map_or_else(
-            || bootstrap::default_socket_path(&args.address, &args.namespace, &args.id),
-            |record| record.socket,
-        );
-        // One that answers belongs to a later shim.
-        if UnixStream::connect(&socket).is_err() {
-            let _ = std::fs::remove_file(&socket);
+        if record.is_none() {
+            let socket = bootstrap::default_socket_path(&args.address, &args.namespace, &args.id);
+            remove_socket(&socket);
         }
     }
     answer()

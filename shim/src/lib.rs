@@ -8,6 +8,7 @@ pub mod config;
 pub mod container;
 pub mod events;
 pub mod guest;
+pub mod helper;
 mod host;
 pub mod info;
 pub mod logging;

@@ -110,10 +110,10 @@ impl Place {
         Place::all(config).find(|place| place.name() == name)
     }
 
-    /// Removes what spares leave in their places. There are to be none any more.
-    pub fn remove_all(config: &Config) {
+    /// Removes the places from this one on: there are to be no spares there. Those that are there end by themselves.
+    pub fn remove_from(first: u32, config: &Config) {
         let all = Place::all(&Config { spares: Config::MOST_SPARES, ..config.clone() });
-        for path in all.flat_map(|place| [place.note(), place.0]) {
+        for path in all.skip(first as usize).flat_map(|place| [place.note(), place.0]) {
             // Most are not there.
             let _ = fs::remove_file(path);
         }
@@ -161,10 +161,11 @@ impl Place {
         Some(word).filter(|word| !word.is_empty())
     }
 
-    /// Whether a spare is here that waits.
+    /// Whether a spare is here that waits. One that was killed has left its socket, but not the lock.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.0.exists()
+        let held = |note: File| matches!(note.try_lock_shared(), Err(fs::TryLockError::WouldBlock));
+        self.0.exists() && File::open(self.note()).is_ok_and(held)
     }
 
     /// Waits until whoever listens here cannot be found any more, and would wait for ever.
@@ -175,17 +176,20 @@ impl Place {
         let changes = watcher()?;
         // How many names a file has is one of its attributes.
         inotify::add_watch(changes.get_ref(), &self.0, WatchFlags::ATTRIB)?;
-        while self.is_ready() {
+        while self.0.exists() {
             changes.readable().await?.clear_ready();
         }
         Ok(())
     }
 
-    /// Listens for who wants the spare. Only who has taken the place may.
+    /// Listens for who wants the spare. Only who has taken the place may, which the lock shows.
     ///
     /// # Errors
-    /// The system's.
-    pub fn listen(&self) -> io::Result<UnixListener> {
+    /// The system's; the place was removed, and may be another's by now.
+    pub fn listen(&self, lock: &File) -> io::Result<UnixListener> {
+        if lock.metadata()?.nlink() == 0 {
+            return Err(io::Error::other("its place was removed"));
+        }
         self.leave();
         UnixListener::bind(&self.0)
     }
@@ -313,7 +317,7 @@ mod tests {
     fn a_spare_becomes_what_is_claimed() {
         let (dir, place) = place();
         let lock = place.take().expect("lock").expect("free");
-        let waiting = place.listen().expect("listen");
+        let waiting = place.listen(&lock).expect("listen");
         let socket = dir.path().join("shim");
         let listener = UnixListener::bind(&socket).expect("bind");
         let (mut next, began) = io::pipe().expect("pipe");
@@ -335,7 +339,7 @@ mod tests {
     fn a_spare_of_another_kind_does_not_agree() {
         let (_dir, place) = place();
         let lock = place.take().expect("lock").expect("free");
-        let waiting = place.listen().expect("listen");
+        let waiting = place.listen(&lock).expect("listen");
         let spare = thread::spawn(move || {
             let (stream, _) = waiting.accept().expect("accept");
             let like = Likeness { config: Some("/elsewhere".to_owned()), ..claim().likeness };
@@ -345,6 +349,25 @@ mod tests {
         assert!(place.claim(&claim(), began.as_fd(), began.as_fd()).is_err());
         assert!(spare.join().expect("join").to_string().contains("elsewhere"));
         assert!(place.last_word().is_some_and(|word| word.contains("in vain")));
+    }
+
+    #[test]
+    fn a_place_that_was_removed_is_nobodys() {
+        let (dir, place) = place();
+        let lock = place.take().expect("lock").expect("free");
+        let _waiting = place.listen(&lock).expect("listen");
+        assert!(place.is_ready());
+        let config = Config { state_dir: dir.path().to_owned(), ..Config::default() };
+        Place::remove_from(1, &config);
+        assert!(place.is_ready());
+        Place::remove_from(0, &config);
+        assert!(!place.is_ready());
+        place.listen(&lock).expect_err("another may have it");
+        let lock = place.take().expect("lock").expect("free");
+        let _waiting = place.listen(&lock).expect("listen");
+        // It is killed.
+        drop(lock);
+        assert!(!place.is_ready());
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub fn handler(main: &Path) -> Handler {
             Ok(table) => table,
             Err(e) => return Handler::Unreadable(format!("{}: {}", file.display(), e.message())),
         };
-        if let Some(name) = find_handler("", &table) {
+        if let Some(name) = find_handler(&table) {
             return Handler::Configured(name);
         }
         for import in imports(&table, &file) {
@@ -50,14 +50,19 @@ pub fn handler(main: &Path) -> Handler {
     Handler::Absent
 }
 
-/// The runtimes stand in other places in each version of the file, but all look alike: a table
-/// under the handler's name with the runtime's type in it.
-fn find_handler(name: &str, table: &Table) -> Option<String> {
-    if table.get("runtime_type").and_then(Value::as_str) == Some(RUNTIME) {
-        return Some(name.to_owned());
-    }
-    let mut tables = table.iter().filter_map(|(name, value)| Some((name, value.as_table()?)));
-    tables.find_map(|(name, table)| find_handler(name, table))
+/// The name of our runtime in the plugin that each version of the file has for it; what stands elsewhere containerd does
+/// not read.
+fn find_handler(table: &Table) -> Option<String> {
+    let plugin = match table.get("version").and_then(Value::as_integer) {
+        None | Some(1) => "cri",
+        Some(2) => "io.containerd.grpc.v1.cri",
+        Some(_) => "io.containerd.cri.v1.runtime",
+    };
+    let runtimes = table.get("plugins")?.get(plugin)?.get("containerd")?.get("runtimes")?;
+    let ours =
+        |runtime: &Value| runtime.get("runtime_type").and_then(Value::as_str) == Some(RUNTIME);
+    let mut found = runtimes.as_table()?.iter().filter(|(_, runtime)| ours(runtime));
+    found.next().map(|(name, _)| name.clone())
 }
 
 /// The files that `imports` of a file names: paths, from its own directory, or patterns as `dir/*.toml`.
@@ -103,8 +108,13 @@ mod tests {
     #[test]
     fn a_handler_is_found_in_every_version_of_the_file() {
         assert_eq!(looked(V2), Handler::Configured("vm".to_owned()));
-        let v3 = V2.replace("grpc.v1.cri", "cri.v1.runtime");
+        let v3 = V2.replace("grpc.v1.cri", "cri.v1.runtime").replace("= 2", "= 3");
         assert_eq!(looked(&v3), Handler::Configured("vm".to_owned()));
+    }
+
+    #[test]
+    fn a_handler_that_containerd_does_not_read_is_none() {
+        assert_eq!(looked(&V2.replace("= 2", "= 3")), Handler::Absent);
     }
 
     #[test]

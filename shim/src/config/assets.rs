@@ -79,10 +79,11 @@ pub fn mkfs(name: &'static str) -> Result<PathBuf, AssetError> {
 /// `/usr/lib/qemu` may have a virtiofsd of another kind, which came with QEMU before version 8.
 const EXTRA_PROGRAM_DIRS: [&str; 3] = ["/usr/local/bin", "/usr/libexec", "/usr/sbin"];
 
-/// Last `libexec/bulkhead` beside the running program's `bin`: what an installation brings where the host has none.
+/// First `libexec/bulkhead` beside the running program's `bin`: what an installation brings where the host has none, or
+/// one that is too old.
 fn program_dirs() -> Vec<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    once_each(dirs_of_path(&path).into_iter().chain(beside("libexec/bulkhead")))
+    once_each(beside("libexec/bulkhead").into_iter().chain(dirs_of_path(&path)))
 }
 
 fn dirs_of_path(path: &OsStr) -> Vec<PathBuf> {

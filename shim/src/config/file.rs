@@ -46,7 +46,7 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<File, ConfigError> {
     let error = |key: &str, error: &toml::de::Error| {
         let start = error.span().map_or(0, |span| span.start.min(text.len()));
         let line = 1 + text.as_bytes()[..start].iter().filter(|b| **b == b'\n').count();
-        // The path is "." where the file as a whole is meant, as for an unknown key.
+        // The path is "." where the file as a whole is meant, as for what is no TOML.
         let key = if key == "." { String::new() } else { format!("{key}: ") };
         let message = format!("{key}{}", error.message().replace('\n', ", "));
         ConfigError::Parse { file: file.to_owned(), line, message }

@@ -51,7 +51,7 @@ pub struct Config {
     pub kernel_params: Vec<String>,
     /// How many guests wait for a sandbox.
     pub spares: u32,
-    /// How long a guest may take until its agent has dialled in.
+    /// How long the VMM's start, the agent's call and the guest's set-up may take, each.
     pub agent_timeout: Duration,
     /// How many bytes of a guest's console are kept.
     pub console_limit: u64,

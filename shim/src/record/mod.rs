@@ -1,7 +1,6 @@
 //! The record of a sandbox: one JSON file in its directory, with all that must be known to end
 //! the sandbox when its shim is gone, and to show it while it runs.
 
-mod process;
 mod reap;
 mod remove;
 
@@ -16,8 +15,8 @@ use thiserror::Error;
 
 use crate::vmm::{Selection, VmSpec};
 
-pub use process::ProcessId;
-pub use reap::reap;
+pub use crate::process::ProcessId;
+pub use reap::{reap, remove_socket};
 pub use remove::remove_directory;
 
 /// The record's name in the sandbox's directory.
@@ -144,7 +143,7 @@ pub struct Record {
 pub struct Phase {
     /// Its name; those of the guest's own clock start with `guest.`.
     pub name: String,
-    /// Microseconds since the shim started, or since the guest's kernel did.
+    /// Microseconds since the shim began to make the sandbox, or since the guest's kernel did.
     pub micros: u64,
 }
 

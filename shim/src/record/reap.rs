@@ -1,5 +1,7 @@
 //! The end of a sandbox whose shim is gone.
 
+use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -23,21 +25,23 @@ pub fn reap(directory: &Path) -> Result<Vec<ProcessId>, RecordError> {
     let record = Record::read(directory);
     let processes = record.iter().flat_map(Record::all_processes).cloned().collect();
     let killed = end(processes)?;
-    if let Some(socket) = record.as_ref().ok().and_then(|record| record.share.as_deref()) {
-        virtiofsd::dismiss(socket);
+    if let Ok(record) = &record {
+        record.share.iter().for_each(|socket| virtiofsd::dismiss(socket));
+        record.network.iter().for_each(|network| network::clean(network));
+        record.scratch.iter().for_each(|scratch| scratch::remove(scratch));
+        record.alias.iter().for_each(|alias| drop(fs::remove_file(alias)));
+        record.cgroups.iter().for_each(|dir| cgroup::remove(dir));
+        remove_socket(&record.socket);
     }
-    if let Some(network) = record.as_ref().ok().and_then(|record| record.network.as_deref()) {
-        network::clean(network);
-    }
-    if let Some(scratch) = record.as_ref().ok().and_then(|record| record.scratch.as_deref()) {
-        scratch::remove(scratch);
-    }
-    if let Some(alias) = record.as_ref().ok().and_then(|record| record.alias.as_deref()) {
-        let _ = std::fs::remove_file(alias);
-    }
-    record.iter().flat_map(|record| &record.cgroups).for_each(|dir| cgroup::remove(dir));
     remove_directory(directory)?;
     Ok(killed)
+}
+
+/// Removes the socket of a shim that is gone. One that answers belongs to a later shim.
+pub fn remove_socket(socket: &Path) {
+    if UnixStream::connect(socket).is_err() {
+        let _ = fs::remove_file(socket);
+    }
 }
 
 /// Ends the processes; returns those that had not ended yet.
@@ -77,18 +81,15 @@ fn end(processes: Vec<ProcessId>) -> Result<Vec<ProcessId>, RecordError> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::process::{Child, Command};
 
     use super::super::tests::record;
     use super::*;
-    use crate::process::start_time;
 
     fn sleeper() -> (Child, ProcessId) {
         let child = Command::new("sleep").arg("100").spawn().expect("spawn");
-        let pid = child.id();
-        let start_time = start_time(pid).expect("stat");
-        (child, ProcessId { role: "sleep".to_owned(), pid, start_time })
+        let id = ProcessId::of("sleep", child.id()).expect("stat");
+        (child, id)
     }
 
     #[test]

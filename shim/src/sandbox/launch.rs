@@ -21,8 +21,8 @@ use crate::cgroup::Cgroup;
 use crate::config::{Config, Upper, show};
 use crate::container::scratch::OnScratch;
 use crate::guest::Guest;
+use crate::helper::Status;
 use crate::network::{DEVICES, Following, Network};
-use crate::process::{Process, Status};
 use crate::record::{ProcessId, Record, remove_directory};
 use crate::storage::scratch::Scratch;
 use crate::storage::share::Share;
@@ -79,7 +79,7 @@ impl Drop for Alias {
 
 impl Parts {
     /// Its processes, the VMM first.
-    pub fn processes(&self) -> Vec<Process> {
+    pub fn processes(&self) -> Vec<ProcessId> {
         let served = self.virtiofsd.iter().flat_map(Daemon::processes);
         self.vm.processes().into_iter().chain(served).collect()
     }
@@ -87,7 +87,7 @@ impl Parts {
     /// Writes down how far the start has come. With an older record the sandbox runs all the same.
     pub fn record_phases(&self, phases: &Phases) {
         let mut record = lock(&self.record);
-        record.processes = self.processes().into_iter().map(ProcessId::from).collect();
+        record.processes = self.processes();
         record.phases = phases.all();
         if let Err(error) = record.write(&self.spec.dir) {
             warn!(self.log, "{}", chain(&error));

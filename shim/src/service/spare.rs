@@ -83,7 +83,7 @@ async fn be_found(
     let spare = Spare::boot(&config, &Pod::default(), &log.logger()).await;
     let spare = spare.map_err(|error| failed(chain(&error))).ok()?;
     let findable = Findable(&place);
-    let waiting = place.listen().and_then(|socket| {
+    let waiting = place.listen(&lock).and_then(|socket| {
         socket.set_nonblocking(true)?;
         UnixListener::from_std(socket)
     });

@@ -9,9 +9,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use thiserror::Error;
 
 use crate::config::CacheMode;
-use crate::process::{
-    Ended, Helper, HelperCommand, Process, SpawnError, children, kill, pidfd, start_time,
-};
+use crate::helper::{Ended, Helper, HelperCommand, SpawnError};
+use crate::process::{ProcessId, children, kill, pidfd};
 use crate::version::Version;
 
 /// The process's name in records and messages.
@@ -120,18 +119,14 @@ impl Daemon {
     /// Its name in records and messages.
     #[must_use]
     pub fn role(&self) -> &'static str {
-        self.helper.process().role
+        self.helper.role()
     }
 
     /// Its processes so far.
     #[must_use]
-    pub fn processes(&self) -> Vec<Process> {
-        let first = self.helper.process();
-        let served = self.served().into_iter().filter_map(|pid| {
-            let start_time = start_time(pid).ok()?;
-            Some(Process { pid, start_time, ..first })
-        });
-        std::iter::once(first).chain(served).collect()
+    pub fn processes(&self) -> Vec<ProcessId> {
+        let served = self.served().into_iter().filter_map(|pid| ProcessId::of(ROLE, pid).ok());
+        std::iter::once(self.helper.process().clone()).chain(served).collect()
     }
 
     /// Returns at its end; any number of callers may wait.
@@ -143,8 +138,7 @@ impl Daemon {
     fn served(&self) -> Vec<u32> {
         let first = self.helper.process();
         let found = children(first.pid);
-        let there = start_time(first.pid).is_ok_and(|time| time == first.start_time);
-        if there { found } else { Vec::new() }
+        if first.is_same() { found } else { Vec::new() }
     }
 
     /// Ends it; one that has ended is left alone.
@@ -203,7 +197,7 @@ mod tests {
     }
 
     /// Waits until the daemon has its second process.
-    async fn serving(daemon: &Daemon) -> Vec<Process> {
+    async fn serving(daemon: &Daemon) -> Vec<ProcessId> {
         let start = Instant::now();
         loop {
             let processes = daemon.processes();
@@ -215,10 +209,10 @@ mod tests {
         }
     }
 
-    async fn all_gone(processes: &[Process]) {
+    async fn all_gone(processes: &[ProcessId]) {
         let start = Instant::now();
         for process in processes {
-            while start_time(process.pid).is_ok_and(|now| now == process.start_time) {
+            while process.is_same() {
                 assert!(start.elapsed() < Duration::from_secs(20), "{process:?} is still there");
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::process::{Ended, SpawnError};
+use crate::helper::{Ended, SpawnError};
 
 /// A VM that could not be started.
 #[derive(Debug, Error)]

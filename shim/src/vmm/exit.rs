@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::process::Ended;
+use crate::helper::Ended;
 
 /// How a VM came to its end. Its text is a sentence without a full stop.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

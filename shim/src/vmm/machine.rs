@@ -12,7 +12,8 @@ use tokio::time::timeout;
 
 use super::plug::{Plug, PlugError, Plugs};
 use super::{Vm, VmExit};
-use crate::process::{Ended, Helper, Process};
+use crate::helper::{Ended, Helper};
+use crate::process::ProcessId;
 
 /// How long a VMM's last words are waited for once it has ended. They are in the pipe already,
 /// unless something else holds the pipe open.
@@ -91,7 +92,7 @@ async fn first_cause(
         }
     };
     if index > 0 {
-        return VmExit::Ended { role: helpers[index].process().role, ended };
+        return VmExit::Ended { role: helpers[index].role(), ended };
     }
     if !reports_end && let Ok(Some(exit)) = timeout(LAST_WORDS, events).await {
         return exit;
@@ -106,8 +107,8 @@ impl Vm for Machine {
         self.helpers[0].process().pid
     }
 
-    fn processes(&self) -> Vec<Process> {
-        self.helpers.iter().map(Helper::process).collect()
+    fn processes(&self) -> Vec<ProcessId> {
+        self.helpers.iter().map(|helper| helper.process().clone()).collect()
     }
 
     fn vsock(&self) -> &Path {
@@ -147,7 +148,7 @@ mod tests {
     use std::future::{pending, ready};
 
     use super::*;
-    use crate::process::{HelperCommand, Status};
+    use crate::helper::{HelperCommand, Status};
 
     fn helper(role: &'static str, script: &str) -> Helper {
         let mut command = HelperCommand::new(role, Path::new("/bin/sh"));

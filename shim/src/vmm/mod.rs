@@ -21,9 +21,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bulkhead_protocols::SHARE_TAG;
 
-use crate::process::{HelperCommand, Process};
+use crate::helper::HelperCommand;
+use crate::process::ProcessId;
 
-pub use cloud_hypervisor::{Api, ApiError, VmInfo};
+pub use cloud_hypervisor::{ApiError, VmInfo, vm_info};
 pub use error::StartError;
 pub use exit::VmExit;
 pub use net::Wires;
@@ -141,7 +142,7 @@ pub trait Vm: Send + Sync {
     /// The VMM's process id.
     fn pid(&self) -> u32;
     /// Every process that the VM consists of, the VMM first.
-    fn processes(&self) -> Vec<Process>;
+    fn processes(&self) -> Vec<ProcessId>;
     /// The hybrid vsock socket, [`VmSpec::vsock`].
     fn vsock(&self) -> &Path;
     /// Plugs a disk in; the guest has it soon.

@@ -16,11 +16,12 @@ use nix::unistd::pipe2;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
-pub use api::{API_SOCKET, Api, ApiError, VmInfo};
+use api::Api;
+pub use api::{API_SOCKET, ApiError, VmInfo, vm_info};
 
 use super::machine::Machine;
 use super::{StartError, VmExit, VmSpec, Wires, inherit_disks, memory};
-use crate::process::{Ended, HelperCommand, Status};
+use crate::helper::{Ended, HelperCommand, Status};
 use crate::version::Version;
 use events::Events;
 use plug::Hotplug;

@@ -5,7 +5,6 @@ use std::collections::HashSet;
 use async_trait::async_trait;
 use bulkhead_protocols::chain;
 use tokio::sync::watch;
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::ROLE;
@@ -24,29 +23,17 @@ impl Hotplug {
     pub(super) fn new(api: Api, removed: watch::Receiver<HashSet<String>>) -> Self {
         Self { api, removed }
     }
-
-    /// The VMM answers one call after another, in its own time: a thread waits for it.
-    async fn call(
-        &self,
-        call: impl FnOnce(&Api) -> Result<(), ApiError> + Send + 'static,
-    ) -> Result<(), PlugError> {
-        let api = self.api.clone();
-        let refused = |reason| PlugError::Refused { vmm: ROLE, reason };
-        let called = spawn_blocking(move || call(&api)).await;
-        called.map_err(|error| refused(error.to_string()))?.map_err(|error| refused(chain(&error)))
-    }
 }
 
 #[async_trait]
 impl Plugs for Hotplug {
     async fn plug(&self, disk: &Plug) -> Result<(), PlugError> {
         let disk = Disk::new(&disk.serial, disk.path.display().to_string(), disk.readonly);
-        self.call(move |api| api.add_disk(&disk)).await
+        self.api.add_disk(&disk).await.map_err(|error| refused(&error))
     }
 
     async fn unplug(&self, serial: &str) -> Result<(), PlugError> {
-        let id = serial.to_owned();
-        self.call(move |api| api.remove_device(&id)).await?;
+        self.api.remove_device(serial).await.map_err(|error| refused(&error))?;
         let mut removed = self.removed.clone();
         let gone = removed.wait_for(|removed| removed.contains(serial));
         match timeout(EJECTION, gone).await {
@@ -55,4 +42,8 @@ impl Plugs for Hotplug {
             Err(_) => Err(PlugError::Held),
         }
     }
+}
+
+fn refused(error: &ApiError) -> PlugError {
+    PlugError::Refused { vmm: ROLE, reason: chain(error) }
 }

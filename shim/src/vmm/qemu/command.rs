@@ -20,8 +20,6 @@ pub(super) struct Inherited {
     pub(super) vsock: RawFd,
     /// The guest's memory.
     pub(super) memory: RawFd,
-    /// QMP for commands, where the machine has places for disks.
-    pub(super) monitor: Option<RawFd>,
     /// The queues of the tap behind each network device.
     pub(super) taps: Vec<Vec<RawFd>>,
     /// The disks of the specification, in its order.
@@ -104,10 +102,6 @@ pub(super) fn arguments(spec: &VmSpec, platform: Platform, inherited: &Inherited
         // By it the guest's kernel says which memory is free, and the host has that back. It would cost microvm one of
         // its eight places.
         add("-device", "virtio-balloon-pci,free-page-reporting=on".into());
-    }
-    if let Some(monitor) = inherited.monitor {
-        add("-chardev", format!("socket,id=monitor,fd={monitor}").into());
-        add("-mon", "chardev=monitor,mode=control".into());
         for port in 0..PORTS {
             // Each needs a slot number of its own (docs/pcie.txt of QEMU).
             let (chassis, bus) = (port + 1, format!("id=port{port}"));
@@ -225,8 +219,7 @@ mod tests {
         let tsc_khz = (accel == Accel::Tcg).then_some(2_500_000);
         let platform = Platform { machine, accel, tsc_khz };
         let taps = vec![vec![10, 11], vec![12, 13]];
-        let inherited =
-            Inherited { qmp: 7, vsock: 8, memory: 9, monitor: Some(15), taps, disks: vec![14, 16] };
+        let inherited = Inherited { qmp: 7, vsock: 8, memory: 9, taps, disks: vec![14, 16] };
         let args = arguments(spec, platform, &inherited);
         let words: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
         words.join(" ") + " "
@@ -277,7 +270,6 @@ mod tests {
         has(&line, "virtio-net-pci,netdev=net0,mac=02:62:75:6c:6b:00,romfile=,mq=on");
         has(&line, "pvpanic-pci");
         has(&line, "virtio-balloon-pci,free-page-reporting=on");
-        has(&line, "socket,id=monitor,fd=15");
         has(&line, "pcie-root-port,id=port7,chassis=8,slot=8");
     }
 

@@ -6,14 +6,16 @@ mod plug;
 mod qmp;
 mod vsock;
 
-use std::io::{self, Write};
-use std::os::unix::net::UnixStream;
+use std::collections::HashSet;
+use std::io;
 use std::path::Path;
+
+use tokio::sync::{mpsc, watch};
 
 use super::machine::Machine;
 use super::{Accel, StartError, VmExit, VmSpec, Wires, inherit_disks, memory};
 use crate::config::QemuMachine;
-use crate::process::{Ended, HelperCommand, Status};
+use crate::helper::{Ended, HelperCommand, Status};
 use crate::version::Version;
 
 /// The process's name in records and messages.
@@ -50,17 +52,12 @@ pub(super) async fn start(
         let path = spec.dir.clone();
         StartError::Socket { what: "QMP connection", path, source }
     };
-    let (ours, theirs) = qmp_connection(qmp::NEGOTIATION).map_err(failed)?;
-    // One that tells, and one that is told.
-    let has_places = settings.machine == QemuMachine::Q35;
-    let places = has_places.then(|| qmp_connection(qmp::NEGOTIATION)).transpose();
-    let (monitor, told) = places.map_err(failed)?.unzip();
+    let (ours, theirs) = qmp::connection().map_err(failed)?;
     let memory = memory::file(spec.memory).map_err(StartError::Memory)?;
     let disk = |error: io::Error| StartError::Disk { role: ROLE, reason: error.to_string() };
     let mut command = HelperCommand::new(ROLE, settings.program);
     let inherited = command::Inherited {
         qmp: command.inherit(theirs),
-        monitor: told.map(|socket| command.inherit(socket)),
         vsock: command.inherit(connection),
         memory: command.inherit(memory),
         taps: command.inherit_taps(wires.taps),
@@ -73,19 +70,19 @@ pub(super) async fn start(
 
     let program = settings.program.to_owned();
     let judge = move |ended| judge(&program, ended);
-    let machine = Machine::new(vmm, vec![daemon], spec.vsock(), qmp::first_exit(ours), judge);
-    Ok(match monitor {
-        Some(monitor) => machine.with(plug::Hotplug::new(monitor)),
-        None => machine,
+    let (reader, writer) = ours.into_split();
+    let (answered, answers) = mpsc::unbounded_channel();
+    let (deleted, told) = watch::channel(HashSet::new());
+    let events = qmp::first_exit(reader, answered, deleted);
+    let machine = Machine::new(vmm, vec![daemon], spec.vsock(), events, judge);
+    Ok(match settings.machine {
+        QemuMachine::Q35 => machine.with(plug::Hotplug::new(writer, answers, told)),
+        QemuMachine::Microvm => {
+            // Shut down with it, the connection would bring no events either.
+            writer.forget();
+            machine
+        }
     })
-}
-
-/// A connection to QEMU; it hears this first.
-fn qmp_connection(first: &[u8]) -> io::Result<(tokio::net::UnixStream, UnixStream)> {
-    let (mut ours, theirs) = UnixStream::pair()?;
-    ours.write_all(first)?;
-    ours.set_nonblocking(true)?;
-    Ok((tokio::net::UnixStream::from_std(ours)?, theirs))
 }
 
 /// What QEMU's end means where QMP says nothing.

@@ -5,22 +5,18 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 
 use async_trait::async_trait;
-use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{Mutex, MutexGuard, mpsc, watch};
 use tokio::time::timeout;
 
 use super::ROLE;
+use super::qmp::Answer;
 use crate::vmm::plug::{EJECTION, Plug, PlugError, Plugs};
 
 /// Places for disks: root ports, one for each.
 pub(super) const PORTS: usize = 8;
-
-/// More than any answer needs, in bytes.
-const LONGEST: u64 = 64 << 10;
 
 /// The disks of a running VM. QEMU's commands are given one after another.
 pub(super) struct Hotplug {
@@ -31,35 +27,19 @@ pub(super) struct Hotplug {
 
 struct Monitor {
     stream: OwnedWriteHalf,
-    /// By the numbers of the commands.
-    answers: mpsc::Receiver<(u64, Result<(), String>)>,
+    answers: mpsc::UnboundedReceiver<Answer>,
     commands: u64,
     /// Which disk is where.
     ports: [Option<String>; PORTS],
 }
 
-#[derive(Deserialize)]
-struct Message {
-    #[serde(rename = "return")]
-    done: Option<Value>,
-    error: Option<Refusal>,
-    id: Option<u64>,
-    event: Option<String>,
-    data: Option<Value>,
-}
-
-#[derive(Deserialize)]
-struct Refusal {
-    desc: String,
-}
-
 impl Hotplug {
-    /// For a connection that has begun with the negotiation.
-    pub(super) fn new(stream: UnixStream) -> Self {
-        let (reader, stream) = stream.into_split();
-        let (answer, answers) = mpsc::channel(1);
-        let (tell, deleted) = watch::channel(HashSet::new());
-        tokio::spawn(listen(BufReader::new(reader), answer, tell));
+    /// `stream` takes the commands, for which there are `answers`.
+    pub(super) fn new(
+        stream: OwnedWriteHalf,
+        answers: mpsc::UnboundedReceiver<Answer>,
+        deleted: watch::Receiver<HashSet<String>>,
+    ) -> Self {
         let monitor = Monitor { stream, answers, commands: 0, ports: [const { None }; PORTS] };
         Self { monitor: Mutex::new(monitor), deleted }
     }
@@ -76,34 +56,6 @@ impl Hotplug {
             }
         }
         Ok(monitor)
-    }
-}
-
-/// Hears all that QEMU says, so that nothing piles up there: what a guest can make it say has no end.
-async fn listen(
-    mut stream: BufReader<OwnedReadHalf>,
-    answer: mpsc::Sender<(u64, Result<(), String>)>,
-    deleted: watch::Sender<HashSet<String>>,
-) -> Option<()> {
-    loop {
-        let mut line = Vec::new();
-        (&mut stream).take(LONGEST).read_until(b'\n', &mut line).await.ok()?;
-        let message: Message = serde_json::from_slice(&line).ok()?;
-        let result = match (message.done, message.error) {
-            (Some(_), _) => Ok(()),
-            (None, Some(error)) => Err(error.desc),
-            (None, None) => {
-                let which = message.data.as_ref().and_then(|data| data["device"].as_str());
-                if let (Some("DEVICE_DELETED"), Some(which)) = (message.event.as_deref(), which) {
-                    deleted.send_if_modified(|deleted| deleted.insert(which.to_owned()));
-                }
-                continue;
-            }
-        };
-        // For the negotiation, which has no number, nobody waits.
-        if let Some(id) = message.id {
-            answer.send((id, result)).await.ok()?;
-        }
     }
 }
 
@@ -185,12 +137,23 @@ fn device(serial: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncBufReadExt, BufReader};
+    use tokio::net::UnixStream;
     use tokio::task::JoinHandle;
 
+    use super::super::qmp::first_exit;
     use super::*;
 
     fn plug() -> Plug {
         Plug { serial: "disk1".to_owned(), path: "/dev/null".into(), readonly: true }
+    }
+
+    fn hotplug(stream: UnixStream) -> Hotplug {
+        let (reader, writer) = stream.into_split();
+        let (answered, answers) = mpsc::unbounded_channel();
+        let (deleted, told) = watch::channel(HashSet::new());
+        tokio::spawn(first_exit(reader, answered, deleted));
+        Hotplug::new(writer, answers, told)
     }
 
     const DONE: &str = "{\"return\": {}}\r\n";
@@ -217,7 +180,7 @@ mod tests {
             }
             commands
         });
-        (Hotplug::new(ours), peer)
+        (hotplug(ours), peer)
     }
 
     #[tokio::test]
@@ -263,7 +226,7 @@ mod tests {
     #[tokio::test]
     async fn a_monitor_that_is_gone_is_an_error() {
         let (ours, _) = UnixStream::pair().expect("pair");
-        Hotplug::new(ours).plug(&plug()).await.expect_err("gone");
+        hotplug(ours).plug(&plug()).await.expect_err("gone");
     }
 
     #[tokio::test]

@@ -1,45 +1,84 @@
-//! What QEMU reports about its guest over QMP (the QEMU Machine Protocol): one JSON object a line.
+//! What QEMU says over QMP (the QEMU Machine Protocol): one JSON object a line, events about its guest and answers.
+
+use std::collections::HashSet;
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
 
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
+use tokio::sync::{mpsc, watch};
 
 use crate::vmm::VmExit;
 
 /// Ends the negotiation, before which QEMU reports nothing. It needs no answer, so it can lie in
 /// the connection before QEMU starts.
-pub(super) const NEGOTIATION: &[u8] = b"{\"execute\":\"qmp_capabilities\"}\n";
+const NEGOTIATION: &[u8] = b"{\"execute\":\"qmp_capabilities\"}\n";
 
-/// More than any event needs, in bytes.
-const LONGEST: u64 = 16 << 10;
+/// More than any line needs, in bytes.
+const LONGEST: u64 = 64 << 10;
+
+/// The number of a command, and why it failed, if it did.
+pub(super) type Answer = (u64, Result<(), String>);
 
 #[derive(Deserialize)]
 struct Message {
-    /// Absent in the greeting and in answers.
     event: Option<String>,
-    data: Option<Data>,
+    #[serde(default)]
+    data: Value,
+    #[serde(rename = "return")]
+    done: Option<Value>,
+    error: Option<Refusal>,
+    /// The number of the command. The negotiation has none.
+    id: Option<u64>,
 }
 
 #[derive(Deserialize)]
-struct Data {
-    /// Why the VM shuts down (`ShutdownCause` in QEMU's schema).
-    reason: Option<String>,
+struct Refusal {
+    desc: String,
 }
 
 impl Message {
-    /// What the message means for the VM, if it is its end.
+    /// What an event means for the VM, if it is its end.
     fn exit(&self) -> Option<VmExit> {
-        let reason = self.data.as_ref().and_then(|data| data.reason.as_deref());
-        match (self.event.as_deref()?, reason) {
+        match (self.event.as_deref()?, self.data["reason"].as_str()) {
             ("GUEST_PANICKED", _) | ("SHUTDOWN", Some("guest-panic")) => Some(VmExit::GuestPanic),
             ("SHUTDOWN", Some("guest-reset")) => Some(VmExit::GuestReset),
             ("SHUTDOWN", Some("guest-shutdown")) => Some(VmExit::GuestPowerOff),
             _ => None,
         }
     }
+
+    /// The device that the guest has let go of, if that is the event.
+    fn deleted(&self) -> Option<&str> {
+        let deleted = self.event.as_deref()? == "DEVICE_DELETED";
+        self.data["device"].as_str().filter(|_| deleted)
+    }
+
+    fn answer(self) -> Option<Answer> {
+        let result = match self.done {
+            Some(_) => Ok(()),
+            None => Err(self.error?.desc),
+        };
+        Some((self.id?, result))
+    }
 }
 
-/// Reads until an event ends the VM; nothing where the stream ends, or is no such stream.
-pub(super) async fn first_exit(stream: impl AsyncRead + Unpin) -> Option<VmExit> {
+/// A connection with the negotiation in it: ours, and QEMU's.
+pub(super) fn connection() -> io::Result<(tokio::net::UnixStream, UnixStream)> {
+    let (mut ours, theirs) = UnixStream::pair()?;
+    ours.write_all(NEGOTIATION)?;
+    ours.set_nonblocking(true)?;
+    Ok((tokio::net::UnixStream::from_std(ours)?, theirs))
+}
+
+/// Reads until an event ends the VM; nothing where the stream ends, or is no such stream. Tells `deleted` of devices
+/// that the guest has let go of, and `answers` what came of commands.
+pub(super) async fn first_exit(
+    stream: impl AsyncRead + Unpin,
+    answers: mpsc::UnboundedSender<Answer>,
+    deleted: watch::Sender<HashSet<String>>,
+) -> Option<VmExit> {
     let mut stream = BufReader::new(stream);
     loop {
         let mut line = Vec::new();
@@ -47,6 +86,13 @@ pub(super) async fn first_exit(stream: impl AsyncRead + Unpin) -> Option<VmExit>
         let message: Message = serde_json::from_slice(&line).ok()?;
         if let Some(exit) = message.exit() {
             return Some(exit);
+        }
+        if let Some(device) = message.deleted() {
+            deleted.send_if_modified(|deleted| deleted.insert(device.to_owned()));
+        }
+        if let Some(answer) = message.answer() {
+            // A machine without places has nobody who asks.
+            let _ = answers.send(answer);
         }
     }
 }
@@ -58,7 +104,7 @@ mod tests {
     const GREETING: &str = "{\"QMP\": {\"version\": {\"qemu\": {\"major\": 7}}, \"capabilities\": []}}\r\n{\"return\": {}}\r\n";
 
     async fn read(text: &str) -> Option<VmExit> {
-        first_exit(text.as_bytes()).await
+        first_exit(text.as_bytes(), mpsc::unbounded_channel().0, watch::Sender::default()).await
     }
 
     fn shutdown(reason: &str) -> String {

@@ -11,7 +11,7 @@ use rustix::fs::inotify::{self, WatchFlags};
 use tokio::io::unix::AsyncFd;
 use tokio::time::{sleep, timeout};
 
-use crate::process::{Helper, HelperCommand};
+use crate::helper::{Helper, HelperCommand};
 use crate::sys::watcher;
 use crate::vmm::{StartError, VmSpec};
 
