@@ -8,6 +8,13 @@ MAKEFLAGS += --no-builtin-rules
 BULKHEAD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/bulkhead
 export BULKHEAD_CACHE
 
+# What the environment says of builds for other projects would change where ours is, or how the agent is linked.
+unexport RUSTFLAGS CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_TARGET
+export CARGO_TARGET_DIR := $(CURDIR)/target
+
+# cargo and the kernel's make use all processors by themselves, and nothing can be built before `setup` is done.
+.NOTPARALLEL:
+
 PREFIX ?= /usr/local
 SYSCONFDIR ?= /etc
 DESTDIR ?=
@@ -47,13 +54,10 @@ guest: $(guest)/vmlinux $(guest)/initramfs.cpio
 .PHONY: kernel
 kernel: setup $(guest)/vmlinux ## Build the guest kernel alone.
 
-# What is behind KERNEL_SRC only the script knows.
-ifdef KERNEL_SRC
+# The script knows best what it is to be built from, and whether it has been: it leaves an equal one as it is.
 .PHONY: $(guest)/vmlinux
-endif
-$(guest)/vmlinux: $(shell find guest-kernel -type f)
-	guest-kernel/build.sh $(guest)
-	@touch $@
+$(guest)/vmlinux:
+	@guest-kernel/build.sh $(guest)
 
 # cargo knows best whether the agent is up to date; the script leaves an equal one as it is.
 .PHONY: agent
@@ -106,6 +110,7 @@ install: setup guest ## Install under PREFIX (/usr/local); DESTDIR is put before
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/bulkhead $(DESTDIR)$(SYSCONFDIR)/bulkhead
 	install -m 755 $(addprefix $(release)/,$(programs)) $(DESTDIR)$(PREFIX)/bin
 	install -m 644 $(guest)/vmlinux $(guest)/initramfs.cpio $(DESTDIR)$(PREFIX)/share/bulkhead
+	rm -rf $(DESTDIR)$(PREFIX)/libexec/bulkhead
 	@for program in $(helpers); do \
 	    built=$(BULKHEAD_CACHE)/tools/bin/$$program; \
 	    if [[ -x $$built ]]; then install -D -m 755 $$built $(DESTDIR)$(PREFIX)/libexec/bulkhead/$$program; fi; \

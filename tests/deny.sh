@@ -8,6 +8,9 @@ cache=${BULKHEAD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bulkhead}
 version=0.18.3
 program=$(command -v cargo-deny || echo "$cache/tools/bin/cargo-deny")
 if [[ ! -x $program ]]; then
+    # The lock of setup.sh, which builds in the same place.
+    exec 8>"$cache/setup.lock"
+    flock 8
     echo "deny: building cargo-deny $version, once" >&2
     cargo install --quiet --debug --locked --root "$cache/tools" --target-dir "$cache/build" "cargo-deny@$version"
     rm -rf "$cache/build"

@@ -10,7 +10,7 @@ logs=target/test-logs
 rm -rf "$logs"
 mkdir -p "$logs"
 
-e2e=(target/debug/bulkhead-e2e --profile "${PROFILE:-debug}")
+e2e=(tests/contained.sh target/debug/bulkhead-e2e --profile "${PROFILE:-debug}")
 # Without KVM everything is several times slower.
 qemu=(--hypervisor qemu --patience 3)
 
@@ -71,12 +71,18 @@ failures() {
 
 read -ra parts <<<"${PARTS:-lint unit runc-2 runc-1.6 qemu-2 qemu-2-sandbox qemu-1.6 cloud-hypervisor}"
 
+trap 'exit 130' INT TERM
+
 # The test bed has one processor, so it takes one of this machine's and leaves the others to the rest.
 background=
 for part in "${parts[@]}"; do
     [[ $part == cloud-hypervisor ]] || continue
+    # In a group of its own, since bash has what it starts so ignore ^C.
+    set -m
     run cloud-hypervisor &
     background=$!
+    set +m
+    trap 'kill -- "-$background" 2>/dev/null || true' EXIT
 done
 for part in "${parts[@]}"; do
     [[ $part == cloud-hypervisor ]] || run "$part"

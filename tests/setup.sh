@@ -74,6 +74,9 @@ unpacked() {
 }
 
 command -v cargo >/dev/null || die "cargo is missing: install Rust 1.91 or later"
+if ! cargo fmt --version >/dev/null 2>&1 || ! cargo clippy --version >/dev/null 2>&1; then
+    rustup component add rustfmt clippy || die "rustfmt and clippy are missing"
+fi
 install_packages
 # The one in QEMU's own directory (/usr/lib/qemu) is an older program, whose versions are QEMU's.
 crate virtiofsd 1.13.3 1.13.0 /usr/libexec/virtiofsd

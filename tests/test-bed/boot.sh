@@ -31,12 +31,16 @@ virtiofsd=$(PATH=$cache/tools/bin:$PATH:/usr/libexec command -v virtiofsd) || di
 
 # The kernel, once.
 kernel=$cache/test-bed/kernel
+mkdir -p "$cache/test-bed"
+exec 8>"$cache/test-bed/lock"
+flock 8
 if [[ ! -f $kernel/.complete ]]; then
     rm -rf "$kernel"
     "$here/../../guest-kernel/debian-package.sh" -m bookworm "$kernel" linux-image-cloud-amd64
     for release in "$kernel"/lib/modules/*; do depmod -b "$kernel" "${release##*/}"; done
     touch "$kernel/.complete"
 fi
+exec 8>&-
 release=$(basename "$kernel"/lib/modules/*)
 
 work=$(mktemp -d /tmp/bed-XXXXXX)
@@ -90,6 +94,7 @@ for ((i = 0; i < 100; i++)); do [[ -S $work/fs.sock ]] && break; sleep 0.1; done
 
 mkfifo "$work/out"
 # All memory from the start: else the first use of each page is the host's work, in the middle of what is measured.
+# The FIFO is opened here, too, so that its reader below sees the end of a QEMU that does not start.
 timeout --kill-after=10 "$limit" qemu-system-x86_64 \
     -M q35 -cpu EPYC,+svm,+npt,-cx16 -accel tcg,thread=multi -smp 1 -m 4G \
     -object memory-backend-memfd,id=mem,size=4G,share=on,prealloc=on -numa node,memdev=mem \
@@ -99,7 +104,8 @@ timeout --kill-after=10 "$limit" qemu-system-x86_64 \
     -chardev "file,id=console,path=$work/console" -serial chardev:console \
     -chardev "file,id=out,path=$work/out" -serial chardev:out \
     -chardev "socket,id=fs,path=$work/fs.sock" -device vhost-user-fs-pci,chardev=fs,tag=host,queue-size=1024 \
-    -drive "file=$work/disk,format=raw,if=none,id=disk,cache=unsafe" -device virtio-blk-pci,drive=disk 2>"$work/qemu.log" &
+    -drive "file=$work/disk,format=raw,if=none,id=disk,cache=unsafe" -device virtio-blk-pci,drive=disk \
+    2>"$work/qemu.log" 3>"$work/out" &
 qemu=$!
 processes+=("$qemu")
 
