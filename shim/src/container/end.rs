@@ -44,7 +44,8 @@ impl Container {
         let process = self.process(exec)?;
         if matches!(process.status(), Status::Stopped(_)) {
             // All that there were have got it, as runc has it.
-            return if all { Ok(()) } else { Err(ContainerError::Finished(process.name())) };
+            let none = all && exec.is_empty();
+            return if none { Ok(()) } else { Err(ContainerError::Finished(process.name())) };
         }
         let Some(guest) = &self.guest else {
             self.end_sandbox(signal).await;
