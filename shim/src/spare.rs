@@ -182,14 +182,21 @@ impl Place {
         Ok(())
     }
 
+    /// Requires that who has taken a place has it still.
+    ///
+    /// # Errors
+    /// It was removed, and may be another's by now.
+    pub fn is_held(lock: &File) -> io::Result<()> {
+        let held = lock.metadata()?.nlink() > 0;
+        held.then_some(()).ok_or_else(|| io::Error::other("its place was removed"))
+    }
+
     /// Listens for who wants the spare. Only who has taken the place may, which the lock shows.
     ///
     /// # Errors
-    /// The system's; the place was removed, and may be another's by now.
+    /// The system's, and [`Place::is_held`]'s.
     pub fn listen(&self, lock: &File) -> io::Result<UnixListener> {
-        if lock.metadata()?.nlink() == 0 {
-            return Err(io::Error::other("its place was removed"));
-        }
+        Place::is_held(lock)?;
         self.leave();
         UnixListener::bind(&self.0)
     }

@@ -13,9 +13,11 @@ use nix::sys::stat::{major, minor};
 
 use crate::error::{Error, Result};
 
-/// What a container has of its own, or never has, of the guest's `/dev`; runc leaves out the same but the console's
-/// serial port.
-const LEFT_OUT: [&str; 6] = ["console", "fd", "mqueue", "pts", "shm", "ttyS0"];
+/// What a container has of its own, or never has, of the guest's `/dev`; runc leaves out the same.
+const LEFT_OUT: [&str; 5] = ["console", "fd", "mqueue", "pts", "shm"];
+
+/// The serial port of the console, which no container has.
+const SERIAL: (i64, i64) = (4, 64);
 
 /// What udev lets everyone open, and the kernel only its superuser.
 const FOR_ALL: [&str; 2] = ["/dev/fuse", "/dev/net/tun"];
@@ -49,7 +51,8 @@ pub fn adapt(linux: &mut Linux) -> Result<()> {
                 device.set_uid(given.uid()).set_gid(given.gid());
             }
         }
-        devices.extend(given.into_iter().filter(is_here));
+        devices.extend(given);
+        devices.retain(is_here);
     } else if let Some((index, device)) = devices.iter().enumerate().find(|(_, one)| !is_here(one))
     {
         let (path, major, minor) = (device.path().display(), device.major(), device.minor());
@@ -127,8 +130,9 @@ fn compose(rules: &[LinuxDeviceCgroup]) -> Result<Vec<LinuxDeviceCgroup>> {
 /// Whether the guest has such a device, if it is a character device. A container that may use all devices is given those
 /// of the host one by one.
 fn is_here(device: &LinuxDevice) -> bool {
-    let number = format!("/sys/dev/char/{}:{}", device.major(), device.minor());
-    device.typ() != LinuxDeviceType::C || Path::new(&number).exists()
+    let (major, minor) = (device.major(), device.minor());
+    let number = format!("/sys/dev/char/{major}:{minor}");
+    device.typ() != LinuxDeviceType::C || (major, minor) != SERIAL && Path::new(&number).exists()
 }
 
 fn allows_all(rule: &LinuxDeviceCgroup) -> bool {
@@ -244,6 +248,7 @@ mod tests {
         let json = r#"{"resources":{"devices":[{"allow":true,"access":"rwm"}]},"devices":[
             {"path":"/dev/null","type":"c","major":9,"minor":9,"fileMode":416,"uid":1,"gid":6},
             {"path":"/dev/of-the-host","type":"c","major":4000,"minor":1},
+            {"path":"/dev/ttyS0","type":"c","major":4,"minor":64},
             {"path":"/dev/also-null","type":"c","major":1,"minor":3}]}"#;
         let mut linux: Linux = serde_json::from_str(json).unwrap();
         adapt(&mut linux).unwrap();
@@ -252,7 +257,7 @@ mod tests {
         let null = at("/dev/null").unwrap();
         assert_eq!((null.major(), null.minor(), null.file_mode()), (1, 3, Some(0o640)));
         assert_eq!((null.uid(), null.gid()), (Some(1), Some(6)));
-        assert!(at("/dev/of-the-host").is_none());
+        assert!(at("/dev/of-the-host").is_none() && at("/dev/ttyS0").is_none());
         assert!(at("/dev/also-null").is_some());
     }
 

@@ -1,5 +1,6 @@
 //! How the processes of a container end: signals, the news of an end, and what is left when it is over.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bulkhead_protocols::agent::SignalRequest;
@@ -12,7 +13,7 @@ use tokio::time::timeout;
 use ttrpc::Code;
 
 use super::stdio::QUIET;
-use super::{Container, ContainerError, Exit, NOT_STARTED, Status};
+use super::{Container, ContainerError, Exit, NOT_STARTED, Process, Status};
 use crate::guest::GuestError;
 use crate::sys::lock;
 
@@ -124,7 +125,7 @@ impl Container {
         process.set_deleted();
         if exec.is_empty() {
             // They ended with the container; whoever waits for them must hear of it.
-            self.execs_lost().await;
+            self.lose(&self.execs(|_| true)).await;
             let held = lock(&self.held).take();
             give_back(held).await;
             self.tell_deleted(exit);
@@ -170,30 +171,32 @@ impl Container {
     }
 
     /// Waits for the news of its execs' ends, which containerd has before that of the first process. They end with it; what
-    /// the guest does not tell of them is lost.
+    /// the guest does not tell of them is lost. One that is on its way waits for this end, and is not waited for.
     async fn execs_ended(&self) {
-        let execs: Vec<_> = lock(&self.execs).values().cloned().collect();
-        let running = execs.iter().filter(|exec| exec.status() == Status::Running);
-        let ended = join_all(running.map(|exec| async {
+        let running = self.execs(|exec| exec.status() == Status::Running);
+        let ended = join_all(running.iter().map(|exec| async {
             exec.wait().await;
             // The news is out when its turn is over.
             drop(exec.turn().await);
         }));
         if timeout(KILL_GRACE, ended).await.is_err() {
-            self.execs_lost().await;
+            self.lose(&running).await;
         }
     }
 
     /// Takes note that the VM is gone, and every process with it.
     pub async fn lost(&self) {
-        self.execs_lost().await;
+        self.lose(&self.execs(|_| true)).await;
         self.exited("", LOST).await;
     }
 
-    /// Takes note that every exec is over. All at once, since each may have to wait for its output.
-    async fn execs_lost(&self) {
-        let execs: Vec<String> = lock(&self.execs).keys().cloned().collect();
-        join_all(execs.iter().map(|exec| self.exited(exec, LOST))).await;
+    fn execs(&self, which: impl Fn(&Process) -> bool) -> Vec<Arc<Process>> {
+        lock(&self.execs).values().filter(|exec| which(exec)).cloned().collect()
+    }
+
+    /// Takes note that execs are over. All at once, since each may have to wait for its output.
+    async fn lose(&self, execs: &[Arc<Process>]) {
+        join_all(execs.iter().map(|exec| self.exited(&exec.key.exec, LOST))).await;
     }
 }
 

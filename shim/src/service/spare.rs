@@ -76,6 +76,7 @@ async fn be_found(
     log: &Later,
 ) -> Option<(Spare, Claimed)> {
     sleep(HEAD_START).await;
+    Place::is_held(&lock).ok()?;
     let config = Config::load().ok()?;
     let place = Place::named(&config, &args.id)?;
     Place::leave_word(&lock, "");
