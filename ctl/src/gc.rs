@@ -43,11 +43,13 @@ fn remove(entry: &Entry) -> Result<Option<String>, String> {
         && record.shim.is_alive()
     {
         // A spare, and its place was removed. It is not killed: a sandbox may be about to take it.
-        if record.shim.wait(SPARES_END) {
+        if !record.shim.wait(SPARES_END) {
+            let still = Record::read(&entry.directory).is_ok_and(|record| record.is_spare());
+            return if still { Err("it has not ended yet".to_owned()) } else { Ok(None) };
+        }
+        if !entry.directory.exists() {
             return Ok(Some(String::new()));
         }
-        let still = Record::read(&entry.directory).is_ok_and(|record| record.is_spare());
-        return if still { Err("it does not end".to_owned()) } else { Ok(None) };
     }
     // The one before may have taken its time: what is there by now may be another sandbox.
     if Record::read(&entry.directory).as_ref().ok() != entry.record.as_ref().ok() {
@@ -136,8 +138,10 @@ mod tests {
             Entry { directory: dir.path().to_owned(), ..entry(Record::SPARE, "spare-1") };
         let record = spare.record.as_mut().expect("record");
         record.shim = ProcessId::of("shim", shim.id()).expect("stat");
+        record.write(dir.path()).expect("write");
         assert_eq!(remove(&spare), Ok(Some(String::new())));
         assert!(shim.wait().expect("wait").success());
+        assert!(!dir.path().exists(), "it has left something");
     }
 
     #[test]

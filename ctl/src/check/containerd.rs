@@ -10,6 +10,9 @@ use toml::{Table, Value};
 /// containerd's main configuration file.
 pub const CONFIG: &str = "/etc/containerd/config.toml";
 
+/// The CRI plugin, as files of version 3 call it, and as earlier ones may besides.
+const PLUGINS: [&str; 3] = ["io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri", "cri"];
+
 /// What containerd's configuration says about us. Only Kubernetes needs it to say something:
 /// `ctr` and `nerdctl` name the runtime themselves.
 #[derive(Debug, PartialEq, Eq)]
@@ -50,15 +53,12 @@ pub fn handler(main: &Path) -> Handler {
     Handler::Absent
 }
 
-/// The name of our runtime in the plugin that each version of the file has for it; what stands elsewhere containerd does
-/// not read.
+/// The name of our runtime in the plugin that the file's version has for it; what stands elsewhere containerd does not read.
 fn find_handler(table: &Table) -> Option<String> {
-    let plugin = match table.get("version").and_then(Value::as_integer) {
-        None | Some(1) => "cri",
-        Some(2) => "io.containerd.grpc.v1.cri",
-        Some(_) => "io.containerd.cri.v1.runtime",
-    };
-    let runtimes = table.get("plugins")?.get(plugin)?.get("containerd")?.get("runtimes")?;
+    let version = table.get("version").and_then(Value::as_integer).unwrap_or(1);
+    let known = if version < 3 { PLUGINS.as_slice() } else { &PLUGINS[..1] };
+    let plugin = known.iter().find_map(|plugin| table.get("plugins")?.get(plugin));
+    let runtimes = plugin?.get("containerd")?.get("runtimes")?;
     let ours =
         |runtime: &Value| runtime.get("runtime_type").and_then(Value::as_str) == Some(RUNTIME);
     let mut found = runtimes.as_table()?.iter().filter(|(_, runtime)| ours(runtime));
