@@ -4,7 +4,7 @@
 set -euo pipefail
 
 scratch=$(mktemp -d /tmp/b-XXXXXX)
-trap 'rm -rf "$scratch"; exit 130' INT TERM
+trap 'rm -rf "$scratch"; exit 130' HUP INT TERM
 # Its first process does not end by a signal; it ends with the program, and the others with it. The kubelet's mounts, which
 # the tests make, have to be shared.
 code=0

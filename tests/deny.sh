@@ -9,6 +9,7 @@ version=0.18.3
 program=$(command -v cargo-deny || echo "$cache/tools/bin/cargo-deny")
 if [[ ! -x $program ]]; then
     # The lock of setup.sh, which builds in the same place.
+    mkdir -p "$cache"
     exec 8>"$cache/setup.lock"
     flock 8
     echo "deny: building cargo-deny $version, once" >&2

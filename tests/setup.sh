@@ -75,7 +75,7 @@ unpacked() {
 
 command -v cargo >/dev/null || die "cargo is missing: install Rust 1.91 or later"
 if ! cargo fmt --version >/dev/null 2>&1 || ! cargo clippy --version >/dev/null 2>&1; then
-    rustup component add rustfmt clippy || die "rustfmt and clippy are missing"
+    rustup component add rustfmt clippy || say "rustfmt and clippy are missing: make lint and make test need them"
 fi
 install_packages
 # The one in QEMU's own directory (/usr/lib/qemu) is an older program, whose versions are QEMU's.

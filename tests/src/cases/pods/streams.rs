@@ -195,7 +195,8 @@ fn log_streams(t: &Test<'_>) -> Outcome {
 
 fn log_rotation(t: &Test<'_>) -> Outcome {
     let pod = t.pod().run()?;
-    let script = "mkfifo /next; echo before; cat /next; echo after";
+    // The exec below is to end before the container does, which would end it.
+    let script = "mkfifo /next; echo before; cat /next; echo after; sleep 2";
     let app = pod.container("app").script(script).start()?;
     app.await_log("before")?;
     let rotated = app.log.with_extension("log.1");
