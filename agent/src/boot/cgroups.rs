@@ -11,6 +11,7 @@ use libcontainer::oci_spec::runtime::{LinuxDeviceCgroupBuilder, LinuxDeviceType}
 use crate::cgroup;
 use crate::error::{Error, Result};
 use crate::jit;
+use crate::oci::SERIAL;
 
 /// The agent's own cgroup. A cgroup with processes can't hand controllers to children, so the agent
 /// must not stay in the root of its tree.
@@ -20,8 +21,8 @@ const AGENT: &str = "agent";
 const THREADS: &str = "/proc/sys/kernel/threads-max";
 const OWN_THREADS: u64 = 256;
 
-/// The console and the serial port behind it (`Documentation/admin-guide/devices.txt`).
-const CONSOLE: [(i64, i64); 2] = [(5, 1), (4, 64)];
+/// The console (`Documentation/admin-guide/devices.txt`).
+const CONSOLE: (i64, i64) = (5, 1);
 
 /// Makes both branches, moves the agent into its own, and hands every controller of the kernel to
 /// the containers.
@@ -60,7 +61,7 @@ fn keep_console(containers: &Path) -> Result<()> {
         let rule = LinuxDeviceCgroupBuilder::default().allow(false).typ(LinuxDeviceType::C);
         rule.major(major).minor(minor).access("rw").build().map_err(|error| failed(&error))
     };
-    let rules = CONSOLE.into_iter().map(rule).collect::<Result<Vec<_>>>()?;
+    let rules = [CONSOLE, SERIAL].into_iter().map(rule).collect::<Result<Vec<_>>>()?;
     let program = Program::from_rules(&rules, true).map_err(|error| failed(&error))?;
     let cgroup = File::open(containers).map_err(|error| failed(&error))?;
     jit::off(|| {

@@ -16,8 +16,8 @@ use crate::error::{Error, Result};
 /// What a container has of its own, or never has, of the guest's `/dev`; runc leaves out the same.
 const LEFT_OUT: [&str; 5] = ["console", "fd", "mqueue", "pts", "shm"];
 
-/// The serial port of the console, which no container has.
-const SERIAL: (i64, i64) = (4, 64);
+/// The serial port behind the console (`Documentation/admin-guide/devices.txt`), which no container has.
+pub const SERIAL: (i64, i64) = (4, 64);
 
 /// What udev lets everyone open, and the kernel only its superuser.
 const FOR_ALL: [&str; 2] = ["/dev/fuse", "/dev/net/tun"];

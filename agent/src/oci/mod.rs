@@ -26,6 +26,7 @@ mod update;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+pub use self::devices::SERIAL;
 use self::report::Report;
 use self::reporter::Reporter;
 use crate::container::BUNDLES;
