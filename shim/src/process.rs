@@ -43,7 +43,7 @@ impl ProcessId {
     /// Whether it is there. One that has ended and was not waited for is not.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        self.is_same() && !is_zombie(self.pid)
+        stat(self.pid).is_ok_and(|(state, start)| start == self.start_time && !"ZX".contains(state))
     }
 
     /// Waits for its end, at most this long. Returns whether it has ended.
@@ -61,12 +61,6 @@ impl ProcessId {
     pub(crate) fn is_same(&self) -> bool {
         start_time(self.pid).is_ok_and(|now| now == self.start_time)
     }
-}
-
-fn is_zombie(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The state follows the name, which may hold parentheses itself (proc_pid_stat(5)).
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
 impl fmt::Display for ProcessId {
@@ -140,8 +134,13 @@ pub fn output(command: &mut Command, at_most: Duration) -> io::Result<Output> {
 /// # Errors
 /// `NotFound` where there is no such process.
 pub fn start_time(pid: u32) -> io::Result<u64> {
+    stat(pid).map(|(_, start)| start)
+}
+
+/// The state of a process, and when it started.
+fn stat(pid: u32) -> io::Result<(char, u64)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    parse_start_time(&stat).ok_or_else(|| {
+    parse(&stat).ok_or_else(|| {
         io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has no start time"))
     })
 }
@@ -155,10 +154,12 @@ pub fn children(pid: u32) -> Vec<u32> {
     children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
-fn parse_start_time(stat: &str) -> Option<u64> {
+fn parse(stat: &str) -> Option<(char, u64)> {
     // Field 2 is the program's name in parentheses, and may hold blanks and parentheses itself.
     let (_, after_name) = stat.rsplit_once(')')?;
-    after_name.split_ascii_whitespace().nth(19)?.parse().ok()
+    let mut fields = after_name.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.nth(18)?.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -178,9 +179,9 @@ mod tests {
     #[test]
     fn a_program_name_with_blanks_and_parentheses_hides_no_field() {
         let stat = "7 (a) b (c)) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4711 1 1";
-        assert_eq!(parse_start_time(stat), Some(4711));
-        assert_eq!(parse_start_time("7 (sh) S 1"), None);
-        assert_eq!(parse_start_time(""), None);
+        assert_eq!(parse(stat), Some(('S', 4711)));
+        assert_eq!(parse("7 (sh) S 1"), None);
+        assert_eq!(parse(""), None);
         start_time(u32::MAX).expect_err("no such process");
     }
 
