@@ -90,8 +90,8 @@ impl Publisher {
 
     /// Puts an event behind all earlier ones.
     pub fn publish<E: Event>(&self, event: &E) {
-        let value = match event.write_to_bytes() {
-            Ok(value) => value,
+        let event = match packed(&format!("{PACKAGE}.{}", E::NAME), event) {
+            Ok(event) => event,
             Err(error) => {
                 warn!(self.log, "an event cannot be encoded: {error}"; "topic" => E::TOPIC);
                 return;
@@ -101,17 +101,19 @@ impl Publisher {
             timestamp: MessageField::some(timestamp(SystemTime::now())),
             namespace: self.namespace.clone(),
             topic: E::TOPIC.to_owned(),
-            event: MessageField::some(Any {
-                type_url: format!("{PACKAGE}.{}", E::NAME),
-                value,
-                ..Default::default()
-            }),
+            event: MessageField::some(event),
             ..Default::default()
         };
         self.waiting.fetch_add(1, Ordering::Relaxed);
         // The far end is gone only when the process ends.
         let _ = self.queue.send(envelope);
     }
+}
+
+/// A message that travels in another one, by its full name.
+pub fn packed(name: &str, message: &impl Message) -> protobuf::Result<Any> {
+    let value = message.write_to_bytes()?;
+    Ok(Any { type_url: name.to_owned(), value, ..Default::default() })
 }
 
 /// A time as protobuf has it.

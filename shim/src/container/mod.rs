@@ -239,13 +239,12 @@ impl Container {
     ) -> Result<(), ContainerError> {
         let process = spec::exec_for_guest(process)?;
         let new = Arc::new(Process::new(&self.id, exec, stdio));
+        let state = |reason| Err(ContainerError::State { process: new.name(), reason });
         if self.init.status() != Status::Running {
-            let reason = "cannot be added: its container is not running";
-            return Err(ContainerError::State { process: new.name(), reason });
+            return state("cannot be added: its container is not running");
         }
         if self.paused() {
-            let reason = "cannot be added: its container is paused";
-            return Err(ContainerError::State { process: new.name(), reason });
+            return state("cannot be added: its container is paused");
         }
         {
             let mut execs = lock(&self.execs);
@@ -334,9 +333,8 @@ impl Container {
             Some(mut answer) if !answer.pids.is_empty() => {
                 answer.pids.truncate(LISTED);
                 let execs = lock(&self.execs);
-                let known = |exec: &String| execs.contains_key(exec);
-                let exec = |pid| answer.execs.get(pid).filter(|exec| known(exec)).cloned();
-                answer.pids.iter().map(|pid| (*pid, exec(pid))).collect()
+                let exec = |pid| answer.execs.get(pid).filter(|exec| execs.contains_key(*exec));
+                answer.pids.iter().map(|pid| (*pid, exec(pid).cloned())).collect()
             }
             _ => vec![(self.host_pid, None)],
         }

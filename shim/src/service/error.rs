@@ -2,9 +2,12 @@
 //! people by the text.
 
 use bulkhead_protocols::chain;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use protobuf::Message;
 use ttrpc::{Code, get_status};
 
 use crate::container::{ContainerError, SpecError};
+use crate::events;
 use crate::guest::GuestError;
 use crate::sandbox::{PodError, SandboxError};
 
@@ -16,6 +19,12 @@ pub fn status(error: &SandboxError) -> ttrpc::Error {
 /// A status for what is wrong with a request by itself.
 pub fn invalid(text: impl Into<String>) -> ttrpc::Error {
     ttrpc::Error::RpcStatus(get_status(Code::INVALID_ARGUMENT, text.into()))
+}
+
+/// A part of an answer in the shape in which it travels, by its full name.
+pub fn packed(name: &str, message: &impl Message) -> ttrpc::Result<Any> {
+    let failed = |error| get_status(Code::INTERNAL, format!("{name} cannot be encoded: {error}"));
+    events::packed(name, message).map_err(|error| ttrpc::Error::RpcStatus(failed(error)))
 }
 
 fn code(error: &SandboxError) -> Code {

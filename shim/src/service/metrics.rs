@@ -5,8 +5,9 @@ use containerd_shim_protos::cgroups_v2::metrics::{
     CPUStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PidsStat,
 };
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use protobuf::{Message, MessageField};
-use ttrpc::{Code, get_status};
+use protobuf::MessageField;
+
+use super::error::packed;
 
 /// By this name containerd's clients know the message.
 const NAME: &str = "io.containerd.cgroups.v2.Metrics";
@@ -14,15 +15,6 @@ const NAME: &str = "io.containerd.cgroups.v2.Metrics";
 /// The numbers in the shape in which they travel.
 pub fn any(stats: &StatsResponse) -> ttrpc::Result<Any> {
     packed(NAME, &metrics(stats))
-}
-
-/// A message that travels in another one, by its full name.
-pub fn packed(name: &str, message: &impl Message) -> ttrpc::Result<Any> {
-    let value = message.write_to_bytes().map_err(|error| {
-        let text = format!("{name} cannot be encoded: {error}");
-        ttrpc::Error::RpcStatus(get_status(Code::INTERNAL, text))
-    })?;
-    Ok(Any { type_url: name.to_owned(), value, ..Default::default() })
 }
 
 /// A message that has numbers of the guest under their own names.

@@ -20,8 +20,8 @@ use tokio::sync::Notify;
 use ttrpc::asynchronous::{Service, TtrpcContext};
 use ttrpc::{Code, get_status};
 
-use super::error::{invalid, status};
-use super::metrics::{self, packed};
+use super::error::{invalid, packed, status};
+use super::metrics;
 use crate::container::stdio::StdioPaths;
 use crate::container::{Container, Exit, NewContainer, Process, Status};
 use crate::events::timestamp;
