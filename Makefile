@@ -42,11 +42,14 @@ setup: ## Install and fetch what building and testing need. Quick when it is the
 	@tests/setup.sh
 
 .PHONY: build
-build: setup host guest ## Build shim, tool, agent, guest kernel and initramfs into target/.
+build: setup host guest ## Build shim, tool, tests, agent, guest kernel and initramfs into target/.
 
+# All of it at once, as `make test` and `make lint` have it: for other packages cargo would choose other features of
+# their dependencies, and build those again.
 .PHONY: host
 host:
-	cargo build --locked --profile $(PROFILE) $(packages)
+	cargo build --locked --workspace
+	$(if $(filter dev,$(PROFILE)),,cargo build --locked --profile $(PROFILE) $(packages))
 
 .PHONY: guest
 guest: $(guest)/vmlinux $(guest)/initramfs.cpio
@@ -71,7 +74,7 @@ $(guest)/initramfs.cpio: $(guest)/bulkhead-agent guest-kernel/initramfs.sh
 	guest-kernel/initramfs.sh $(guest)/bulkhead-agent $@
 
 .PHONY: demo
-demo: build e2e ## Run a container in a microVM of its own, on a containerd that goes away again.
+demo: build ## Run a container in a microVM of its own, on a containerd that goes away again.
 	@PROFILE=$(notdir $(built)) tests/demo.sh
 
 # For the tests: a guest in an attacker's hands, and a program that asks file systems what they are.
@@ -80,22 +83,17 @@ guest-programs:
 	agent/build.sh $(guest)/bulkhead-hostile bulkhead-hostile
 	agent/build.sh $(guest)/bulkhead-probe bulkhead-probe
 
-.PHONY: e2e
-e2e:
-	cargo build --locked -p bulkhead-tests
-
 .PHONY: test
-test: build e2e guest-programs ## Run every test. What can't run here is reported as skipped.
+test: build guest-programs ## Run every test. What can't run here is reported as skipped.
 	@PROFILE=$(notdir $(built)) tests/run-all.sh
 
 .PHONY: test-bed
-test-bed: build e2e guest-programs ## Run the end-to-end tests with cloud-hypervisor, in a nested machine.
+test-bed: build guest-programs ## Run the end-to-end tests with cloud-hypervisor, in a nested machine.
 	@PROFILE=$(notdir $(built)) tests/test-bed/run-tests.sh
 
 .PHONY: bench
-bench: setup guest ## Measure start, exec and memory against runc; target/bench/bench.json.
+bench: setup host guest ## Measure start, exec and memory against runc; target/bench/bench.json.
 	$(build-release)
-	cargo build --locked -p bulkhead-tests
 	@PROFILE=$(release:target/%=%) tests/bench.sh
 
 .PHONY: lint
