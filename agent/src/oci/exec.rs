@@ -58,15 +58,15 @@ pub fn run(container: &str, exec: &str, console: Option<&Path>, reporter: &Repor
 /// what libcontainer forgets or does too early.
 fn complete(process: &mut Process, first: &Spec) -> Late {
     if let Some(first) = first.process() {
-        if process.oom_score_adj().is_none() {
-            process.set_oom_score_adj(first.oom_score_adj());
-        }
-        if process.capabilities().is_none() {
-            process.set_capabilities(first.capabilities().clone());
-        }
-        if process.rlimits().as_ref().is_none_or(Vec::is_empty) {
-            process.set_rlimits(first.rlimits().clone());
-        }
+        process.set_oom_score_adj(process.oom_score_adj().or(first.oom_score_adj()));
+        process.set_capabilities(or(process.capabilities(), first.capabilities()));
+        process.set_scheduler(or(process.scheduler(), first.scheduler()));
+        process.set_io_priority(or(process.io_priority(), first.io_priority()));
+        let mut user = process.user().clone();
+        user.set_umask(user.umask().or(first.user().umask()));
+        process.set_user(user);
+        let rlimits = process.rlimits().clone().filter(|own| !own.is_empty());
+        process.set_rlimits(or(&rlimits, first.rlimits()));
     }
     process.set_capabilities(Some(spec::complete_capabilities(process.capabilities())));
     let rlimits = process.rlimits().clone().unwrap_or_default();
@@ -77,6 +77,10 @@ fn complete(process: &mut Process, first: &Spec) -> Late {
     let seccomp = first.linux().as_ref().and_then(|linux| linux.seccomp().clone());
     late.take_seccomp(seccomp, process);
     late
+}
+
+fn or<T: Clone>(own: &Option<T>, first: &Option<T>) -> Option<T> {
+    own.clone().or_else(|| first.clone())
 }
 
 /// A record of the container in which libcontainer sees it run: the agent starts containers without
@@ -129,8 +133,9 @@ mod tests {
     #[test]
     fn an_exec_takes_over_what_it_does_not_say() {
         let first: Spec = serde_json::from_str(
-            r#"{"ociVersion":"1.0.2","process":{"user":{"uid":0,"gid":0},"args":["a"],"cwd":"/",
-                "oomScoreAdj":7,"capabilities":{"bounding":["CAP_KILL"]},
+            r#"{"ociVersion":"1.0.2","process":{"user":{"uid":0,"gid":0,"umask":63},"args":["a"],"cwd":"/",
+                "oomScoreAdj":7,"scheduler":{"policy":"SCHED_BATCH"},
+                "ioPriority":{"class":"IOPRIO_CLASS_IDLE","priority":0},"capabilities":{"bounding":["CAP_KILL"]},
                 "rlimits":[{"type":"RLIMIT_NOFILE","soft":6,"hard":6},
                     {"type":"RLIMIT_NICE","soft":1,"hard":1}]},
                 "linux":{"seccomp":{"defaultAction":"SCMP_ACT_ALLOW"}}}"#,
@@ -140,6 +145,9 @@ mod tests {
             serde_json::from_str(r#"{"user":{"uid":0,"gid":0},"args":["b"],"cwd":"/"}"#).unwrap();
         let late = complete(&mut process, &first);
         assert_eq!(process.oom_score_adj(), Some(7));
+        assert_eq!(process.user().umask(), Some(0o77));
+        assert_eq!(process.scheduler(), first.process().as_ref().unwrap().scheduler());
+        assert!(process.io_priority().is_some());
         assert_eq!(process.rlimits().as_ref().unwrap().len(), 1);
         assert_eq!(late.rlimits.len(), 1);
         assert!(late.seccomp.is_some());
