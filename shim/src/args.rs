@@ -39,6 +39,8 @@ pub struct Args {
     pub bundle: PathBuf,
     /// Whether containerd asks for debug messages.
     pub debug: bool,
+    /// vCPUs, and bytes of memory, of the guest, as far as that is known; in JSON on the command line of a spare.
+    pub size: Option<(u32, u64)>,
 }
 
 /// A command line that is not understood.
@@ -88,7 +90,8 @@ impl Args {
                 "v" | "version" => action = Some(Action::Version),
                 "info" => action = Some(Action::Info),
                 "debug" => args.debug = inline.is_none_or(|value| value == "true"),
-                "namespace" | "id" | "address" | "bundle" | "publish-binary" | "socket" => {
+                "namespace" | "id" | "address" | "bundle" | "size" | "publish-binary"
+                | "socket" => {
                     let value = inline.map(OsString::from).or_else(|| arguments.next());
                     let value = value.ok_or_else(|| ArgsError::NoValue(name.to_owned()))?;
                     let value = value.into_string().map_err(ArgsError::NotText)?;
@@ -97,6 +100,7 @@ impl Args {
                         "id" => args.id = value,
                         "address" => args.address = value,
                         "bundle" => args.bundle = PathBuf::from(value),
+                        "size" => args.size = serde_json::from_str(&value).ok(),
                         // Events go over ttrpc, and the socket's place is our own choice.
                         _ => {}
                     }
@@ -138,6 +142,7 @@ mod tests {
     fn takes_two_dashes_and_inline_values() {
         let args = parse("--namespace=n --id=i --debug=false delete").unwrap();
         assert_eq!((args.action, args.debug), (Action::Delete, false));
+        assert_eq!(parse("-namespace n -id i -size [2,9] spare").unwrap().size, Some((2, 9)));
     }
 
     #[test]

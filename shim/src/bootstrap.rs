@@ -151,7 +151,8 @@ fn serve(args: &Args, spec: Option<&Spec>, listener: UnixListener) -> io::Result
     // Whoever serves says what is wrong with the configuration.
     let config = Config::load().unwrap_or_default();
     let (begin, began) = io::pipe()?;
-    if !take_spare(&config, args, spec, &listener, &began) {
+    let size = spec.filter(|_| config.spares > 0).and_then(|spec| size::of_spec(&config, spec));
+    if !take_spare(&config, args, size, &listener, &began) {
         let mut server = program(&args.namespace, &args.id)?;
         server.arg("-address").arg(&args.address).arg("-bundle").arg(&args.bundle);
         if args.debug {
@@ -166,6 +167,9 @@ fn serve(args: &Args, spec: Option<&Spec>, listener: UnixListener) -> io::Result
             && let Ok(mut spare) = program(Record::SPARE, &place.name())
         {
             spare.stdin(begin).current_dir("/");
+            if let Some((vcpus, memory)) = size {
+                spare.args(["-size", &format!("[{vcpus},{memory}]")]);
+            }
             let _ = detached(spare, "spare", &[lock.into()]);
         }
     }
@@ -176,20 +180,15 @@ fn serve(args: &Args, spec: Option<&Spec>, listener: UnixListener) -> io::Result
 fn take_spare(
     config: &Config,
     args: &Args,
-    spec: Option<&Spec>,
+    size: Option<(u32, u64)>,
     listener: &UnixListener,
     began: &PipeWriter,
 ) -> bool {
-    let mut places = Place::all(config).peekable();
-    // A bundle without a spec says nothing of its size.
-    if places.peek().is_none() || spec.is_some_and(|spec| !size::is_usual(config, spec)) {
-        return false;
-    }
     let Ok(likeness) = Likeness::own() else { return false };
     let bundle = std::env::current_dir().unwrap_or_default().join(&args.bundle);
-    let claimed = Args { action: Action::Serve, bundle, ..args.clone() };
+    let claimed = Args { action: Action::Serve, bundle, size, ..args.clone() };
     let claim = Claim { args: claimed, events: events_address(args), likeness };
-    places.any(|place| place.claim(&claim, listener.as_fd(), began.as_fd()).is_ok())
+    Place::all(config).any(|place| place.claim(&claim, listener.as_fd(), began.as_fd()).is_ok())
 }
 
 /// containerd names its events' socket in the environment; its default is beside the gRPC one.

@@ -11,7 +11,6 @@
 //! ```
 
 use std::env;
-use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -46,17 +45,6 @@ pub struct Likeness {
 }
 
 impl Likeness {
-    /// What is different in the other one, if anything is.
-    fn difference(&self, other: &Likeness) -> Option<String> {
-        let both = |what, one: &dyn fmt::Debug, other: &dyn fmt::Debug| {
-            let (one, other) = (format!("{one:?}"), format!("{other:?}"));
-            (one != other).then(|| format!("{what} ({one}, not {other})"))
-        };
-        both("the shim's program", &self.program, &other.program)
-            .or_else(|| both("the mount namespace", &self.mounts, &other.mounts))
-            .or_else(|| both(FILE_VARIABLE, &self.config, &other.config))
-    }
-
     /// This process's own.
     ///
     /// # Errors
@@ -233,18 +221,15 @@ impl Place {
     }
 }
 
-/// Hears who has connected to a spare that is `like` this. `lock` is on its place, which is free then, whatever comes
-/// of it.
+/// A claim, and the descriptors that came with it.
+pub type Asked = (Claim, [OwnedFd; 2]);
+
+/// Agrees with who has asked. Its place is free by then.
 ///
 /// # Errors
 /// There is no agreement, and will be none: the spare is to end.
-pub fn agree(mut stream: UnixStream, like: &Likeness, lock: File) -> io::Result<Claimed> {
-    let asked = asked(&stream, like);
-    if let Err(error) = &asked {
-        Place::leave_word(&lock, &format!("it was asked for in vain: {error}"));
-    }
-    drop(lock);
-    let (claim, [listener, began]) = asked?;
+pub fn agree(mut stream: UnixStream, asked: Asked) -> io::Result<Claimed> {
+    let (claim, [listener, began]) = asked;
     stream.write_all(&[YES])?;
     let mut answer = [0];
     stream.read_exact(&mut answer)?;
@@ -256,13 +241,17 @@ pub fn agree(mut stream: UnixStream, like: &Likeness, lock: File) -> io::Result<
     Ok(Claimed { claim, listener, began })
 }
 
-fn asked(stream: &UnixStream, like: &Likeness) -> io::Result<(Claim, [OwnedFd; 2])> {
+/// Hears who has connected to a spare that is `like` this.
+///
+/// # Errors
+/// There will be no agreement.
+pub fn hear(stream: &UnixStream, like: &Likeness) -> io::Result<Asked> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let (claim, descriptors) = receive(stream)?;
-    if let Some(what) = claim.likeness.difference(like) {
-        return Err(io::Error::other(format!("{what} differs")));
+    if claim.likeness != *like {
+        return Err(io::Error::other(format!("{:?} is not {like:?}", claim.likeness)));
     }
     let descriptors = <[OwnedFd; 2]>::try_from(descriptors);
     Ok((claim, descriptors.map_err(|_| io::Error::other("without two descriptors"))?))
@@ -330,7 +319,9 @@ mod tests {
         let (mut next, began) = io::pipe().expect("pipe");
         let spare = thread::spawn(move || {
             let (stream, _) = waiting.accept().expect("accept");
-            agree(stream, &Likeness::own().expect("proc"), lock).expect("agree")
+            let asked = hear(&stream, &Likeness::own().expect("proc")).expect("hear");
+            drop(lock);
+            agree(stream, asked).expect("agree")
         });
         place.claim(&claim(), listener.as_fd(), began.as_fd()).expect("claim");
         drop((listener, began));
@@ -350,12 +341,11 @@ mod tests {
         let spare = thread::spawn(move || {
             let (stream, _) = waiting.accept().expect("accept");
             let like = Likeness { config: Some("/elsewhere".to_owned()), ..claim().likeness };
-            agree(stream, &like, lock).expect_err("agreed")
+            hear(&stream, &like).expect_err("agreed")
         });
         let (_, began) = io::pipe().expect("pipe");
         assert!(place.claim(&claim(), began.as_fd(), began.as_fd()).is_err());
         assert!(spare.join().expect("join").to_string().contains("elsewhere"));
-        assert!(place.last_word().is_some_and(|word| word.contains("in vain")));
     }
 
     #[test]

@@ -106,7 +106,8 @@ pub struct Sandbox {
     began: Mutex<Option<OwnedFd>>,
     /// Whether it stays without a container: containerd drives it by the sandbox API.
     stays: AtomicBool,
-    created_at: SystemTime,
+    /// When it came to be.
+    pub created_at: SystemTime,
     /// Whether it was asked to end.
     stopping: AtomicBool,
     exit: watch::Sender<Option<Exit>>,
@@ -177,11 +178,6 @@ impl Sandbox {
     /// Its id.
     pub fn id(&self) -> &str {
         &self.identity.id
-    }
-
-    /// When it came to be.
-    pub fn created_at(&self) -> SystemTime {
-        self.created_at
     }
 
     /// Says what the sandbox is for; it then stays until it is shut down, with a container or without.

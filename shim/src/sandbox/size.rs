@@ -52,14 +52,11 @@ pub fn of(config: &Config, pod: &Pod, accel: Accel) -> (u32, u64) {
     (vcpus, bytes)
 }
 
-/// Whether the guest of a sandbox with this spec is as large as the configuration says: others have no use for a spare.
-pub fn is_usual(config: &Config, spec: &Spec) -> bool {
+/// The same of a sandbox with this spec; none where it cannot be known, of which the sandbox says why.
+pub fn of_spec(config: &Config, spec: &Spec) -> Option<(u32, u64)> {
     let pod = Pod::of_spec(spec);
-    match (config.clone().with(&pod.annotations), Selection::of(config)) {
-        (Ok(own), Ok(chosen)) => of(&own, &pod, chosen.accel) == (config.vcpus, config.memory),
-        // The sandbox says what is wrong.
-        _ => true,
-    }
+    let own = config.clone().with(&pod.annotations).ok()?;
+    Some(of(&own, &pod, Selection::of(&own).ok()?.accel))
 }
 
 /// A number that the host's kernel knows.
@@ -203,14 +200,18 @@ mod tests {
     }
 
     #[test]
-    fn a_spare_is_for_who_says_nothing() {
+    fn the_size_is_known_from_the_spec_where_a_vmm_is() {
+        let config = Config::default();
+        let is = |memory| Selection::of(&config).ok().map(|_| (config.vcpus, memory));
         let mut spec = Spec::default();
         spec.set_linux(None);
-        assert!(is_usual(&Config::default(), &spec));
-        let said = HashMap::from([("io.bulkhead.memory".to_owned(), "1GiB".to_owned())]);
-        spec.set_annotations(Some(said));
-        let chosen = Selection::of(&Config::default()).is_ok();
-        assert_eq!(is_usual(&Config::default(), &spec), !chosen);
+        assert_eq!(of_spec(&config, &spec), is(config.memory));
+        let said =
+            |memory: &str| HashMap::from([("io.bulkhead.memory".to_owned(), memory.to_owned())]);
+        spec.set_annotations(Some(said("1GiB")));
+        assert_eq!(of_spec(&config, &spec), is(1 << 30));
+        spec.set_annotations(Some(said("much")));
+        assert_eq!(of_spec(&config, &spec), None);
     }
 
     #[test]

@@ -83,20 +83,16 @@ impl Service for SandboxService {
         let pid = sandbox.ready().await.map_err(|error| status(&error))?;
         Ok(StartSandboxResponse {
             pid,
-            created_at: MessageField::some(timestamp(sandbox.created_at())),
+            created_at: MessageField::some(timestamp(sandbox.created_at)),
             ..Default::default()
         })
     }
 
     async fn platform(&self, _: &TtrpcContext, _: PlatformRequest) -> Answer<PlatformResponse> {
-        let architecture = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            other => other,
-        };
         let platform = Platform {
             os: "linux".to_owned(),
-            architecture: architecture.to_owned(),
+            // The guest's, and there is no other (Go's name of x86_64).
+            architecture: "amd64".to_owned(),
             ..Default::default()
         };
         Ok(PlatformResponse { platform: MessageField::some(platform), ..Default::default() })
@@ -137,7 +133,7 @@ impl Service for SandboxService {
             sandbox_id: request.sandbox_id,
             pid: sandbox.host_pid(),
             state: if exit.is_some() { NOT_READY } else { READY }.to_owned(),
-            created_at: MessageField::some(timestamp(sandbox.created_at())),
+            created_at: MessageField::some(timestamp(sandbox.created_at)),
             exited_at: exit.map(|exit| timestamp(exit.at)).into(),
             ..Default::default()
         })

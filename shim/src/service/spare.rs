@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::mem;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use crate::args::Args;
 use crate::config::Config;
 use crate::logging::Later;
 use crate::sandbox::{Origin, Pod, Spare};
-use crate::spare::{Claimed, Likeness, Place, agree};
+use crate::spare::{Claimed, Likeness, Place, agree, hear};
 
 /// How long the sandbox before has the host to itself after its first container has begun.
 const HEAD_START: Duration = Duration::from_secs(3);
@@ -77,8 +78,11 @@ async fn be_found(
 ) -> Option<(Spare, Claimed)> {
     sleep(HEAD_START).await;
     Place::is_held(&lock).ok()?;
-    let config = Config::load().ok()?;
+    let mut config = Config::load().ok()?;
     let place = Place::named(&config, &args.id)?;
+    // As large as the guest of the sandbox that has it made: the next is likely to be like that.
+    let own = args.size.unwrap_or((config.vcpus, config.memory));
+    (config.vcpus, config.memory) = own;
     Place::leave_word(&lock, "");
     let failed = |word: String| Place::leave_word(&lock, &word);
     let spare = Spare::boot(&config, &Pod::default(), &log.logger()).await;
@@ -89,15 +93,32 @@ async fn be_found(
         UnixListener::from_std(socket)
     });
     let waiting = waiting.map_err(|error| failed(error.to_string())).ok()?;
-    let asked = tokio::select! {
-        asked = waiting.accept() => asked,
-        reason = spare.over() => Err(io::Error::other(format!("the VM has ended: {reason}"))),
-        gone = place.is_gone() => gone.and(Err(io::Error::other("its place was removed"))),
+    let mut passed = false;
+    let (stream, asked) = loop {
+        let asked = tokio::select! {
+            asked = waiting.accept() => asked,
+            reason = spare.over() => Err(io::Error::other(format!("the VM has ended: {reason}"))),
+            gone = place.is_gone() => gone.and(Err(io::Error::other("its place was removed"))),
+        };
+        let stream = asked.and_then(|(stream, _)| stream.into_std());
+        let stream: UnixStream = stream.map_err(|error| failed(error.to_string())).ok()?;
+        let like = like.clone();
+        let hearing = spawn_blocking(move || (hear(&stream, &like), stream));
+        let (heard, stream) = hearing.await.ok()?;
+        let word = match heard {
+            Ok(asked) if asked.0.args.size.is_none_or(|size| size == own) => break (stream, asked),
+            Ok(_) if !mem::replace(&mut passed, true) => continue,
+            // The second in a row has one made that is like itself.
+            Ok(_) => "two sandboxes in a row were of another size".to_owned(),
+            Err(error) => format!("it was asked for in vain: {error}"),
+        };
+        failed(word);
+        // Before who has asked hears of it, and has the next one made.
+        drop((waiting, findable, lock));
+        return None;
     };
     // Nobody else finds it, and who has its place next makes a socket of his own.
-    drop((waiting, findable));
-    let stream = asked.and_then(|(stream, _)| stream.into_std());
-    let stream: UnixStream = stream.map_err(|error| failed(error.to_string())).ok()?;
-    let agreed = spawn_blocking(move || agree(stream, &like, lock)).await;
+    drop((waiting, findable, lock));
+    let agreed = spawn_blocking(move || agree(stream, asked)).await;
     Some((spare, agreed.ok()?.ok()?))
 }

@@ -52,6 +52,11 @@ pub const CASES: &[Case] = &[
         "a shim that was spare leaves nothing when it is killed",
         killed,
     ),
+    Case::bulkhead(
+        "spare.size",
+        "where sandboxes have another size than the configuration's, their spares have it soon",
+        size,
+    ),
     Case::bulkhead("spare.lost", "a spare that nobody can find any more ends by itself", lost),
     Case::bulkhead("spare.pod", "a pod's network reaches a guest that was spare", pod),
 ];
@@ -182,6 +187,35 @@ fn asks(t: &Test<'_>) -> Outcome {
     ensure!(memory > 512 << 10, "it has {memory} KiB");
     ensure!(unfit() == before, "the spare was lost for that");
     large.remove();
+    close(t, &ward.node)
+}
+
+fn size(t: &Test<'_>) -> Outcome {
+    const LIMIT: &str = "629145600";
+    let ward = ward(t)?;
+    let start = |flags: &[&str]| -> Outcome<_> {
+        let container = ward.container();
+        container.start_with(&[&["--null-io"], flags].concat(), &["sleep", "100000"])?;
+        let spare = was_spare(&container)?;
+        let program = "awk '/^MemTotal/ { print $2 }' /proc/meminfo";
+        let memory: u64 = container.sh(program)?.trim().parse()?;
+        container.remove();
+        Ok((spare, memory > 512 << 10))
+    };
+    // The first leaves the spare alone, and so does the second, which has one made that is like itself.
+    for spare in [false, false, true, true] {
+        ready(t, &ward.node)?;
+        let seen = start(&["--memory-limit", LIMIT])?;
+        ensure!(seen == (spare, true), "(spare, large): {seen:?}, not {:?}", (spare, true));
+    }
+    // One that is of another size, now and then, changes nothing.
+    for (flags, expected) in
+        [(&[][..], (false, false)), (&["--memory-limit", LIMIT][..], (true, true))]
+    {
+        ready(t, &ward.node)?;
+        let seen = start(flags)?;
+        ensure!(seen == expected, "(spare, large): {seen:?}, not {expected:?}");
+    }
     close(t, &ward.node)
 }
 
