@@ -31,7 +31,7 @@ part_lint() { make --no-print-directory lint; }
 part_unit() { PATH=$BULKHEAD_CACHE/tools/bin:$PATH cargo test --locked --workspace; }
 # runc first: a test that it fails is a wrong test.
 part_runc-2() { "${e2e[@]}" --runtime runc --containerd 2 --megabytes 64 --skip diff. ; }
-part_runc-1.6() { "${e2e[@]}" --runtime runc --containerd 1.6 --megabytes 64 --skip diff. ; }
+part_runc-1.6() { "${e2e[@]}" --runtime runc --containerd 1.6 --megabytes 64 "${older[@]}"; }
 part_qemu-2() { "${e2e[@]}" --containerd 2 "${qemu[@]}" --megabytes "${MEGABYTES:-128}"; }
 part_qemu-2-sandbox() { "${e2e[@]}" --containerd 2 "${qemu[@]}" --sandboxer shim pods. ; }
 part_qemu-1.6() { "${e2e[@]}" --containerd 1.6 "${qemu[@]}" --megabytes 64 "${older[@]}"; }
