@@ -19,12 +19,14 @@ qemu=(--hypervisor qemu --patience 3)
 bed=(api.whole_life api.pause_exec run.hello run.kernel exec.output_ terminal.exec streams.in_and_out streams.tail
     streams.slow events.pause events.vm_lost events.daemon_lost lifecycle.metrics lifecycle.shim_killed tool.check
     tool.inspect size.back size.cgroup refusals.vmm_ends refusals.panic refusals.not_a hostile.vandal spare.life
-    pods.vm_lost pods.forward_large storage.blockfile storage.device_pod storage.full storage.device_root diff.plain)
+    spare.size pods.vm_lost storage.blockfile storage.device_pod storage.full diff.plain)
 
-# What the other containerd has a hand in. What a guest's programs find, and what the shim makes of a spec, of disks and
-# of networks, is the same with whichever there is.
-older=(api. run. exec. terminal. streams. events. lifecycle. tool. refusals. pods. size. net.cni spare.life
-    storage.block_pod storage.device_pod specs.no_root)
+# What the other containerd has a hand in. What a guest's programs find, what VMMs refuse, and what the shim makes of a
+# spec, of volumes, disks and networks, is the same with whichever there is.
+older=(api. run. exec. terminal. streams.{in_and,tail,slow} events. lifecycle. tool. net.cni spare.life refusals.config_key
+    pods.{many,containerd,exit,status,list,container,pod_,cgroup,exec,attach,stdin,log,forward,share,pid_,run,privileged}
+    pods.{seccomp,leaves,unknown,one_vm,vm_lost,sandbox,annotations,hostname,dns,shm,drop_in,stop,restart,again,oom}
+    pods.{addresses,host_p,statistics,empty_dir,no_image} storage.block_pod storage.device_pod specs.no_root)
 
 part_lint() { make --no-print-directory lint; }
 # Some of them run the real virtiofsd.
