@@ -96,10 +96,12 @@ bench: setup host guest ## Measure start, exec and memory against runc; target/b
 	$(build-release)
 	@PROFILE=$(release:target/%=%) tests/bench.sh
 
+# The last of cargo's: what is installed is built by itself, with fewer features of its dependencies.
 .PHONY: lint
 lint: ## Check formatting, lints, licences and sources of dependencies.
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo check --locked $(packages)
 	@tests/deny.sh
 
 .PHONY: install
