@@ -3,7 +3,7 @@
 //! containerd up to 2.2 takes the bare address; from 2.3 on it writes a `BootstrapParams` message to
 //! stdin and reads a `BootstrapResult`. The document is `core/runtime/v2/README.md` in containerd.
 
-use std::io::{self, PipeWriter, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
@@ -151,8 +151,11 @@ fn serve(args: &Args, spec: Option<&Spec>, listener: UnixListener) -> io::Result
     // Whoever serves says what is wrong with the configuration.
     let config = Config::load().unwrap_or_default();
     let (begin, began) = io::pipe()?;
-    let size = spec.filter(|_| config.spares > 0).and_then(|spec| size::of_spec(&config, spec));
-    if !take_spare(&config, args, size, &listener, &began) {
+    let mut claim = if config.spares > 0 { claim(&config, args, spec) } else { None };
+    let taken = claim.as_ref().is_some_and(|claim| {
+        Place::all(&config).any(|place| place.claim(claim, listener.as_fd(), began.as_fd()).is_ok())
+    });
+    if !taken {
         let mut server = program(&args.namespace, &args.id)?;
         server.arg("-address").arg(&args.address).arg("-bundle").arg(&args.bundle);
         if args.debug {
@@ -160,14 +163,24 @@ fn serve(args: &Args, spec: Option<&Spec>, listener: UnixListener) -> io::Result
         }
         detached(server, "serve", &[listener.into(), began.into()])?;
     }
+    let Some(claim) = &mut claim else { return Ok(()) };
+    claim.missed = true;
+    let mut room = taken;
     for place in Place::all(&config) {
+        let mut free = place.take();
+        if !room && matches!(free, Ok(None)) {
+            // One of another size makes room, if this size was missed before.
+            let _ = place.claim(claim, begin.as_fd(), begin.as_fd());
+            free = place.take();
+        }
         // A sandbox without a spare after it is better than none.
-        if let Ok(Some(lock)) = place.take()
+        if let Ok(Some(lock)) = free
             && let Ok(begin) = begin.try_clone()
             && let Ok(mut spare) = program(Record::SPARE, &place.name())
         {
+            room = true;
             spare.stdin(begin).current_dir("/");
-            if let Some((vcpus, memory)) = size {
+            if let Some((vcpus, memory)) = claim.args.size {
                 spare.args(["-size", &format!("[{vcpus},{memory}]")]);
             }
             let _ = detached(spare, "spare", &[lock.into()]);
@@ -176,19 +189,17 @@ fn serve(args: &Args, spec: Option<&Spec>, listener: UnixListener) -> io::Result
     Ok(())
 }
 
-/// Whether a spare has become the server of this socket.
-fn take_spare(
-    config: &Config,
-    args: &Args,
-    size: Option<(u32, u64)>,
-    listener: &UnixListener,
-    began: &PipeWriter,
-) -> bool {
-    let Ok(likeness) = Likeness::own() else { return false };
+/// What is asked of a spare; nothing by a sandbox that cannot be. A bundle without a spec does not say how large it is to
+/// be: as the configuration has it.
+fn claim(config: &Config, args: &Args, spec: Option<&Spec>) -> Option<Claim> {
+    let size = match spec {
+        Some(spec) => size::of_spec(config, spec)?,
+        None => (config.vcpus, config.memory),
+    };
     let bundle = std::env::current_dir().unwrap_or_default().join(&args.bundle);
-    let claimed = Args { action: Action::Serve, bundle, size, ..args.clone() };
-    let claim = Claim { args: claimed, events: events_address(args), likeness };
-    Place::all(config).any(|place| place.claim(&claim, listener.as_fd(), began.as_fd()).is_ok())
+    let args = Args { action: Action::Serve, bundle, size: Some(size), ..args.clone() };
+    let events = events_address(&args);
+    Some(Claim { args, events, likeness: Likeness::own().ok()?, missed: false })
 }
 
 /// containerd names its events' socket in the environment; its default is beside the gRPC one.

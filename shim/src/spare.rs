@@ -68,6 +68,8 @@ pub struct Claim {
     pub events: String,
     /// Who asks.
     pub likeness: Likeness,
+    /// Whether it comes too late: there was no spare of the sandbox's size.
+    pub missed: bool,
 }
 
 /// A claim that was agreed on.
@@ -251,7 +253,9 @@ pub fn hear(stream: &UnixStream, like: &Likeness) -> io::Result<Asked> {
     stream.set_write_timeout(Some(PATIENCE))?;
     let (claim, descriptors) = receive(stream)?;
     if claim.likeness != *like {
-        return Err(io::Error::other(format!("{:?} is not {like:?}", claim.likeness)));
+        let asks = &claim.likeness;
+        let what = "another program, mount namespace or configuration asks";
+        return Err(io::Error::other(format!("{what}: {asks:?}, not {like:?}")));
     }
     let descriptors = <[OwnedFd; 2]>::try_from(descriptors);
     Ok((claim, descriptors.map_err(|_| io::Error::other("without two descriptors"))?))
@@ -294,6 +298,7 @@ mod tests {
             args: Args { id: "c1".to_owned(), bundle: "/b".into(), ..Args::default() },
             events: "/run/c.sock.ttrpc".to_owned(),
             likeness: Likeness::own().expect("proc"),
+            missed: false,
         }
     }
 

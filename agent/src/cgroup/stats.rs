@@ -31,7 +31,7 @@ impl Cgroup {
                 ..Default::default()
             })
             .into(),
-            io: io_stats(&text(&self.0.join("io.stat"))),
+            io: text(&self.0.join("io.stat")).lines().filter_map(device_stats).collect(),
             ..Default::default()
         })
     }
@@ -68,11 +68,7 @@ fn memory_stats(path: &Path) -> MemoryStats {
     }
 }
 
-/// io.stat: `8:0 rbytes=1 wbytes=2 rios=3 wios=4 ...`, a line for each device.
-fn io_stats(text: &str) -> Vec<IoStats> {
-    text.lines().filter_map(device_stats).collect()
-}
-
+/// Of io.stat: `8:0 rbytes=1 wbytes=2 rios=3 wios=4 ...`, a line for each device.
 fn device_stats(line: &str) -> Option<IoStats> {
     let mut words = line.split_ascii_whitespace();
     let (major, minor) = words.next()?.split_once(':')?;
@@ -135,10 +131,9 @@ mod tests {
 
     #[test]
     fn devices_without_numbers_are_left_out() {
-        let io = io_stats(
-            "8:16 rbytes=1459200 wbytes=314773504 rios=192 wios=353 dbytes=0 dios=0\n\
-             (unknown) rbytes=1\n259:0\n",
-        );
+        let text = "8:16 rbytes=1459200 wbytes=314773504 rios=192 wios=353 dbytes=0 dios=0\n\
+             (unknown) rbytes=1\n259:0\n";
+        let io: Vec<_> = text.lines().filter_map(device_stats).collect();
         assert_eq!(io.len(), 2);
         assert_eq!((io[0].major, io[0].minor), (8, 16));
         assert_eq!(

@@ -1,6 +1,7 @@
 //! How the processes of a container end: signals, the news of an end, and what is left when it is over.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use bulkhead_protocols::agent::SignalRequest;
@@ -91,7 +92,7 @@ impl Container {
             }
         }
         let _turn = process.turn().await;
-        if process.is_deleted() {
+        if process.deleted.load(Ordering::Relaxed) {
             return Err(ContainerError::NotFound(process.name()));
         }
         let exit = match process.status() {
@@ -122,7 +123,7 @@ impl Container {
             }
         }
         process.set(Status::Stopped(exit));
-        process.set_deleted();
+        process.deleted.store(true, Ordering::Relaxed);
         if exec.is_empty() {
             // They ended with the container; whoever waits for them must hear of it.
             self.lose(&self.execs(|_| true)).await;

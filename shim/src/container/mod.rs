@@ -188,7 +188,7 @@ impl Container {
             Status::Running => return Err(state("is running already")),
             Status::Stopped(_) => return Err(state("has ended; it cannot be started again")),
         }
-        if process.is_doomed() {
+        if process.doomed.load(Ordering::Relaxed) {
             return Err(state("is being deleted"));
         }
         if !exec.is_empty() && self.init.status() != Status::Running {

@@ -46,8 +46,10 @@ pub struct Process {
     status: watch::Sender<Status>,
     turn: Mutex<()>,
     ending: AtomicBool,
-    doomed: AtomicBool,
-    deleted: AtomicBool,
+    /// Whether it is never to start.
+    pub doomed: AtomicBool,
+    /// Whether it was deleted, which happens once.
+    pub deleted: AtomicBool,
 }
 
 impl Process {
@@ -101,16 +103,6 @@ impl Process {
         !self.ending.swap(true, Ordering::Relaxed)
     }
 
-    /// Whether it was deleted, which happens once.
-    pub fn is_deleted(&self) -> bool {
-        self.deleted.load(Ordering::Relaxed)
-    }
-
-    /// Takes note that it is deleted.
-    pub fn set_deleted(&self) {
-        self.deleted.store(true, Ordering::Relaxed);
-    }
-
     /// Has it never start, unless it has; says which. A start that is under way comes first, if it takes no longer than
     /// one does.
     pub async fn doom(&self) -> bool {
@@ -118,11 +110,6 @@ impl Process {
         let waits = self.status() == Status::Created;
         self.doomed.fetch_or(waits, Ordering::Relaxed);
         waits
-    }
-
-    /// Whether it is never to start.
-    pub fn is_doomed(&self) -> bool {
-        self.doomed.load(Ordering::Relaxed)
     }
 
     /// Returns once it is over.

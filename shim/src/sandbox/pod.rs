@@ -72,10 +72,6 @@ pub struct Pod {
     pub files: Vec<(&'static str, Vec<u8>)>,
 }
 
-fn host_name() -> String {
-    gethostname().unwrap_or_default().to_string_lossy().into_owned()
-}
-
 impl Pod {
     /// From the spec of a sandbox's first container, be it a pod's or not.
     pub fn of_spec(spec: &Spec) -> Self {
@@ -84,11 +80,12 @@ impl Pod {
         let namespaces = linux.and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
         let network = namespaces.iter().find(|one| one.typ() == LinuxNamespaceType::Network);
         let resources = linux.and_then(|linux| linux.resources().as_ref());
+        let host = || gethostname().unwrap_or_default().to_string_lossy().into_owned();
         let alone = Self {
             resources: resources.map(size::allowed).unwrap_or_default(),
             network: network.and_then(|network| network.path().clone()),
             // A UTS namespace without a name of its own has the host's.
-            hostname: spec.hostname().clone().unwrap_or_else(host_name),
+            hostname: spec.hostname().clone().unwrap_or_else(host),
             annotations: spec.annotations().clone().unwrap_or_default(),
             cgroup: cgroup.map(|path| path.display().to_string()).unwrap_or_default(),
             ..Self::default()

@@ -1,8 +1,8 @@
 //! The life of a spare until it is a sandbox's server.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
-use std::mem;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::args::Args;
 use crate::config::Config;
 use crate::logging::Later;
 use crate::sandbox::{Origin, Pod, Spare};
-use crate::spare::{Claimed, Likeness, Place, agree, hear};
+use crate::spare::{Claim, Claimed, Likeness, Place, agree, hear};
 
 /// How long the sandbox before has the host to itself after its first container has begun.
 const HEAD_START: Duration = Duration::from_secs(3);
@@ -93,7 +93,8 @@ async fn be_found(
         UnixListener::from_std(socket)
     });
     let waiting = waiting.map_err(|error| failed(error.to_string())).ok()?;
-    let mut passed = false;
+    let fits = |claim: &Claim| claim.args.size == Some(own);
+    let mut missed = HashSet::new();
     let (stream, asked) = loop {
         let asked = tokio::select! {
             asked = waiting.accept() => asked,
@@ -106,14 +107,14 @@ async fn be_found(
         let hearing = spawn_blocking(move || (hear(&stream, &like), stream));
         let (heard, stream) = hearing.await.ok()?;
         let word = match heard {
-            Ok(asked) if asked.0.args.size.is_none_or(|size| size == own) => break (stream, asked),
-            Ok(_) if !mem::replace(&mut passed, true) => continue,
-            // The second in a row has one made that is like itself.
-            Ok(_) => "two sandboxes in a row were of another size".to_owned(),
+            Ok(asked) if fits(&asked.0) && !asked.0.missed => break (stream, asked),
+            Ok((it, _)) if fits(&it) || !it.missed || missed.insert(it.args.size) => continue,
+            // That size comes too late for the second time: who has asked has one made that is like itself.
+            Ok(_) => String::new(),
             Err(error) => format!("it was asked for in vain: {error}"),
         };
         failed(word);
-        // Before who has asked hears of it, and has the next one made.
+        // Before who has asked hears of it.
         drop((waiting, findable, lock));
         return None;
     };

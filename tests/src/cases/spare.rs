@@ -202,19 +202,21 @@ fn size(t: &Test<'_>) -> Outcome {
         container.remove();
         Ok((spare, memory > 512 << 10))
     };
-    // The first leaves the spare alone, and so does the second, which has one made that is like itself.
-    for spare in [false, false, true, true] {
-        ready(t, &ward.node)?;
-        let seen = start(&["--memory-limit", LIMIT])?;
-        ensure!(seen == (spare, true), "(spare, large): {seen:?}, not {:?}", (spare, true));
-    }
-    // One that is of another size, now and then, changes nothing.
-    for (flags, expected) in
-        [(&[][..], (false, false)), (&["--memory-limit", LIMIT][..], (true, true))]
-    {
+    let (usual, large) = (&[][..], &["--memory-limit", LIMIT][..]);
+    let odd = &["--memory-limit", "943718400"][..];
+    for (flags, expected) in [
+        // The first leaves the spare alone, and so does the second, which has one made that is like itself.
+        (large, (false, true)),
+        (large, (false, true)),
+        (large, (true, true)),
+        // What is of another size once changes nothing.
+        (usual, (false, false)),
+        (odd, (false, true)),
+        (large, (true, true)),
+    ] {
         ready(t, &ward.node)?;
         let seen = start(flags)?;
-        ensure!(seen == expected, "(spare, large): {seen:?}, not {expected:?}");
+        ensure!(seen == expected, "(spare, large) with {flags:?}: {seen:?}, not {expected:?}");
     }
     close(t, &ward.node)
 }
