@@ -100,7 +100,7 @@ impl Args {
                         "id" => args.id = value,
                         "address" => args.address = value,
                         "bundle" => args.bundle = PathBuf::from(value),
-                        "size" => args.size = serde_json::from_str(&value).ok(),
+                        "size" => args.size = serde_json::from_str(&value).unwrap_or_default(),
                         // Events go over ttrpc, and the socket's place is our own choice.
                         _ => {}
                     }

@@ -176,13 +176,11 @@ fn serve(args: &Args, spec: Option<&Spec>, listener: UnixListener) -> io::Result
         // A sandbox without a spare after it is better than none.
         if let Ok(Some(lock)) = free
             && let Ok(begin) = begin.try_clone()
+            && let Ok(size) = serde_json::to_string(&claim.args.size)
             && let Ok(mut spare) = program(Record::SPARE, &place.name())
         {
             room = true;
-            spare.stdin(begin).current_dir("/");
-            if let Some((vcpus, memory)) = claim.args.size {
-                spare.args(["-size", &format!("[{vcpus},{memory}]")]);
-            }
+            spare.stdin(begin).current_dir("/").args(["-size", &size]);
             let _ = detached(spare, "spare", &[lock.into()]);
         }
     }
@@ -198,8 +196,8 @@ fn claim(config: &Config, args: &Args, spec: Option<&Spec>) -> Option<Claim> {
     };
     let bundle = std::env::current_dir().unwrap_or_default().join(&args.bundle);
     let args = Args { action: Action::Serve, bundle, size: Some(size), ..args.clone() };
-    let events = events_address(&args);
-    Some(Claim { args, events, likeness: Likeness::own().ok()?, missed: false })
+    let likeness = Likeness::own().ok()?;
+    Some(Claim { events: events_address(&args), args, likeness, missed: false })
 }
 
 /// containerd names its events' socket in the environment; its default is beside the gRPC one.

@@ -247,19 +247,24 @@ pub fn agree(mut stream: UnixStream, asked: Asked) -> io::Result<Claimed> {
     Ok(Claimed { claim, listener, began })
 }
 
-/// Hears who has connected to a spare that is `like` this.
+/// Hears who has connected to a spare that is `like` this. `lock` is on its place.
 ///
 /// # Errors
-/// There will be no agreement.
-pub fn hear(stream: &UnixStream, like: &Likeness) -> io::Result<Asked> {
+/// There will be no agreement: the spare is to end, and its place says why.
+pub fn hear(stream: &UnixStream, like: &Likeness, lock: &File) -> io::Result<Asked> {
+    asked(stream, like).inspect_err(|error| {
+        Place::leave_word(lock, &format!("it was asked for in vain: {error}"));
+    })
+}
+
+fn asked(stream: &UnixStream, like: &Likeness) -> io::Result<Asked> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let (claim, descriptors) = receive(stream)?;
     if claim.likeness != *like {
-        let asks = &claim.likeness;
         let what = "another program, mount namespace or configuration asks";
-        return Err(io::Error::other(format!("{what}: {asks:?}, not {like:?}")));
+        return Err(io::Error::other(format!("{what}: {:?}, not {like:?}", claim.likeness)));
     }
     let descriptors = <[OwnedFd; 2]>::try_from(descriptors);
     Ok((claim, descriptors.map_err(|_| io::Error::other("without two descriptors"))?))
@@ -328,7 +333,7 @@ mod tests {
         let (mut next, began) = io::pipe().expect("pipe");
         let spare = thread::spawn(move || {
             let (stream, _) = waiting.accept().expect("accept");
-            let asked = hear(&stream, &Likeness::own().expect("proc")).expect("hear");
+            let asked = hear(&stream, &Likeness::own().expect("proc"), &lock).expect("hear");
             drop(lock);
             agree(stream, asked).expect("agree")
         });
@@ -350,11 +355,12 @@ mod tests {
         let spare = thread::spawn(move || {
             let (stream, _) = waiting.accept().expect("accept");
             let like = Likeness { config: Some("/elsewhere".to_owned()), ..claim().likeness };
-            hear(&stream, &like).expect_err("agreed")
+            hear(&stream, &like, &lock).expect_err("agreed")
         });
         let (_, began) = io::pipe().expect("pipe");
         assert!(place.claim(&claim(), began.as_fd(), began.as_fd()).is_err());
         assert!(spare.join().expect("join").to_string().contains("elsewhere"));
+        assert!(place.last_word().is_some_and(|word| word.contains("in vain")));
     }
 
     #[test]

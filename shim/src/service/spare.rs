@@ -103,20 +103,19 @@ async fn be_found(
         };
         let stream = asked.and_then(|(stream, _)| stream.into_std());
         let stream: UnixStream = stream.map_err(|error| failed(error.to_string())).ok()?;
-        let like = like.clone();
-        let hearing = spawn_blocking(move || (hear(&stream, &like), stream));
+        let (like, lent) = (like.clone(), lock.try_clone().ok()?);
+        let hearing = spawn_blocking(move || (hear(&stream, &like, &lent), stream));
         let (heard, stream) = hearing.await.ok()?;
-        let word = match heard {
+        match heard {
             Ok(asked) if fits(&asked.0) && !asked.0.missed => break (stream, asked),
             Ok((it, _)) if fits(&it) || !it.missed || missed.insert(it.args.size) => continue,
-            // That size comes too late for the second time: who has asked has one made that is like itself.
-            Ok(_) => String::new(),
-            Err(error) => format!("it was asked for in vain: {error}"),
-        };
-        failed(word);
-        // Before who has asked hears of it.
-        drop((waiting, findable, lock));
-        return None;
+            // Nobody can have it, or that size comes too late for the second time: who has asked has another made, once
+            // the stream is closed.
+            Ok(_) | Err(_) => {
+                drop((waiting, findable, lock));
+                return None;
+            }
+        }
     };
     // Nobody else finds it, and who has its place next makes a socket of his own.
     drop((waiting, findable, lock));

@@ -181,8 +181,7 @@ impl Task for TaskService {
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> Answer<Empty> {
         let sandbox = self.sandbox.clone();
         to_its_end(async move {
-            let (signal, all) = (request.signal, request.all);
-            sandbox.kill(&request.id, &request.exec_id, signal, all).await
+            sandbox.kill(&request.id, &request.exec_id, request.signal, request.all).await
         })
         .await?;
         Ok(Empty::new())
