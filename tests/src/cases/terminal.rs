@@ -36,8 +36,11 @@ fn is_one(t: &Test<'_>) -> Outcome {
 }
 
 fn echo_and_interrupt(t: &Test<'_>) -> Outcome {
-    let command = t.container().run_command(&["-t"], &["sh", "-i"]);
+    // ctr sets the size after the program has started, and a shell that edits its line then draws it anew.
+    let script = "until stty size 2>/dev/null | grep .; do sleep 0.05; done; exec sh -i";
+    let command = t.container().run_command(&["-t"], &["sh", "-c", script]);
     let mut session = Session::terminal(command, 24, 80, t.deadline(60))?;
+    session.read_until("24 80\n")?;
     session.read_until("# ")?;
     session.write(b"echo $((40 + 2))\n")?;
     session.read_until("echo $((40 + 2))\n42\n")?;
