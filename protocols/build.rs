@@ -10,13 +10,13 @@ fn main() -> io::Result<()> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or(io::ErrorKind::NotFound)?);
     Codegen::new()
         .out_dir(&out)
-        .inputs(["proto/agent.proto", "proto/cri.proto"])
+        .inputs(["proto/agent.proto", "proto/cri.proto", "proto/runtimeoptions.proto"])
         .include("proto")
         .rust_protobuf()
         .rust_protobuf_customize(ProtobufCustomize::default().gen_mod_rs(false))
         .customize(Customize { async_all: true, ..Default::default() })
         .run()?;
-    for name in ["agent.rs", "agent_ttrpc.rs", "cri.rs"] {
+    for name in ["agent.rs", "agent_ttrpc.rs", "cri.rs", "runtimeoptions.rs"] {
         without_inner_attributes(&out.join(name))?;
     }
     Ok(())

@@ -78,14 +78,14 @@ fn run(args: &Args) -> Result<ExitCode, CommandError> {
         Command::Help => writeln!(out, "{}", args::USAGE)?,
         Command::Version => writeln!(out, "bulkhead {}", env!("CARGO_PKG_VERSION"))?,
         Command::Check { boot } => return Ok(check::run(*boot, &mut out)),
-        Command::List => list::run(&entries(&Config::load()?)?, args.json, &mut out)?,
+        Command::List => list::run(&entries(&Config::load(None)?)?, args.json, &mut out)?,
         Command::Inspect { id } => {
-            let entries = entries(&Config::load()?)?;
+            let entries = entries(&Config::load(None)?)?;
             let (directory, record) = find::find(entries, id, args.namespace.as_deref())?;
             inspect::run(&directory, &record, args.json, &mut out)?;
         }
         Command::Gc { dry_run, spares } => {
-            let config = Config::load()?;
+            let config = Config::load(None)?;
             let entries = entries(&config)?;
             let kept = if *spares { 0 } else { config.spares };
             if !dry_run {

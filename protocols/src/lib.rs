@@ -1,6 +1,6 @@
 //! The wire between the shim on the host and the agent in the guest: `proto/agent.proto`, its
-//! generated code, the numbers that both sides must agree on, and how both tell an error. Beside it, in
-//! `proto/cri.proto`, what a shim must know of the CRI.
+//! generated code, the numbers that both sides must agree on, and how both tell an error. Beside it, what a
+//! shim must know of the CRI, in `proto/cri.proto`, and of containerd's options, in `proto/runtimeoptions.proto`.
 
 #![forbid(unsafe_code)]
 
@@ -9,7 +9,7 @@ pub mod hybrid_vsock;
 pub mod netlink;
 
 pub use chain::chain;
-pub use generated::{agent, agent_ttrpc, cri};
+pub use generated::{agent, agent_ttrpc, cri, runtimeoptions};
 
 /// What is generated from `proto/`, which heeds no lint.
 #[allow(
@@ -35,6 +35,11 @@ mod generated {
     /// The messages of `proto/cri.proto`.
     pub mod cri {
         include!(concat!(env!("OUT_DIR"), "/cri.rs"));
+    }
+
+    /// The messages of `proto/runtimeoptions.proto`.
+    pub mod runtimeoptions {
+        include!(concat!(env!("OUT_DIR"), "/runtimeoptions.rs"));
     }
 }
 

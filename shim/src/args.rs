@@ -41,6 +41,8 @@ pub struct Args {
     pub debug: bool,
     /// vCPUs, and bytes of memory, of the guest, as far as that is known; in JSON on the command line of a spare.
     pub size: Option<(u32, u64)>,
+    /// The configuration file that containerd's options for the runtime name.
+    pub config: Option<PathBuf>,
 }
 
 /// A command line that is not understood.
@@ -90,8 +92,8 @@ impl Args {
                 "v" | "version" => action = Some(Action::Version),
                 "info" => action = Some(Action::Info),
                 "debug" => args.debug = inline.is_none_or(|value| value == "true"),
-                "namespace" | "id" | "address" | "bundle" | "size" | "publish-binary"
-                | "socket" => {
+                "namespace" | "id" | "address" | "bundle" | "size" | "config"
+                | "publish-binary" | "socket" => {
                     let value = inline.map(OsString::from).or_else(|| arguments.next());
                     let value = value.ok_or_else(|| ArgsError::NoValue(name.to_owned()))?;
                     let value = value.into_string().map_err(ArgsError::NotText)?;
@@ -100,6 +102,7 @@ impl Args {
                         "id" => args.id = value,
                         "address" => args.address = value,
                         "bundle" => args.bundle = PathBuf::from(value),
+                        "config" => args.config = Some(PathBuf::from(value)),
                         "size" => args.size = serde_json::from_str(&value).unwrap_or_default(),
                         // Events go over ttrpc, and the socket's place is our own choice.
                         _ => {}

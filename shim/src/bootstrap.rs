@@ -13,11 +13,13 @@ use std::process::{Command, Stdio};
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use oci_spec::runtime::Spec;
 use protobuf::Message;
+use protobuf::well_known_types::any::Any;
 use thiserror::Error;
 
 use crate::args::{Action, Args};
 use crate::config::Config;
 use crate::container::{SpecError, spec};
+use crate::options::{OptionsError, config_file};
 use crate::record::Record;
 use crate::sandbox::size;
 use crate::spare::{Claim, Likeness, Place};
@@ -64,6 +66,9 @@ pub enum BootstrapError {
     /// The server's process cannot be made.
     #[error("starting the server: {0}")]
     Spawn(io::Error),
+    /// The runtime's options cannot be honoured.
+    #[error(transparent)]
+    Options(#[from] OptionsError),
     /// Reading containerd's parameters or writing the answer failed.
     #[error("talking to containerd: {0}")]
     Talk(io::Error),
@@ -71,7 +76,8 @@ pub enum BootstrapError {
 
 /// Does `start`: afterwards a server listens, and containerd knows its address.
 pub fn start(args: &Args) -> Result<(), BootstrapError> {
-    let params = read_params().map_err(BootstrapError::Talk)?;
+    let (params, options) = read_params().map_err(BootstrapError::Talk)?;
+    let args = &Args { config: config_file(&options)?, ..args.clone() };
     let dir = params
         .as_ref()
         .and_then(|params| params.socket_dir.clone())
@@ -117,16 +123,22 @@ fn group_of(spec: &Spec) -> Option<String> {
     GROUP_ANNOTATIONS.iter().find_map(|name| annotations.get(*name)).cloned()
 }
 
-/// containerd's parameters, where it is one that sends them. Older ones send the runtime options
-/// (an `Any`), or leave stdin empty; both have another shape than `BootstrapParams`.
-fn read_params() -> io::Result<Option<BootstrapParams>> {
+/// containerd's parameters, where it is one that sends them, and the runtime's options, which are among them. Older ones
+/// send the options alone (an `Any`), or leave stdin empty; both have another shape than `BootstrapParams`.
+fn read_params() -> io::Result<(Option<BootstrapParams>, Vec<Any>)> {
     let stdin = io::stdin();
     let mut bytes = Vec::new();
     stdin.lock().take(STDIN_LIMIT).read_to_end(&mut bytes)?;
-    let params = BootstrapParams::parse_from_bytes(&bytes).ok();
-    Ok(params.filter(|params| {
+    let params = BootstrapParams::parse_from_bytes(&bytes).ok().filter(|params| {
         !params.containerd_version.is_empty() && !params.containerd_grpc_address.is_empty()
-    }))
+    });
+    let options = match &params {
+        Some(params) => {
+            params.extensions.iter().filter_map(|one| one.value.0.as_deref().cloned()).collect()
+        }
+        None => Any::parse_from_bytes(&bytes).into_iter().collect(),
+    };
+    Ok((params, options))
 }
 
 fn listen(path: &Path) -> Result<UnixListener, BootstrapError> {
@@ -149,14 +161,14 @@ fn listen(path: &Path) -> Result<UnixListener, BootstrapError> {
 /// Has a server serve on this socket: a spare, or a new process. Spares that are missing are then started.
 fn serve(args: &Args, spec: Option<&Spec>, listener: UnixListener) -> io::Result<()> {
     // Whoever serves says what is wrong with the configuration.
-    let config = Config::load().unwrap_or_default();
+    let config = Config::load(args.config.as_deref()).unwrap_or_default();
     let (begin, began) = io::pipe()?;
     let mut claim = if config.spares > 0 { claim(&config, args, spec) } else { None };
     let taken = claim.as_ref().is_some_and(|claim| {
         Place::all(&config).any(|place| place.claim(claim, listener.as_fd(), began.as_fd()).is_ok())
     });
     if !taken {
-        let mut server = program(&args.namespace, &args.id)?;
+        let mut server = program(args, &args.namespace, &args.id)?;
         server.arg("-address").arg(&args.address).arg("-bundle").arg(&args.bundle);
         if args.debug {
             server.arg("-debug");
@@ -177,7 +189,7 @@ fn serve(args: &Args, spec: Option<&Spec>, listener: UnixListener) -> io::Result
         if let Ok(Some(lock)) = free
             && let Ok(begin) = begin.try_clone()
             && let Ok(size) = serde_json::to_string(&claim.args.size)
-            && let Ok(mut spare) = program(Record::SPARE, &place.name())
+            && let Ok(mut spare) = program(args, Record::SPARE, &place.name())
         {
             room = true;
             spare.stdin(begin).current_dir("/").args(["-size", &size]);
@@ -206,8 +218,11 @@ pub fn events_address(args: &Args) -> String {
 }
 
 /// This program, to do something else.
-fn program(namespace: &str, id: &str) -> io::Result<Command> {
+fn program(args: &Args, namespace: &str, id: &str) -> io::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
+    if let Some(file) = &args.config {
+        command.arg("-config").arg(file);
+    }
     command.args(["-namespace", namespace, "-id", id]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     Ok(command)

@@ -40,7 +40,7 @@ pub fn delete(args: &Args) -> Result<(), CleanupError> {
     // A later container of a pod owns nothing on the host: its mounts end with the sandbox's shim.
     if bootstrap::group(&args.bundle)?.is_none_or(|group| group == args.id) {
         // One that cannot be used any more does not keep what is where the sandboxes are by default.
-        let config = Config::load().unwrap_or_default();
+        let config = Config::load(None).unwrap_or_default();
         let directory = directory_path(&config.state_dir, &args.namespace, &args.id);
         let record = Record::read(&directory).ok();
         if let Some(record) = &record

@@ -13,6 +13,7 @@ mod host;
 pub mod info;
 pub mod logging;
 pub mod network;
+mod options;
 pub mod process;
 pub mod record;
 pub mod sandbox;

@@ -10,9 +10,9 @@
 //!   go                  -->        else nothing has happened, and it ends
 //! ```
 //!
-//! A spare of another size hangs up and goes on waiting. A sandbox that got none tells the spares one by one, by a claim
-//! that asks for nothing any more, until one has ended for which this size came too late before: in its place `start` has
-//! one made that is like the sandbox.
+//! A spare of another size, or of another configuration file, hangs up and goes on waiting. A sandbox that got none tells
+//! the spares one by one, by a claim that asks for nothing any more, until one has ended for which the like came too late
+//! before: in its place `start` has one made that is like the sandbox.
 
 use std::env;
 use std::fs::{self, File, OpenOptions};

@@ -95,7 +95,7 @@ pub struct Facts {
 impl Facts {
     /// Looks. It runs each program for its version.
     pub fn probe() -> Facts {
-        let loaded = Config::load();
+        let loaded = Config::load(None);
         // The rest of the answer helps even where the configuration is wrong.
         let config = loaded.as_ref().cloned().unwrap_or_default();
         let host = Host::probe(&config);

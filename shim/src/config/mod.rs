@@ -9,6 +9,7 @@ mod scratch;
 mod validate;
 
 use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -179,14 +180,15 @@ impl Config {
     /// Guest memory is a multiple of this, in bytes: a huge page.
     pub const MEMORY_STEP: u64 = 2 << 20;
 
-    /// Reads the configuration that the environment, or else the default, names.
+    /// Reads the configuration in this file, or else the one that the environment, or else the default, names.
     ///
     /// # Errors
     /// [`ConfigError`] for a named file that is not there and for any file that cannot be used.
-    pub fn load() -> Result<Config, ConfigError> {
-        match env::var_os(FILE_VARIABLE) {
-            Some(file) if !file.is_empty() => Self::load_from(Path::new(&file), true),
-            _ => Self::load_from(Path::new(DEFAULT_FILE), false),
+    pub fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
+        let of_all = || env::var_os(FILE_VARIABLE).filter(|file| !file.is_empty());
+        match file.map(OsString::from).or_else(of_all) {
+            Some(file) => Self::load_from(Path::new(&file), true),
+            None => Self::load_from(Path::new(DEFAULT_FILE), false),
         }
     }
 

@@ -95,7 +95,7 @@ pub fn to_the_end<T>(runtime: Runtime, work: impl Future<Output = T>) -> T {
 
 /// Reads the configuration, and opens the log of a sandbox as that says.
 pub fn open(args: &Args) -> (Result<Config, ConfigError>, Logger) {
-    let config = Config::load();
+    let config = Config::load(args.config.as_deref());
     let level = logging::level(config.as_ref().ok(), args.debug);
     let log = logging::start(&args.bundle, &args.namespace, &args.id, level);
     (config, log)

@@ -78,7 +78,7 @@ async fn be_found(
 ) -> Option<(Spare, Claimed)> {
     sleep(HEAD_START).await;
     Place::is_held(&lock).ok()?;
-    let mut config = Config::load().ok()?;
+    let mut config = Config::load(args.config.as_deref()).ok()?;
     let place = Place::named(&config, &args.id)?;
     // As large as the guest of the sandbox that has it made: the next is likely to be like that.
     let own = args.size.unwrap_or((config.vcpus, config.memory));
@@ -93,7 +93,8 @@ async fn be_found(
         UnixListener::from_std(socket)
     });
     let waiting = waiting.map_err(|error| failed(error.to_string())).ok()?;
-    let fits = |claim: &Claim| claim.args.size == Some(own);
+    let wants = |claim: &Claim| (claim.args.size, claim.args.config.clone());
+    let fits = |claim: &Claim| wants(claim) == (Some(own), args.config.clone());
     let mut missed = HashSet::new();
     let (stream, asked) = loop {
         let asked = tokio::select! {
@@ -108,8 +109,8 @@ async fn be_found(
         let (heard, stream) = hearing.await.ok()?;
         match heard {
             Ok(asked) if fits(&asked.0) && !asked.0.missed => break (stream, asked),
-            Ok((it, _)) if fits(&it) || !it.missed || missed.insert(it.args.size) => continue,
-            // Nobody can have it, or that size comes too late for the second time: who has asked has another made, once
+            Ok((it, _)) if fits(&it) || !it.missed || missed.insert(wants(&it)) => continue,
+            // Nobody can have it, or what asks comes too late for the second time: who has asked has another made, once
             // the stream is closed.
             Ok(_) | Err(_) => {
                 drop((waiting, findable, lock));

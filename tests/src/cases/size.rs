@@ -20,6 +20,11 @@ pub const CASES: &[Case] = &[
         "the guest of a container that is run alone has room for its limits",
         container,
     ),
+    Case::bulkhead(
+        "size.config_path",
+        "the configuration file that the runtime's options name is the one that holds",
+        config_path,
+    ),
     Case::bulkhead("size.pod", "containers of a pod may use all of their limits", pod),
     Case::bulkhead(
         "size.cgroup",
@@ -55,6 +60,25 @@ fn container(t: &Test<'_>) -> Outcome {
     let said = ["--annotation", "io.bulkhead.memory=256MiB", "--annotation", "io.bulkhead.vcpus=1"];
     let done = t.container().run(&[limits, said].concat(), &["sh", "-c", SIZE])?.ok()?;
     is(&done.out(), 1, 200 * MIB, 256 * MIB)
+}
+
+fn config_path(t: &Test<'_>) -> Outcome {
+    let ward = Ward::new(t)?;
+    let all = fs::read_to_string(ward.node.config_file())?;
+    let file = ward.node.dir().join("large.toml");
+    let path = file.to_str().ok_or_else(|| Failure::new("the scratch directory is not text"))?;
+    let run = |path| ward.container().run(&["--runtime-config-path", path], &["sh", "-c", SIZE]);
+    fs::write(&file, format!("{all}\nvcpus = 2\nmemory = \"384MiB\"\n"))?;
+    is(&run(path)?.ok()?.out(), 2, 300 * MIB, 384 * MIB)?;
+    is(&ward.container().run(&[], &["sh", "-c", SIZE])?.ok()?.out(), 1, 400 * MIB, 512 * MIB)?;
+    fs::write(&file, all.replace("state_dir = \"", "state_dir = \"/elsewhere"))?;
+    run(path)?.refused(&["state_dir = \"/elsewhere", "is not allowed"])?;
+    fs::write(&file, "no_such_key = 1\n")?;
+    run(path)?.refused(&["no_such_key", path])?;
+    run("large.toml")?.refused(&["large.toml", "an absolute path"])?;
+    fs::remove_file(&file)?;
+    run(path)?.refused(&["No such file", path])?;
+    ward.nothing_left(&ward.container().id)
 }
 
 fn pod(t: &Test<'_>) -> Outcome {
