@@ -55,8 +55,16 @@ impl<'t, 'b> Ward<'t, 'b> {
     /// # Errors
     /// It isn't refused so, or something is left.
     pub fn refused(&self, seconds: u64, texts: &[&str]) -> Outcome<Finished> {
+        self.refused_with(&[], seconds, texts)
+    }
+
+    /// The same of one that is run with these flags of `ctr run`.
+    ///
+    /// # Errors
+    /// It isn't refused so, or something is left.
+    pub fn refused_with(&self, flags: &[&str], seconds: u64, texts: &[&str]) -> Outcome<Finished> {
         let container = self.container();
-        let done = container.run(&[], &["true"])?;
+        let done = container.run(flags, &["true"])?;
         for text in texts {
             ensure!(
                 done.code() != 0 && done.err().contains(text),

@@ -94,7 +94,7 @@ async fn be_found(
     });
     let waiting = waiting.map_err(|error| failed(error.to_string())).ok()?;
     let wants = |claim: &Claim| (claim.args.size, claim.args.config.clone());
-    let fits = |claim: &Claim| wants(claim) == (Some(own), args.config.clone());
+    let fits = |claim: &Claim| claim.args.size == Some(own) && claim.args.config == args.config;
     let mut missed = HashSet::new();
     let (stream, asked) = loop {
         let asked = tokio::select! {

@@ -67,18 +67,19 @@ fn config_path(t: &Test<'_>) -> Outcome {
     let all = fs::read_to_string(ward.node.config_file())?;
     let file = ward.node.dir().join("large.toml");
     let path = file.to_str().ok_or_else(|| Failure::new("the scratch directory is not text"))?;
-    let run = |path| ward.container().run(&["--runtime-config-path", path], &["sh", "-c", SIZE]);
+    let flags = ["--runtime-config-path", path];
     fs::write(&file, format!("{all}\nvcpus = 2\nmemory = \"384MiB\"\n"))?;
-    is(&run(path)?.ok()?.out(), 2, 300 * MIB, 384 * MIB)?;
+    let done = ward.container().run(&flags, &["sh", "-c", SIZE])?.ok()?;
+    is(&done.out(), 2, 300 * MIB, 384 * MIB)?;
     is(&ward.container().run(&[], &["sh", "-c", SIZE])?.ok()?.out(), 1, 400 * MIB, 512 * MIB)?;
     fs::write(&file, all.replace("state_dir = \"", "state_dir = \"/elsewhere"))?;
-    run(path)?.refused(&["state_dir = \"/elsewhere", "is not allowed"])?;
+    ward.refused_with(&flags, 10, &["state_dir = \"/elsewhere", "is not allowed"])?;
     fs::write(&file, "no_such_key = 1\n")?;
-    run(path)?.refused(&["no_such_key", path])?;
-    run("large.toml")?.refused(&["large.toml", "an absolute path"])?;
+    ward.refused_with(&flags, 10, &["no_such_key", path])?;
+    let relative = ["--runtime-config-path", "large.toml"];
+    ward.refused_with(&relative, 10, &["large.toml", "an absolute path"])?;
     fs::remove_file(&file)?;
-    run(path)?.refused(&["No such file", path])?;
-    ward.nothing_left(&ward.container().id)
+    ward.refused_with(&flags, 10, &["No such file", path]).map(drop)
 }
 
 fn pod(t: &Test<'_>) -> Outcome {

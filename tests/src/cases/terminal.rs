@@ -27,6 +27,10 @@ pub const CASES: &[Case] = &[
     ),
 ];
 
+/// Waits until the terminal has a size, and prints it. ctr sets it after the program has started: until then it is 0, and
+/// stty fails.
+const AWAIT_SIZE: &str = "until stty size 2>/dev/null | grep .; do sleep 0.05; done";
+
 fn is_one(t: &Test<'_>) -> Outcome {
     let script = "test -t 0 && test -t 1 && test -t 2 && tty; ls -l /dev/console | cut -c1; exit 5";
     let command = t.container().run_command(&["-t"], &["sh", "-c", script]);
@@ -36,9 +40,9 @@ fn is_one(t: &Test<'_>) -> Outcome {
 }
 
 fn echo_and_interrupt(t: &Test<'_>) -> Outcome {
-    // ctr sets the size after the program has started, and a shell that edits its line then draws it anew.
-    let script = "until stty size 2>/dev/null | grep .; do sleep 0.05; done; exec sh -i";
-    let command = t.container().run_command(&["-t"], &["sh", "-c", script]);
+    // A shell that edits a line draws it anew when the size changes.
+    let script = format!("{AWAIT_SIZE}; exec sh -i");
+    let command = t.container().run_command(&["-t"], &["sh", "-c", &script]);
     let mut session = Session::terminal(command, 24, 80, t.deadline(60))?;
     session.read_until("24 80\n")?;
     session.read_until("# ")?;
@@ -55,11 +59,10 @@ fn echo_and_interrupt(t: &Test<'_>) -> Outcome {
 }
 
 fn size(t: &Test<'_>) -> Outcome {
-    // ctr sets the size after the program has started: until then it is 0, and stty fails.
-    let script = "until stty size 2>/dev/null | grep .; do sleep 0.05; done; trap 'stty size' WINCH; \
-                  echo ready; while :; do sleep 0.1; done";
+    let script =
+        format!("{AWAIT_SIZE}; trap 'stty size' WINCH; echo ready; while :; do sleep 0.1; done");
     let container = t.container();
-    let command = container.run_command(&["-t"], &["sh", "-c", script]);
+    let command = container.run_command(&["-t"], &["sh", "-c", &script]);
     let mut session = Session::terminal(command, 33, 101, t.deadline(60))?;
     session.read_until("33 101\nready\n")?;
     for (rows, columns) in [(50, 132), (20, 60)] {
@@ -86,9 +89,10 @@ fn last_lines(t: &Test<'_>) -> Outcome {
 fn exec(t: &Test<'_>) -> Outcome {
     let container = t.container();
     container.start(&["sleep", "100000"])?;
-    let script = "test -t 0 && test -t 1 && echo terminal; read line; echo got $line; \
-                  until stty size 2>/dev/null | grep .; do sleep 0.05; done; exit 9";
-    let command = container.exec_command("e", &["-t"], &["sh", "-c", script]);
+    let script = format!(
+        "test -t 0 && test -t 1 && echo terminal; read line; echo got $line; {AWAIT_SIZE}; exit 9"
+    );
+    let command = container.exec_command("e", &["-t"], &["sh", "-c", &script]);
     let mut session = Session::terminal(command, 42, 123, t.deadline(60))?;
     session.read_until("terminal\n")?;
     session.write(b"words\n")?;
